@@ -1,0 +1,349 @@
+"""What can be configured about a run, where the configuration is kept, and how the command line fills it in.
+
+A preset is a plain function that returns a frozen `Config`. The groups below only order the help text: every field is
+a flag of its own name, so `--steps 100 --margin 0.2` works without prefixes.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+CONFIG_FILE = "config.json"
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be run; one line that names the field."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Pictures and labels."""
+
+    source: Literal["emoji_people", "csv", "tfds"] = "emoji_people"
+    """Where pictures come from: the embedded data set, a CSV file of your own, or a prepared TFDS data set."""
+    csv: str = ""
+    """For csv: the file, as `image,identity,...,split` with a header, or as `filename,class_1,...,class_T,split`
+    without."""
+    image_root: str = ""
+    """For csv: the folder that picture names start from (the CSV file's own if empty)."""
+    skip_bad: bool = False
+    """For csv: leave out rows and pictures that cannot be used, and count them, instead of stopping."""
+    ordinal: tuple[str, ...] = ()
+    """For csv: columns whose values are integers with an order, such as age; they disagree by |a - b|."""
+    tfds_name: str = ""
+    """For tfds: the data set's name, such as cars196."""
+    tfds_dir: str = ""
+    """For tfds: the folder it was prepared in (TFDS's own if empty)."""
+    columns: tuple[str, ...] = ()
+    """Label columns, the identity first; all if empty (for tfds: feature names, at least one)."""
+    split: Literal["given", "within", "disjoint"] = "within"
+    """What is held out: pictures of every identity (within), whole identities (disjoint), or what the source says
+    (given)."""
+    stored_size: int = 64
+    """Side in pixels at which pictures are kept; crops are taken from it."""
+    resize: Literal["crop", "squash"] = "crop"
+    """How csv and tfds pictures become square: cut off the long side, or squash it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """What a batch is made of, and how its pictures are changed."""
+
+    classes_per_batch: int = 16
+    """P: identities in a batch. 0 draws pictures uniformly, whatever their identity."""
+    pictures_per_class: int = 8
+    """K: pictures of each identity in a batch (the size of a uniform batch if P is 0)."""
+    image_size: int = 32
+    """Side in pixels of what the network sees."""
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    """Range of the share of a picture's area that a random crop keeps."""
+    flip: bool = True
+    """Whether to mirror half of the pictures."""
+    colour: float = 0.05
+    """Brightness, contrast and saturation change by up to this share."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """The network."""
+
+    encoder: Literal["tiny", "resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet10"
+    """The network."""
+    width: int = 16
+    """Channels of its first stage (64 in the ResNet paper)."""
+    stem: Literal["small", "imagenet"] = "small"
+    """small: 3x3, for pictures of about 32 pixels; imagenet: 7x7 of stride 2 and pooling."""
+    pooling: Literal["average", "max", "gem", "average+max"] = "average"
+    """How the feature map becomes one vector."""
+    embedding_dim: int = 128
+    """Length of the embedding."""
+    freeze_batch_norm: bool = False
+    """Keep the batch statistics of the initial network."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The loss: a weighted sum of terms. A weight of 0 leaves a term out."""
+
+    quadruplet_weight: float = 0.0
+    """Weight of the quadruplet loss on all label columns."""
+    quadruplet_margin: float = 0.1
+    """alpha, in squared distance."""
+    quadruplet_agreement: Literal["count", "any"] = "count"
+    """Order pairs by how many labels agree, or only full agreement before the rest, as the authors' code does."""
+    quadruplet_balance: Literal["quadruplets", "levels"] = "quadruplets"
+    """Weigh every quadruplet the same, or every pair of levels of agreement."""
+    quadruplet_samples: int = 0
+    """Quadruplets drawn for each step, as in the paper; 0 takes all of them, exactly."""
+    label_weights: tuple[float, ...] = ()
+    """What disagreement counts in each column, in the quadruplet loss; 1 each if empty."""
+    soft_triple_weight: float = 0.0
+    """Weight of SoftTriple on the identity column."""
+    centers_per_class: int = 10
+    """K of SoftTriple."""
+    gamma: float = 0.1
+    """Of SoftTriple: how softly pictures are assigned to centres."""
+    tau: float = 0.2
+    """Of SoftTriple: weight of the regulariser that merges centres."""
+    softmax_weight: float = 0.0
+    """Weight of the normalised softmax on the identity column."""
+    scale: float = 20.0
+    """lambda of SoftTriple and the normalised softmax: the inverse temperature."""
+    margin: float = 0.01
+    """delta of SoftTriple and the normalised softmax, in similarity."""
+    triplet_weight: float = 0.0
+    """Weight of the triplet loss on the identity column."""
+    triplet_margin: float = 0.2
+    """Of the triplet loss, in squared distance."""
+    triplet_mining: Literal["all", "semi-hard", "hard"] = "all"
+    """Which triplets: all, or mined ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters change."""
+
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """The update rule."""
+    learning_rate: float = 3e-3
+    """Peak rate of the encoder."""
+    loss_rate: float = 3.0
+    """Rate of centres and class vectors, as a multiple of the encoder's."""
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
+    """How the rate falls."""
+    warmup: int = 20
+    """Steps in which the rate rises to its peak."""
+    weight_decay: float = 1e-4
+    """On the encoder's kernels."""
+    epsilon: float = 1e-8
+    """Adam's."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, completely."""
+
+    data: DataConfig = DataConfig()
+    batch: BatchConfig = BatchConfig()
+    network: EncoderConfig = EncoderConfig()
+    loss: LossConfig = LossConfig()
+    update: OptimizerConfig = OptimizerConfig()
+    steps: int = 300
+    """Length of the run."""
+    seed: int = 0
+    """Of the split, the batches, the augmentation and the initial parameters."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    evaluate_every: int = 100
+    """Steps between evaluations on the validation pictures; 0 leaves them out."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; the last step always has one."""
+    neighbors: int = 5
+    """k of the joint inference of all labels by k nearest neighbours."""
+
+
+def check_config(config: Config) -> None:
+    """Raises ConfigError for what can be told without the data."""
+    batch, loss, update = config.batch, config.loss, config.update
+    needs = {"csv": ("csv", config.data.csv), "tfds": ("tfds_name", config.data.tfds_name)}
+    if config.data.source in needs and not needs[config.data.source][1]:
+        field, _ = needs[config.data.source]
+        raise ConfigError(f"source is {config.data.source}: --{field.replace('_', '-')} says which, and is not given")
+    weights = [loss.quadruplet_weight, loss.soft_triple_weight, loss.softmax_weight, loss.triplet_weight]
+    if not any(weights):
+        raise ConfigError(
+            "every loss has weight 0; give one of --quadruplet-weight, --soft-triple-weight, "
+            "--softmax-weight, --triplet-weight"
+        )
+    size = max(batch.classes_per_batch, 1) * batch.pictures_per_class
+    if batch.classes_per_batch < 0 or size < 2:
+        raise ConfigError(
+            f"classes_per_batch {batch.classes_per_batch} x pictures_per_class {batch.pictures_per_class} "
+            "is a batch of fewer than 2 pictures; nothing can be compared"
+        )
+    at_least = {
+        0: {
+            "seed": config.seed,
+            "evaluate_every": config.evaluate_every,
+            "warmup": update.warmup,
+            "quadruplet_samples": loss.quadruplet_samples,
+            "weight_decay": update.weight_decay,
+            "clip_norm": update.clip_norm,
+            "loss_rate": update.loss_rate,
+            "tau": loss.tau,
+            **dict(
+                zip(
+                    ("quadruplet_weight", "soft_triple_weight", "softmax_weight", "triplet_weight"),
+                    weights,
+                    strict=True,
+                )
+            ),
+        },
+        1: {
+            "steps": config.steps,
+            "log_every": config.log_every,
+            "checkpoint_every": config.checkpoint_every,
+            "neighbors": config.neighbors,
+            "image_size": batch.image_size,
+            "stored_size": config.data.stored_size,
+            "centers_per_class": loss.centers_per_class,
+            "width": config.network.width,
+            "embedding_dim": config.network.embedding_dim,
+        },
+    }
+    above_0 = {
+        "learning_rate": update.learning_rate,
+        "scale": loss.scale,
+        "gamma": loss.gamma,
+        "epsilon": update.epsilon,
+    }
+    for least, fields in at_least.items():
+        for name, value in fields.items():
+            if not (math.isfinite(value) and value >= least):
+                raise ConfigError(f"{name} is {value}, expected at least {least}")
+    for name, value in above_0.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} is {value}, expected a number above 0")
+    low, high = batch.crop_scale
+    if not 0 < low <= high <= 1:
+        raise ConfigError(f"crop_scale is {batch.crop_scale}, expected 0 < smallest <= largest <= 1")
+    if not 0 <= batch.colour < 1:
+        raise ConfigError(f"colour is {batch.colour}, expected [0, 1)")
+    if config.data.source == "tfds" and not config.data.columns:
+        raise ConfigError("source is tfds: --columns names the features to take as labels, and is not given")
+
+
+def parse(presets: dict[str, Config], default: str, argv: Sequence[str]) -> tuple[str, Config, Path]:
+    """Reads `[PRESET] [--field value] [--workdir DIR]`.
+
+    Args:
+      presets: by name.
+      default: the preset taken where none is named.
+      argv: the command line without the program.
+
+    Returns:
+      The preset's name, the resolved configuration and the working directory.
+
+    Raises:
+      SystemExit: after --help, or for an unknown preset or field.
+    """
+    named = bool(argv) and not argv[0].startswith("-")
+    name, rest = (argv[0], argv[1:]) if named else (default, argv)
+    if name not in presets:
+        sys.exit(f"error: no preset is called {name!r}; there are {', '.join(presets)}")
+    description = (
+        f"Train on pictures with labels, evaluate, and write a report.\n\nPresets: {', '.join(presets)} "
+        f"(default: {default}). Values below are those of {name}."
+    )
+    command = _command(presets[name], f"runs/{name}")
+    parsed = tyro.cli(
+        command,
+        args=rest,
+        prog=f"python -m experiments.train {name}",
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    return name, *parsed
+
+
+def _command(preset: Config, workdir_default: str) -> Any:
+    def command(
+        config: tyro.conf.OmitArgPrefixes[Config] = preset, workdir: Path = Path(workdir_default)
+    ) -> tuple[Config, Path]:
+        """Collects what the command line says.
+
+        Args:
+            config: The run.
+            workdir: Where everything of the run is written. A run that was stopped goes on from its last checkpoint.
+        """
+        return config, workdir
+
+    return command
+
+
+def save_config(config: Config, workdir: Path) -> None:
+    """Writes `config.json`, or checks that the one there is the same.
+
+    Raises:
+      ConfigError: if the directory holds a run with another configuration; it names the fields.
+    """
+    path = workdir / CONFIG_FILE
+    if path.exists():
+        other = flatten(dataclasses.asdict(load_config(workdir)))
+        mine = flatten(dataclasses.asdict(config))
+        changed = [f"{name} is {other[name]} there and {mine[name]} here" for name in mine if mine[name] != other[name]]
+        if changed:
+            raise ConfigError(
+                f"{workdir} holds a run with another configuration: {'; '.join(changed)}. "
+                "Give another --workdir, or the same configuration to go on with it"
+            )
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".new").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    path.with_suffix(".new").replace(path)
+
+
+def load_config(workdir: Path) -> Config:
+    """Reads the configuration of a run.
+
+    Raises:
+      ConfigError: if there is none, or it is not one of this version.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        raise ConfigError(f"{workdir} holds no run: it has no {CONFIG_FILE}")
+    try:
+        return _from_dict(Config, json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not a configuration of this version: {error}") from error
+
+
+def flatten(nested: dict[str, Any]) -> dict[str, Any]:
+    """Drops the groups: `{"loss": {"scale": 20.0}, "steps": 3}` becomes `{"scale": 20.0, "steps": 3}`."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat.update(flatten(value) if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def _from_dict(kind: Any, values: dict[str, Any]) -> Any:
+    """The inverse of `dataclasses.asdict` after JSON, which knows no tuples."""
+    groups = {field.name: field.type for field in dataclasses.fields(kind)}
+    return kind(
+        **{
+            name: _from_dict(groups[name], value)
+            if dataclasses.is_dataclass(groups.get(name))
+            else tuple(value)
+            if isinstance(value, list)
+            else value
+            for name, value in values.items()
+        }
+    )

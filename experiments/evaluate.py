@@ -1,0 +1,199 @@
+"""Evaluate a trained run on its held-out pictures and write evaluation.json and report.html.
+
+python -m experiments.evaluate --workdir DIR
+"""
+
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+from experiments.config import Config, ConfigError, flatten, load_config
+from experiments.setup import Experiment, load_experiment, make_embedder, make_state
+from jaxmetric.data import LEARNING, TEST, VALIDATION
+from jaxmetric.metrics import evaluate_embeddings, knn_labels
+from jaxmetric.report import Run, write_report
+from jaxmetric.search import nearest_neighbors
+from jaxmetric.training import TrainState, open_checkpoints, read_metrics, restore_latest
+
+EVALUATION_FILE = "evaluation.json"
+REPORT_FILE = "report.html"
+GALLERY_NEIGHBORS = 8
+
+
+class HeldOut(NamedTuple):
+    """Which pictures ask and which answer.
+
+    Where the queries' identities were learnt, the learning pictures answer, as in the quadruplet paper. Where none
+    was, the queries answer each other, each leaving itself out, as in the retrieval of unseen classes.
+    """
+
+    queries: np.ndarray
+    gallery: np.ndarray
+    unseen: bool
+
+
+class Embedded(NamedTuple):
+    """A held-out part in numbers."""
+
+    queries: np.ndarray
+    gallery: np.ndarray
+    evaluation: dict[str, Any]
+
+
+def held_out(experiment: Experiment, part: int) -> HeldOut:
+    """Chooses queries and gallery for the pictures of a split."""
+    source = experiment.source
+    queries = np.flatnonzero(source.split == part)
+    learnt = np.flatnonzero(source.split == LEARNING)
+    unseen = not np.isin(source.labels[queries, 0], source.labels[learnt, 0]).any()
+    return HeldOut(queries, queries if unseen else learnt, unseen)
+
+
+def embed_and_evaluate(experiment: Experiment, state: TrainState, embed: Any, part: HeldOut) -> Embedded:
+    """Embeds queries and gallery and computes every metric."""
+    source = experiment.source
+    queries = embed(state, _Subset(source.images, part.queries))
+    gallery = queries if part.unseen else embed(state, _Subset(source.images, part.gallery))
+    evaluation = evaluate_embeddings(
+        queries,
+        source.labels[part.queries],
+        gallery,
+        source.labels[part.gallery],
+        [column.name for column in source.columns],
+        exclude_self=part.unseen,
+        k=experiment.config.neighbors,
+        seed=experiment.config.seed,
+    )
+    return Embedded(queries, gallery, evaluation)
+
+
+def validation_metrics(experiment: Experiment, state: TrainState, embed: Any) -> dict[str, float | None]:
+    """What the learning curves show of the validation pictures; nothing if there are none."""
+    part = held_out(experiment, VALIDATION)
+    if len(part.queries) < 2:
+        return {}
+    evaluation = embed_and_evaluate(experiment, state, embed, part).evaluation
+    return {
+        **{f"validation/{name}/recall@1": column["recall"]["1"] for name, column in evaluation["columns"].items()},
+        "validation/coherence": evaluation["coherence"]["spearman"],
+    }
+
+
+def evaluate_run(experiment: Experiment, state: TrainState, workdir: Path) -> str:
+    """Evaluates a state on the test pictures, writes evaluation.json and report.html, and returns a summary.
+
+    Raises:
+      ConfigError: if fewer than two pictures are held out.
+    """
+    test = held_out(experiment, TEST)
+    part = test if len(test.queries) > 1 else held_out(experiment, VALIDATION)
+    if len(part.queries) < 2:
+        raise ConfigError("fewer than two pictures are held out for validation or test; there is nothing to evaluate")
+    embed = make_embedder(experiment)
+    untrained = embed_and_evaluate(experiment, make_state(experiment), embed, part).evaluation
+    trained = embed_and_evaluate(experiment, state, embed, part)
+    result = {"step": int(state.step), "unseen_identities": part.unseen, **trained.evaluation, "untrained": untrained}
+    (workdir / EVALUATION_FILE).write_text(json.dumps(result, indent=2) + "\n")
+    write_report(workdir / REPORT_FILE, _report(experiment, workdir, part, trained, untrained))
+    return _summary(trained.evaluation, untrained, workdir)
+
+
+def _report(
+    experiment: Experiment, workdir: Path, part: HeldOut, trained: Embedded, untrained: Mapping[str, Any]
+) -> Run:
+    source = experiment.source
+    itself = np.arange(len(part.queries)) if part.unseen else None
+    count = min(max(GALLERY_NEIGHBORS, experiment.config.neighbors), len(part.gallery) - part.unseen)
+    distances, neighbors = nearest_neighbors(trained.queries, trained.gallery, count, exclude=itself)
+    voters = min(experiment.config.neighbors, count)
+    gallery_labels = source.labels[part.gallery]
+    return Run(
+        name=workdir.name,
+        config=flatten(dataclasses.asdict(experiment.config)),
+        history=read_metrics(workdir),
+        evaluation=trained.evaluation,
+        baseline=untrained,
+        columns=source.columns,
+        query_images=np.stack([source.images[i] for i in part.queries]),
+        query_names=[source.names[i] for i in part.queries],
+        query_labels=source.labels[part.queries],
+        query_embeddings=trained.queries,
+        gallery_images=_Subset(source.images, part.gallery),
+        gallery_labels=gallery_labels,
+        neighbors=np.asarray(neighbors),
+        neighbor_distances=np.asarray(distances),
+        predictions=knn_labels(distances[:, :voters], neighbors[:, :voters], gallery_labels),
+        environment=_environment(),
+    )
+
+
+def _environment() -> dict[str, str]:
+    packages = ("jaxmetric", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    versions = {name: metadata.version(name) for name in packages}
+    devices = f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"
+    return {"python": platform.python_version(), **versions, "devices": devices}
+
+
+def _summary(evaluation: Mapping[str, Any], untrained: Mapping[str, Any], workdir: Path) -> str:
+    def number(value: float | None) -> str:
+        return "undefined" if value is None else f"{value:9.3f}"
+
+    lines = [f"{'':24s}{'trained':>9s}{'untrained':>12s}"]
+    for name, column in evaluation["columns"].items():
+        before = untrained["columns"][name]["recall"]["1"]
+        lines.append(f"{name + ' Recall@1':24s}{number(column['recall']['1'])}{number(before):>12s}")
+    for label, group, key in (("all labels right", "joint", "all_correct"), ("coherence", "coherence", "spearman")):
+        lines.append(f"{label:24s}{number(evaluation[group][key])}{number(untrained[group][key]):>12s}")
+    return "\n".join([*lines, f"report: {workdir / REPORT_FILE}"])
+
+
+class _Subset(Sequence[np.ndarray]):
+    """Some of the pictures of a source, in a given order, read when asked for."""
+
+    def __init__(self, images: Sequence[np.ndarray] | np.ndarray, indices: np.ndarray):
+        self._images, self._indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a Sequence's slices are of no use here
+        return self._images[int(self._indices[index])]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+
+    def command(workdir: Path) -> Path:
+        """Evaluates the newest checkpoint of a run and writes its report anew.
+
+        Args:
+            workdir: The run's directory, as given to experiments.train.
+        """
+        return workdir
+
+    workdir = tyro.cli(command, args=argv, prog="python -m experiments.evaluate")
+    try:
+        config: Config = load_config(workdir)
+        experiment = load_experiment(config)
+        with open_checkpoints(workdir / "checkpoints") as checkpoints:
+            state = restore_latest(checkpoints, make_state(experiment))
+        if state is None:
+            raise ConfigError(f"{workdir} holds no checkpoint yet")
+        print(evaluate_run(experiment, state, workdir))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

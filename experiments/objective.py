@@ -1,0 +1,92 @@
+"""The loss of a configuration: a weighted sum of jaxmetric's losses, with their parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jaxmetric
+from experiments.config import LossConfig
+from jaxmetric.data import LabelColumn
+from jaxmetric.training.step import Objective
+
+Terms = dict[str, tuple[float, jax.Array]]
+
+
+def init_loss_params(key: jax.Array, loss: LossConfig, *, num_classes: int, dim: int) -> dict[str, jax.Array]:
+    """The centres and class vectors that the configured terms learn."""
+    params = {}
+    if loss.soft_triple_weight:
+        params["centers"] = jaxmetric.init_centers(jax.random.fold_in(key, 0), num_classes, loss.centers_per_class, dim)
+    if loss.softmax_weight:
+        params["proxies"] = jaxmetric.init_centers(jax.random.fold_in(key, 1), num_classes, 1, dim)[:, 0]
+    return params
+
+
+def make_objective(loss: LossConfig, columns: tuple[LabelColumn, ...]) -> Objective:
+    """The weighted sum of the configured terms, as `jaxmetric.training.make_train_step` takes it.
+
+    The identity is column 0. A label of -1 is missing: the quadruplet loss leaves out that label, the others that
+    picture.
+    """
+
+    def objective(
+        key: jax.Array, params: Any, embeddings: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        known = labels >= 0
+        identity = {"labels": labels[:, 0], "where": known[:, 0]}
+        terms: Terms = {}
+        if loss.quadruplet_weight:
+            terms["quadruplet"] = loss.quadruplet_weight, _quadruplet(loss, columns, key, embeddings, labels, known)
+        softmax = {"scale": loss.scale, "margin": loss.margin}
+        if loss.soft_triple_weight:
+            terms["soft_triple"] = (
+                loss.soft_triple_weight,
+                jaxmetric.soft_triple_loss(
+                    embeddings, centers=params["centers"], gamma=loss.gamma, tau=loss.tau, **softmax, **identity
+                ),
+            )
+        if loss.softmax_weight:
+            terms["softmax"] = (
+                loss.softmax_weight,
+                jaxmetric.normalized_softmax_loss(embeddings, proxies=params["proxies"], **softmax, **identity),
+            )
+        if loss.triplet_weight:
+            terms["triplet"] = (
+                loss.triplet_weight,
+                jaxmetric.triplet_loss(embeddings, margin=loss.triplet_margin, mining=loss.triplet_mining, **identity),
+            )
+        total = sum((weight * value for weight, value in terms.values()), jnp.zeros(()))
+        return total, {name: value for name, (_, value) in terms.items()}
+
+    return objective
+
+
+def _quadruplet(
+    loss: LossConfig,
+    columns: tuple[LabelColumn, ...],
+    key: jax.Array,
+    embeddings: jax.Array,
+    labels: jax.Array,
+    known: jax.Array,
+) -> jax.Array:
+    if loss.quadruplet_samples:
+        return jaxmetric.sampled_quadruplet_loss(
+            key,
+            embeddings,
+            labels,
+            num_quadruplets=loss.quadruplet_samples,
+            margin=loss.quadruplet_margin,
+            where=known.all(axis=1),
+        )
+    return jaxmetric.quadruplet_loss(
+        embeddings,
+        labels,
+        margin=loss.quadruplet_margin,
+        agreement=loss.quadruplet_agreement,
+        balance=loss.quadruplet_balance,
+        label_weights=loss.label_weights or None,
+        ordinal=[len(column.values) - 1 if column.ordinal else 0 for column in columns],
+        where=known,
+    )

@@ -1,0 +1,14 @@
+"""Presets by name: functions that return a frozen `Config`, one file for each experiment."""
+
+from experiments.config import Config
+from experiments.presets.csv import quadruplet_csv, soft_triple_csv
+from experiments.presets.emoji_people import debug, emoji_people
+
+DEFAULT = "emoji_people"
+
+PRESETS: dict[str, Config] = {
+    "emoji_people": emoji_people(),
+    "debug": debug(),
+    "quadruplet_csv": quadruplet_csv(),
+    "soft_triple_csv": soft_triple_csv(),
+}

@@ -1,0 +1,164 @@
+"""Train on pictures with labels, evaluate on held-out ones, and write a report.
+
+    python -m experiments.train [PRESET] [--field value] [--workdir DIR]
+
+Everything of a run is written into its working directory: config.json, metrics.jsonl, tensorboard/, checkpoints/,
+evaluation.json and report.html. The same command on the same directory goes on where the run was stopped.
+"""
+
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from experiments.config import check_config, parse, save_config
+from experiments.evaluate import evaluate_run, validation_metrics
+from experiments.presets import DEFAULT, PRESETS
+from experiments.setup import (
+    Experiment,
+    learning_rate,
+    load_experiment,
+    make_batch_plan,
+    make_embedder,
+    make_state,
+    make_step,
+)
+from jaxmetric import parallel
+from jaxmetric.data import SPLITS, Plan, batches
+from jaxmetric.training import (
+    MetricWindow,
+    MetricWriter,
+    NonFiniteLossError,
+    TrainState,
+    open_checkpoints,
+    restore_latest,
+    save_checkpoint,
+    stop_on_signals,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    name, config, workdir = parse(PRESETS, DEFAULT, sys.argv[1:] if argv is None else argv)
+    with _plain_messages():
+        try:
+            check_config(config)
+            experiment = load_experiment(config)
+            plan = make_batch_plan(config.batch, experiment.source, seed=config.seed)
+            save_config(config, workdir)
+        except (ValueError, OSError) as error:
+            return _fail(error)
+        print(f"{name} -> {workdir}\n{_describe(experiment)}", flush=True)
+        try:
+            state, signal = train(experiment, plan, workdir)
+            if signal:
+                print(f"stopped by {signal} after step {int(state.step)}; the same command goes on from there")
+                return 130 if signal == "SIGINT" else 0
+            report = evaluate_run(experiment, state, workdir)
+        except NonFiniteLossError as error:
+            return _fail(f"{error}; the last good checkpoint is kept in {workdir / 'checkpoints'}")
+        except OSError as error:
+            return _fail(error)
+    print(report)
+    return 0
+
+
+def train(experiment: Experiment, plan: Plan, workdir: Path) -> tuple[TrainState, str | None]:
+    """Trains from the last checkpoint, or from the start, to the last step.
+
+    Args:
+      experiment: see `experiments.setup`.
+      plan: the batches.
+      workdir: where checkpoints and metrics are written.
+
+    Returns:
+      The state, and the name of the signal that stopped the run early, or None.
+
+    Raises:
+      NonFiniteLossError: if the loss is not finite; no checkpoint is written from then on.
+    """
+    config = experiment.config
+    state = make_state(experiment)
+    step_fn = parallel.drive_pmap(make_step(experiment))
+    embed, rate = make_embedder(experiment), learning_rate(config)
+    with open_checkpoints(workdir / "checkpoints") as checkpoints, stop_on_signals() as stop:
+        state = restore_latest(checkpoints, state) or state
+        start = int(state.step)
+        if start:
+            print(f"going on after step {start}", flush=True)
+        window = MetricWindow()
+        with MetricWriter(workdir, step=start) as writer, _progress(start, config.steps) as show:
+            for step, batch in enumerate(batches(experiment.source, plan, start, config.steps), start + 1):
+                state, metrics = step_fn(state, batch)
+                window.add(step, metrics, pictures=len(batch["image"]))
+                last = step == config.steps or stop["signal"] is not None
+                save = last or step % config.checkpoint_every == 0
+                evaluate = config.evaluate_every and (step == config.steps or step % config.evaluate_every == 0)
+                if save or evaluate or step % config.log_every == 0 or step == start + 1:
+                    summary = window.summary()  # raises if a loss was not finite, so that no such state is saved
+                    writer.write(step, {**summary, "learning_rate": float(rate(step - 1))})
+                    show(step, summary)
+                if save:
+                    save_checkpoint(checkpoints, state)
+                if evaluate:
+                    writer.write(step, validation_metrics(experiment, state, embed))
+                    window.restart_clock()
+                if last:
+                    break
+    return state, stop["signal"] if int(state.step) < config.steps else None
+
+
+def _describe(experiment: Experiment) -> str:
+    source, config = experiment.source, experiment.config
+    counts = ", ".join(f"{(source.split == code).sum():,} {name}" for code, name in enumerate(SPLITS))
+    labels = ", ".join(f"{column.name} ({len(column.values)})" for column in source.columns)
+    devices = f"{jax.local_device_count()} {jax.default_backend()} device{'s' * (jax.local_device_count() > 1)}"
+    return f"  pictures: {counts}\n  labels: {labels}\n  network: {config.network.encoder} on {devices},
+    {config.steps} steps"
+
+
+@contextmanager
+def _progress(start: int, steps: int) -> Iterator:  # type: ignore[type-arg]
+    """A function `(step, metrics)` that shows where the run is: a bar on a terminal, lines elsewhere."""
+    if sys.stderr.isatty():
+        with tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True) as bar:
+
+            def move(step: int, metrics: dict[str, float]) -> None:
+                bar.set_postfix_str(_numbers(metrics), refresh=False)
+                bar.update(step - bar.n)
+
+            yield move
+        return
+    began = time.monotonic()
+
+    def tell(step: int, metrics: dict[str, float]) -> None:
+        left = (time.monotonic() - began) / (step - start) * (steps - step)
+        print(f"step {step}/{steps}, {_numbers(metrics)}, {tqdm.format_interval(left)} left", flush=True)
+
+    yield tell
+
+
+def _numbers(metrics: dict[str, float]) -> str:
+    return f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.0f} images/s"
+
+
+@contextmanager
+def _plain_messages() -> Iterator[None]:
+    """Shows warnings as one line each, without the source line that raised them."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        yield
+
+
+def _fail(error: object) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""On how many labels two examples agree, and on how many they may disagree when some labels are missing.
+
+`label_agreement` is the count a person reads. The losses use its complement: `disagreement_levels` numbers the
+distinct values which the disagreement phi of a pair can take (0 = agrees on everything) and gives each pair the
+lowest and the highest level it can have; the two differ only where a label is missing.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MAX_LEVELS = 4096
+
+
+class PairLevels(NamedTuple):
+    """The level of disagreement of each pair, known up to the interval `[lower, upper]` of levels."""
+
+    lower: jax.Array
+    upper: jax.Array
+    num_levels: int
+
+
+def label_agreement(
+    labels: jax.Array,
+    other: jax.Array | None = None,
+    *,
+    where: jax.Array | None = None,
+    other_where: jax.Array | None = None,
+    label_weights: Sequence[float] | None = None,
+    ordinal: Sequence[int | bool | None] | None = None,
+) -> jax.Array:
+    """On how many of the T labels each pair of examples agrees.
+
+    A column t adds `w_t` where the two labels are equal and 0 where they differ; an ordinal column adds
+    `w_t (1 - |a - b|)`. A column in which one of the two labels is missing adds nothing.
+
+    Args:
+      labels: `[A]` or `[A, T]` integers.
+      other: `[B]` or `[B, T]` integers; `labels` itself if not given.
+      where: `[A]` or `[A, T]` booleans, False where an example or a single label is missing.
+      other_where: the same for `other`.
+      label_weights: T weights `w_t` > 0; 1 if not given.
+      ordinal: T entries: `None`, `0` or `False` for a categorical column; for an ordinal one `True`, or the
+        largest possible |a - b| (which losses need), at which larger differences are clipped.
+
+    Returns:
+      `[A, B]`: int32 counts, or float32 sums of weights if `label_weights` is given.
+
+    Raises:
+      ValueError: if shapes do not fit each other, or T is 0.
+      TypeError: if the labels are not integers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> people = jnp.array([[7, 0, 2], [7, 0, 3], [4, 1, 3]])  # identity, gender, age
+      >>> label_agreement(people).tolist()
+      [[3, 2, 0], [2, 3, 1], [0, 1, 3]]
+      >>> label_agreement(people, where=people != 3).tolist()
+      [[3, 2, 0], [2, 2, 0], [0, 0, 2]]
+
+    References:
+      H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
+      Multi-output Classification Problems, 2020.
+    """
+    labels, known = _columns("labels", labels, where)
+    if other is None and other_where is not None:
+        raise ValueError("other_where marks the valid labels of `other`, which was not given")
+    rows, rows_known = (labels, known) if other is None else _columns("other", other, other_where)
+    if rows.shape[1] != labels.shape[1]:
+        raise ValueError(f"other has {rows.shape[1]} label columns, labels has {labels.shape[1]}")
+    scale = _column_scale(labels.shape[1], label_weights, ordinal)
+    agreement = 0
+    for t, (weight, largest) in enumerate(scale):
+        difference = _column_disagreement(labels[:, t, None], rows[None, :, t], largest)
+        both = known[:, t, None] & rows_known[None, :, t]
+        agreement += jnp.where(both, 1 - difference, 0) * weight
+    return jnp.asarray(agreement, jnp.float32 if label_weights is not None else jnp.int32)
+
+
+def disagreement_levels(
+    first: jax.Array,
+    second: jax.Array,
+    *,
+    first_known: jax.Array,
+    second_known: jax.Array,
+    agreement: str = "count",
+    label_weights: Sequence[float] | None = None,
+    ordinal: Sequence[int | bool | None] | None = None,
+) -> PairLevels:
+    """The level of disagreement of pairs of label rows, as an interval where labels are missing.
+
+    With `agreement="count"` the levels number the distinct values of phi, the (weighted) sum of the columns'
+    disagreements; with `"any"` level 0 is "agrees on everything" and level 1 "does not".
+
+    Args:
+      first: `[..., T]` integer labels of the pairs' first members.
+      second: `[..., T]` integer labels of their second members.
+      first_known: `[..., T]` booleans, False where a label is missing.
+      second_known: the same for `second`.
+      agreement: `"count"` or `"any"`.
+      label_weights: T static weights, see `label_agreement`.
+      ordinal: T static entries, see `label_agreement`; an ordinal column needs its largest |a - b|.
+
+    Returns:
+      `lower` and `upper` levels, int32 of shape `[...]`, and the static number of levels.
+    """
+    if agreement not in ("count", "any"):
+        raise ValueError(f"agreement is {agreement!r}, expected 'count' or 'any'")
+    scale = _column_scale(first.shape[-1], label_weights, ordinal)
+    known_sum, unknown_sum = 0, 0
+    for t, (weight, largest) in enumerate(scale):
+        if largest is True:
+            raise ValueError(
+                f"ordinal[{t}] is True, expected the largest |a - b| of the column as an integer: "
+                "the levels of disagreement must be known before tracing"
+            )
+        both = first_known[..., t] & second_known[..., t]
+        difference = _column_disagreement(first[..., t], second[..., t], largest)
+        known_sum += jnp.where(both, difference, 0) * weight
+        unknown_sum += jnp.where(both, 0, (largest or 1) * weight)
+    least, most = jnp.asarray(known_sum), jnp.asarray(known_sum + unknown_sum)
+    if agreement == "any":
+        return PairLevels((least > 0).astype(jnp.int32), (most > 0).astype(jnp.int32), 2)
+    values = _distinct_sums(scale)
+    if np.array_equal(values, np.arange(len(values))):
+        return PairLevels(least.astype(jnp.int32), most.astype(jnp.int32), len(values))
+    between = jnp.asarray((values[1:] + values[:-1]) / 2, jnp.float32)
+    lower, upper = (jnp.searchsorted(between, phi.astype(jnp.float32)).astype(jnp.int32) for phi in (least, most))
+    return PairLevels(lower, upper, len(values))
+
+
+def known_labels(labels: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Returns labels as `[B, T]` and, as booleans of that shape, which of them are valid.
+
+    Args:
+      labels: `[B]` or `[B, T]` integers.
+      where: `None`, `[B]` or `[B, T]` booleans.
+    """
+    return _columns("labels", labels, where)
+
+
+def _columns(name: str, labels: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"{name} has dtype {labels.dtype}, expected integers")
+    if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] == 0):
+        raise ValueError(f"{name} has shape {labels.shape}, expected [B] or [B, T] with T >= 1")
+    if labels.ndim == 1:
+        labels = labels[:, None]
+    if where is None:
+        return labels, jnp.ones(labels.shape, bool)
+    where = jnp.asarray(where)
+    if where.dtype != bool:
+        raise TypeError(f"where has dtype {where.dtype}, expected bool")
+    if where.shape not in (labels.shape[:1], labels.shape):
+        raise ValueError(f"where has shape {where.shape}, expected {labels.shape[:1]} or {labels.shape} as {name}")
+    return labels, jnp.broadcast_to(where.reshape(labels.shape[0], -1), labels.shape)
+
+
+def _column_scale(
+    num_columns: int,
+    label_weights: Sequence[float] | None,
+    ordinal: Sequence[int | bool | None] | None,
+) -> list[tuple[float, int | bool]]:
+    """The weight of each column and what `ordinal` says of it (0 for a categorical one)."""
+    weights = [1] * num_columns if label_weights is None else list(label_weights)
+    largest = [0] * num_columns if ordinal is None else [entry or 0 for entry in ordinal]
+    for name, given in (("label_weights", weights), ("ordinal", largest)):
+        if len(given) != num_columns:
+            raise ValueError(f"{name} has {len(given)} entries, expected one for each of {num_columns} columns")
+        if not all(isinstance(entry, (bool, int, float, np.number)) for entry in given):
+            raise TypeError(f"{name} is {given}, expected static numbers (a tuple, not a traced array)")
+    if not all(np.isfinite(weight) and weight > 0 for weight in weights):
+        raise ValueError(f"label_weights is {tuple(weights)}, expected finite numbers above 0")
+    if not all(entry is True or (entry == int(entry) and entry >= 0) for entry in largest):
+        raise ValueError(f"ordinal is {tuple(largest)}, expected the largest |a - b| of a column, or 0")
+    return list(zip(weights, largest, strict=True))
+
+
+def _column_disagreement(a: jax.Array, b: jax.Array, largest: int | bool) -> jax.Array:
+    if not largest:
+        return (a != b).astype(jnp.int32)
+    distance = jnp.abs(a.astype(jnp.int32) - b.astype(jnp.int32))
+    return distance if largest is True else jnp.minimum(distance, int(largest))
+
+
+def _distinct_sums(scale: list[tuple[float, int | bool]]) -> np.ndarray:
+    """Every value, ascending, that the weighted sum of the columns' disagreements can take."""
+    sums = np.zeros(1)
+    for weight, largest in scale:
+        steps = np.arange((largest or 1) + 1) * weight
+        sums = np.sort((sums[:, None] + steps[None, :]).ravel())
+        tolerance = 1e-6 * sums[-1]
+        sums = sums[np.concatenate([[True], np.diff(sums) > tolerance])]
+        if len(sums) > MAX_LEVELS:
+            raise ValueError(
+                f"label_weights and ordinal make more than {MAX_LEVELS} levels of disagreement; "
+                "expected weights with few distinct sums, such as small integers"
+            )
+    return sums

@@ -1,0 +1,47 @@
+"""Pictures with labels: sources, splits, batch plans, the reading pipeline and augmentation.
+
+A source (`load_emoji_people`, `load_manifest`, `load_tfds`) gives a `LabelledImages`; a plan (`make_plan`,
+`make_uniform_plan`) says which pictures make the batch of a step; `batches` reads them ahead; `augment` and
+`prepare` run on the device.
+"""
+
+from .augment import Augmentation, augment, augment_image, image_keys, prepare
+from .emoji import load_emoji_people
+from .manifest import ManifestError, ManifestWarning, load_manifest
+from .pictures import LazyPictures, decode_picture
+from .pipeline import batches, read_batch
+from .plans import Plan, batch_indices, make_plan, make_uniform_plan, visit_counts
+from .sources import LEARNING, SPLITS, TEST, VALIDATION, LabelColumn, LabelledImages, PictureError
+from .splits import split_disjoint_classes, split_within_classes
+from .tfds_source import load_tfds
+
+__all__ = [
+    "LEARNING",
+    "SPLITS",
+    "TEST",
+    "VALIDATION",
+    "Augmentation",
+    "LabelColumn",
+    "LabelledImages",
+    "LazyPictures",
+    "ManifestError",
+    "ManifestWarning",
+    "PictureError",
+    "Plan",
+    "augment",
+    "augment_image",
+    "batch_indices",
+    "batches",
+    "decode_picture",
+    "image_keys",
+    "load_emoji_people",
+    "load_manifest",
+    "load_tfds",
+    "make_plan",
+    "make_uniform_plan",
+    "prepare",
+    "read_batch",
+    "split_disjoint_classes",
+    "split_within_classes",
+    "visit_counts",
+]

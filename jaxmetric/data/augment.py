@@ -1,0 +1,205 @@
+"""From uint8 pictures to what the encoder eats: random changes to learn from, none to evaluate.
+
+`augment_image` is written for one picture under one key; `augment` vmaps it over a batch with one key per
+picture (`image_keys`), so that a picture is changed in the same way whichever device it lands on. `prepare`
+only resizes. All of them standardise in the end, by default to [-1, 1].
+
+A crop is resized by two small matrices, one per axis, which hold the weights of a triangle filter (bilinear,
+widened where the picture shrinks). Cropping, resizing and mirroring thus are two matmuls: fast on every
+backend, static in shape.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How much a picture may change.
+
+    Attributes:
+      crop_scale: share of the area that a crop keeps, drawn uniformly from this range within (0, 1].
+      crop_aspect: width over height of a crop, drawn log-uniformly from this range.
+      flip: whether half of the pictures are mirrored left to right.
+      colour: brightness, contrast and saturation are multiplied by a draw from [1 - colour, 1 + colour]; keep
+        it small where colour is a label.
+
+    Raises:
+      ValueError: if a range is empty or out of bounds.
+
+    Example:
+      >>> Augmentation(crop_scale=(0.8, 1.0), flip=False).colour
+      0.1
+    """
+
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    crop_aspect: tuple[float, float] = (0.8, 1.25)
+    flip: bool = True
+    colour: float = 0.1
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale must satisfy 0 < low <= high <= 1, got {self.crop_scale}")
+        low, high = self.crop_aspect
+        if not 0 < low <= high:
+            raise ValueError(f"crop_aspect must satisfy 0 < low <= high, got {self.crop_aspect}")
+        if not 0 <= self.colour < 1:
+            raise ValueError(f"colour must lie in [0, 1), got {self.colour}")
+
+
+def image_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
+    """One key per picture, from the key of the step and the place of each picture in the global batch.
+
+    Args:
+      key: a `jax.random` key.
+      positions: integers `[B]`, distinct.
+
+    Returns:
+      Keys `[B]`.
+    """
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+
+
+def augment(
+    keys: jax.Array,
+    images: jax.Array,
+    *,
+    image_size: int,
+    augmentation: Augmentation = Augmentation(),
+    mean: float | tuple[float, float, float] = 0.5,
+    std: float | tuple[float, float, float] = 0.5,
+) -> jax.Array:
+    """Changes every picture of a batch at random and standardises it.
+
+    Args:
+      keys: one `jax.random` key per picture, `[B]`; see `image_keys`.
+      images: uint8 `[B, H, W, 3]`.
+      image_size: the side S of the result.
+      augmentation: how much may change.
+      mean: taken from pictures in [0, 1], for all channels or each.
+      std: divides what is left.
+
+    Returns:
+      float32 `[B, S, S, 3]`; with the default mean and std in [-1, 1].
+
+    Raises:
+      TypeError: if the pictures are not uint8.
+      ValueError: if a shape is wrong.
+
+    Example:
+      >>> pictures = jnp.zeros((4, 64, 64, 3), jnp.uint8)
+      >>> keys = image_keys(jax.random.key(0), jnp.arange(4))
+      >>> jax.jit(augment, static_argnames="image_size")(keys, pictures, image_size=32).shape
+      (4, 32, 32, 3)
+    """
+    _check(images, image_size)
+    if len(keys) != len(images):
+        raise ValueError(f"keys must hold one key per picture ({len(images)}), got {len(keys)}")
+
+    def one(key: jax.Array, image: jax.Array) -> jax.Array:
+        return augment_image(key, image, image_size=image_size, augmentation=augmentation)
+
+    return _standardise(jax.vmap(one)(keys, images), mean, std)
+
+
+def augment_image(key: jax.Array, image: jax.Array, *, image_size: int, augmentation: Augmentation) -> jax.Array:
+    """The random changes of one picture: uint8 `[H, W, 3]` -> float32 `[S, S, 3]` in [0, 1]."""
+    crop_key, flip_key, colour_key = jax.random.split(key, 3)
+    top, left, height, width = _random_box(crop_key, augmentation)
+    mirrored = jax.random.bernoulli(flip_key) if augmentation.flip else jnp.array(False)
+    rows = _resize_weights(image.shape[0], image_size, top, height)
+    columns = _resize_weights(image.shape[1], image_size, left + width * mirrored, width * jnp.where(mirrored, -1, 1))
+    return _change_colour(colour_key, _resize(image, rows, columns), augmentation.colour)
+
+
+def prepare(
+    images: jax.Array,
+    *,
+    image_size: int,
+    mean: float | tuple[float, float, float] = 0.5,
+    std: float | tuple[float, float, float] = 0.5,
+) -> jax.Array:
+    """What evaluation sees: pictures resized whole and standardised, nothing random.
+
+    Args:
+      images: uint8 `[B, H, W, 3]`.
+      image_size: the side S of the result.
+      mean: taken from pictures in [0, 1], for all channels or each.
+      std: divides what is left.
+
+    Returns:
+      float32 `[B, S, S, 3]`; with the default mean and std in [-1, 1].
+
+    Raises:
+      TypeError: if the pictures are not uint8.
+      ValueError: if a shape is wrong.
+
+    Example:
+      >>> prepare(jnp.full((1, 4, 4, 3), 255, jnp.uint8), image_size=2)[0, 0, 0].tolist()
+      [1.0, 1.0, 1.0]
+    """
+    _check(images, image_size)
+    _, height, width, _ = images.shape
+    if (height, width) == (image_size, image_size):
+        return _standardise(images / jnp.float32(255), mean, std)
+    rows = _resize_weights(height, image_size, 0.0, 1.0)
+    columns = _resize_weights(width, image_size, 0.0, 1.0)
+    resized = jax.vmap(_resize, in_axes=(0, None, None))(images, rows, columns)
+    return _standardise(jnp.clip(resized, 0.0, 1.0), mean, std)
+
+
+def _check(images: jax.Array, image_size: int) -> None:
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images must be [B, H, W, 3], got {images.shape}")
+    if images.dtype != jnp.uint8:
+        raise TypeError(f"images must be uint8, got {images.dtype}")
+    if image_size < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}")
+
+
+def _standardise(images: jax.Array, mean: float | tuple[float, ...], std: float | tuple[float, ...]) -> jax.Array:
+    return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def _random_box(key: jax.Array, augmentation: Augmentation) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Top, left, height and width of a crop, as shares of the picture's sides."""
+    scale_key, aspect_key, place_key = jax.random.split(key, 3)
+    low, high = augmentation.crop_scale
+    area = jax.random.uniform(scale_key, minval=low, maxval=high)
+    low, high = augmentation.crop_aspect
+    aspect = jnp.exp(jax.random.uniform(aspect_key, minval=jnp.log(low), maxval=jnp.log(high)))
+    height = jnp.minimum(jnp.sqrt(area / aspect), 1.0)
+    width = jnp.minimum(jnp.sqrt(area * aspect), 1.0)
+    top, left = jax.random.uniform(place_key, (2,)) * (1 - jnp.stack([height, width]))
+    return top, left, height, width
+
+
+def _resize_weights(source: int, target: int, start: jax.Array | float, extent: jax.Array | float) -> jax.Array:
+    """Weights `[target, source]` that resample `[start, start + extent)` of a side; negative extents mirror."""
+    step = extent * source / target
+    centers = start * source + (jnp.arange(target) + 0.5) * step - 0.5
+    distances = jnp.abs(centers[:, None] - jnp.arange(source)) / jnp.maximum(jnp.abs(step), 1.0)
+    weights = jnp.maximum(1.0 - distances, 0.0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _resize(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """uint8 `[H, W, 3]` -> `[S, S, 3]` in [0, 1], by one matmul per axis."""
+    height, width, channels = image.shape
+    by_rows = rows @ (image.reshape(height, width * channels) / jnp.float32(255))
+    return jnp.einsum("ywc,xw->yxc", by_rows.reshape(-1, width, channels), columns)
+
+
+def _change_colour(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
+    """Multiplies brightness, contrast and saturation by one draw each."""
+    brightness, contrast, saturation = jax.random.uniform(key, (3,), minval=1 - strength, maxval=1 + strength)
+    image = image * brightness
+    grey = image @ jnp.array(_LUMA)
+    image = grey.mean() + contrast * (image - grey.mean())
+    grey = (image @ jnp.array(_LUMA))[..., None]
+    return jnp.clip(grey + saturation * (image - grey), 0.0, 1.0)

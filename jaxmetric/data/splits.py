@@ -1,0 +1,118 @@
+"""Which pictures to learn from and which to hold out, as pure functions of the labels and a seed.
+
+`split_within_classes` holds some pictures of every class out: can a known class be recognised in a new
+picture? (Paper 1's question.) `split_disjoint_classes` holds whole classes out: are pictures of classes never
+seen found by their likeness? (Paper 2's question.) Both return int8 `[N]`: 0 learning, 1 validation, 2 test.
+"""
+
+import numpy as np
+
+from .sources import LEARNING, TEST, VALIDATION
+
+
+def split_within_classes(
+    class_ids: np.ndarray,
+    *,
+    validation: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+    spread: np.ndarray | None = None,
+) -> np.ndarray:
+    """Holds a share of the pictures of every class out.
+
+    Shares are rounded to whole pictures class by class; every class keeps at least one picture to learn from.
+
+    Args:
+      class_ids: integers `[N]`; pictures of a missing class (-1) are split as one further class.
+      validation: share of each class to validate on, in [0, 1).
+      test: share of each class to test on, in [0, 1).
+      seed: another seed gives another split.
+      spread: integers `[N, S]`, further labels: what is held out of a class then differs in as many of them
+        as it can.
+
+    Returns:
+      int8 `[N]`: 0 learning, 1 validation, 2 test.
+
+    Raises:
+      ValueError: if a share lies outside [0, 1), both reach 1 together, or shapes disagree.
+
+    Example:
+      >>> split = split_within_classes(np.repeat([0, 1], 10), validation=0.2, test=0.1)
+      >>> np.bincount(split[:10]).tolist(), np.bincount(split[10:]).tolist()
+      ([7, 2, 1], [7, 2, 1])
+    """
+    class_ids = np.asarray(class_ids)
+    spread = np.zeros((len(class_ids), 0), int) if spread is None else np.asarray(spread)
+    _check(class_ids, validation, test)
+    if spread.ndim != 2 or len(spread) != len(class_ids):
+        raise ValueError(f"spread must be [{len(class_ids)}, S], got {spread.shape}")
+    split = np.full(len(class_ids), LEARNING, np.int8)
+    rng = np.random.default_rng(seed)
+    for class_id in np.unique(class_ids):
+        members = rng.permutation(np.flatnonzero(class_ids == class_id))
+        for part, count in zip((VALIDATION, TEST), _shares(len(members), validation, test), strict=True):
+            chosen = _most_different(spread[members], spread[split == part], count)
+            split[members[chosen]] = part
+            members = np.delete(members, chosen)
+    return split
+
+
+def split_disjoint_classes(
+    class_ids: np.ndarray, *, validation: float = 0.1, test: float = 0.2, seed: int = 0
+) -> np.ndarray:
+    """Holds a share of the classes out, whole.
+
+    Args:
+      class_ids: integers `[N]`; pictures of a missing class (-1) are learnt from: nothing says that they are
+        unseen.
+      validation: share of the classes to validate on, in [0, 1).
+      test: share of the classes to test on, in [0, 1).
+      seed: another seed gives another split.
+
+    Returns:
+      int8 `[N]`: 0 learning, 1 validation, 2 test.
+
+    Raises:
+      ValueError: if a share lies outside [0, 1) or both reach 1 together.
+
+    Example:
+      >>> split = split_disjoint_classes(np.repeat(np.arange(10), 3), validation=0.1, test=0.2)
+      >>> np.bincount(split).tolist()
+      [21, 3, 6]
+    """
+    class_ids = np.asarray(class_ids)
+    _check(class_ids, validation, test)
+    classes = np.random.default_rng(seed).permutation(np.unique(class_ids[class_ids >= 0]))
+    to_validate, to_test = _shares(len(classes), validation, test)
+    split = np.full(len(class_ids), LEARNING, np.int8)
+    split[np.isin(class_ids, classes[:to_validate])] = VALIDATION
+    split[np.isin(class_ids, classes[to_validate : to_validate + to_test])] = TEST
+    return split
+
+
+def _check(class_ids: np.ndarray, validation: float, test: float) -> None:
+    if class_ids.ndim != 1:
+        raise ValueError(f"class_ids must be [N], got {class_ids.shape}")
+    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
+        raise ValueError(
+            f"validation and test must be shares that leave some to learn from, got {validation} and {test}"
+        )
+
+
+def _shares(count: int, validation: float, test: float) -> tuple[int, int]:
+    """Whole numbers to validate and to test on, leaving at least one of `count` to learn from."""
+    to_test = min(round(count * test), max(count - 1, 0))
+    to_validate = min(round(count * validation), max(count - 1 - to_test, 0))
+    return to_validate, to_test
+
+
+def _most_different(labels: np.ndarray, taken: np.ndarray, count: int) -> list[int]:
+    """Greedily `count` rows of `labels` that repeat each other's values least, then those of `taken`."""
+    chosen: list[int] = []
+    repeats = (labels[:, None] == taken).sum(axis=(1, 2)) / (1 + taken.size)
+    for _ in range(count):
+        repeats[chosen] = np.inf
+        best = int(np.argmin(repeats))
+        chosen.append(best)
+        repeats = repeats + (labels == labels[best]).sum(axis=1)
+    return chosen

@@ -1,0 +1,47 @@
+"""The end of every encoder: pool a feature map over its positions, project it, put it on the unit sphere."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmetric.numerics import safe_normalize
+
+POOLINGS = ("average", "max", "gem", "average+max")
+
+
+class EmbeddingHead(nn.Module):
+    """Feature map `[B, h, w, C]` to embeddings `[B, dim]`, in float32 whatever the trunk computed in.
+
+    Attributes:
+      dim: size of the embedding.
+      pooling: "average", "max", their sum "average+max", or "gem": the generalised mean `mean(x^p)^(1/p)` of
+        Radenović, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019, whose
+        power p is learnt and starts at 3.
+      normalize: return vectors of length 1. A zero vector stays zero.
+    """
+
+    dim: int
+    pooling: str = "average"
+    normalize: bool = True
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Pools, projects and normalises."""
+        features = features.astype(jnp.float32)
+        embeddings = nn.Dense(self.dim, name="projection")(self._pool(features))
+        return safe_normalize(embeddings) if self.normalize else embeddings
+
+    def _pool(self, features: jax.Array) -> jax.Array:
+        positions = (1, 2)
+        match self.pooling:
+            case "average":
+                return features.mean(positions)
+            case "max":
+                return features.max(positions)
+            case "average+max":
+                return features.mean(positions) + features.max(positions)
+            case "gem":
+                power = self.param("power", nn.initializers.constant(3.0), ())
+                # x^p and its gradient in p need x > 0.
+                return jnp.mean(jnp.maximum(features, 1e-6) ** power, positions) ** (1 / power)
+        raise ValueError(f"pooling is {self.pooling!r}, expected one of {', '.join(POOLINGS)}")

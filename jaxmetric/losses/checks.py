@@ -1,0 +1,88 @@
+"""The checks at the public edge of every loss: they run at trace time and raise one line each."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmetric.numerics import as_float
+
+
+def check_embeddings(embeddings: Any) -> jax.Array:
+    """Returns `[B, D]` embeddings in float32 (or float64)."""
+    embeddings = jnp.asarray(embeddings)
+    if not jnp.issubdtype(embeddings.dtype, jnp.floating):
+        raise TypeError(f"embeddings has dtype {embeddings.dtype}, expected a floating-point dtype")
+    if embeddings.ndim != 2 or embeddings.shape[1] == 0:
+        raise ValueError(f"embeddings has shape {embeddings.shape}, expected [B, D]")
+    return as_float(embeddings)
+
+
+def check_rows(embeddings: jax.Array, **arrays: Any) -> None:
+    """Raises unless each array (or None) has one row for each embedding."""
+    for name, array in arrays.items():
+        if array is not None and jnp.shape(array)[:1] != embeddings.shape[:1]:
+            raise ValueError(
+                f"{name} has shape {jnp.shape(array)}, expected {embeddings.shape[0]} rows as embeddings "
+                f"{embeddings.shape}"
+            )
+
+
+def check_class_labels(embeddings: jax.Array, labels: Any) -> jax.Array:
+    """Returns one integer label for each embedding, `[B]`, from `[B]` or `[B, 1]`."""
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels has dtype {labels.dtype}, expected integers")
+    if labels.shape not in ((embeddings.shape[0],), (embeddings.shape[0], 1)):
+        raise ValueError(
+            f"labels has shape {labels.shape}, expected one column of {embeddings.shape[0]} as embeddings "
+            f"{embeddings.shape}"
+        )
+    return labels.reshape(-1)
+
+
+def example_weights(embeddings: jax.Array, where: Any, weights: Any) -> jax.Array:
+    """Returns one weight for each embedding, `[B]`: `weights` (default 1), 0 where `where` is False."""
+    count = embeddings.shape[0]
+    for name, array in (("where", where), ("weights", weights)):
+        if array is not None and jnp.shape(array) != (count,):
+            raise ValueError(f"{name} has shape {jnp.shape(array)}, expected ({count},) as embeddings")
+    if where is not None and jnp.asarray(where).dtype != bool:
+        raise TypeError(f"where has dtype {jnp.asarray(where).dtype}, expected bool")
+    result = jnp.ones(count, embeddings.dtype) if weights is None else jnp.asarray(weights, embeddings.dtype)
+    result = result if where is None else jnp.where(jnp.asarray(where), result, 0)
+    return jax.lax.stop_gradient(result)
+
+
+def check_scalar(name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf) -> Any:
+    """Raises unless `value` is a finite scalar in range; a traced scalar is only checked for its shape."""
+    if jnp.ndim(value) != 0:
+        raise ValueError(f"{name} has shape {jnp.shape(value)}, expected a scalar")
+    if isinstance(value, (bool, str, np.bool_)) or not isinstance(
+        value, (int, float, np.number, jax.Array, np.ndarray)
+    ):
+        raise TypeError(f"{name} is {value!r}, expected a number")
+    if not isinstance(value, jax.core.Tracer):
+        number = float(value)
+        if not math.isfinite(number) or number <= above or number < least:
+            bound = f" above {above:g}" if above > -math.inf else f" of at least {least:g}" if least > -math.inf else ""
+            raise ValueError(f"{name} is {number:g}, expected a finite number{bound}")
+    return value
+
+
+def leave_out(embeddings: jax.Array, weights: jax.Array) -> jax.Array:
+    """Returns the embeddings with zeros where the weight is 0, so that nothing in a masked row reaches the loss."""
+    return jnp.where(weights[:, None] > 0, embeddings, 0)
+
+
+def check_class_parameters(name: str, vectors: Any, num_axes: int) -> jax.Array:
+    """Returns class vectors, `[C, D]` or (with three axes) `[C, K, D]`, in float32 (or float64)."""
+    vectors = jnp.asarray(vectors)
+    if not jnp.issubdtype(vectors.dtype, jnp.floating):
+        raise TypeError(f"{name} has dtype {vectors.dtype}, expected a floating-point dtype")
+    if vectors.ndim != num_axes or 0 in vectors.shape:
+        expected = "[C, D]" if num_axes == 2 else "[C, K, D]"
+        raise ValueError(f"{name} has shape {vectors.shape}, expected {expected} without an empty axis")
+    return as_float(vectors)

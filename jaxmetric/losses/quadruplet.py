@@ -1,0 +1,280 @@
+"""The quadruplet loss of Proença et al.: a pair that agrees on more labels lies closer than one that agrees on fewer.
+
+For two pairs of examples with disagreements phi(i, j) < phi(p, q) the loss is
+
+    relu(|f_i - f_j|^2 - |f_p - f_q|^2 + alpha).
+
+`quadruplet_hinge` is that formula for four examples. `sampled_quadruplet_loss` averages it over drawn quadruplets, as
+the paper does; `quadruplet_loss` averages it over all quadruplets of the batch, exactly, by the engine of
+`jaxmetric.ordering`.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxmetric.agreement import PairLevels, disagreement_levels, known_labels
+from jaxmetric.distances import pairwise_squared_euclidean
+from jaxmetric.losses import checks
+from jaxmetric.losses.reduction import LossStats, check_reduction, reduce_each, reduce_stats
+from jaxmetric.numerics import safe_divide
+from jaxmetric.ordering import level_sums, ordered_hinge
+from jaxmetric.tuples import Pairs, all_pairs, sample_ordered
+
+
+def quadruplet_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    *,
+    margin: float = 0.1,
+    agreement: str = "count",
+    self_pairs: bool = False,
+    balance: str = "quadruplets",
+    label_weights: Sequence[float] | None = None,
+    ordinal: Sequence[int | None] | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> jax.Array | tuple[jax.Array, LossStats]:
+    r"""The quadruplet loss over all quadruplets of a batch.
+
+    The mean of :math:`[\,|f_i - f_j|^2 - |f_p - f_q|^2 + \alpha\,]_+` over all pairs of distinct pairs of examples with
+    :math:`\phi(i, j) < \phi(p, q)`, phi the number of labels on which two examples disagree. It is exact, value and
+    gradient, in O(P log P) time for the P = B (B - 1) / 2 pairs of the batch, and O(P) memory.
+
+    Where labels are missing, the disagreement of a pair is an interval, from the known disagreements to those plus the
+    unknown columns; a pair comes before another only if its largest disagreement is below the other's smallest.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised or not.
+      labels: `[B]` or `[B, T]` integers.
+      margin: alpha, in squared distance.
+      agreement: `"count"` orders pairs by how many labels agree; `"any"` only puts those that agree on everything
+        before those that do not, as the code published with the paper does.
+      self_pairs: whether to take the pairs (i, i) as well, as that code does. It enumerates ordered pairs, so that
+        (i, i) occurs once where (i, j) occurs twice: here (i, i) weighs a half, which makes the mean equal to that
+        code's and the sum an eighth of it.
+      balance: `"quadruplets"` weighs every quadruplet the same; `"levels"` every pair of different levels of
+        disagreement, however many quadruplets it has, so that frequent coarse levels do not drown the fine ones.
+      label_weights: T static weights > 0: disagreement on column t counts `label_weights[t]`.
+      ordinal: T static entries: 0 or None for a categorical column, for an ordinal one the largest |a - b| its values
+        can have; its disagreement is then |a - b|.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid.
+      weights: `[B]` example weights >= 0; a quadruplet weighs the product of its pairs', a pair that of its members.
+        They are constants: no gradient flows into them.
+      reduction: `"mean"`, `"mean_active"` (over quadruplets with a positive loss) or `"sum"`.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0; 0, with zero gradients, if no quadruplet of the batch has two different disagreements.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings = jnp.array([[0.0], [0.2], [0.5]])
+      >>> labels = jnp.array([[7, 0], [7, 1], [4, 1]])  # identity, gender
+      >>> loss, stats = quadruplet_loss(embeddings, labels, margin=0.1, has_aux=True)
+      >>> round(float(loss), 6)  # relu(.04-.25+.1), relu(.09-.25+.1): both pairs that agree on one label are closer
+      0.0
+      >>> float(stats.valid), float(stats.active)
+      (2.0, 0.0)
+
+    References:
+      H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
+      Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
+    """
+    check_reduction(reduction)
+    checks.check_scalar("margin", margin)
+    if balance not in ("quadruplets", "levels"):
+        raise ValueError(f"balance is {balance!r}, expected 'quadruplets' or 'levels'")
+    embeddings = checks.check_embeddings(embeddings)
+    labels, known, weights = _check_labels(embeddings, labels, where, weights)
+    embeddings = checks.leave_out(embeddings, weights)
+
+    batch = embeddings.shape[0]
+    pairs = all_pairs(batch, self_pairs=self_pairs)
+    levels = _pair_levels(pairs, labels, known, agreement, label_weights, ordinal)
+    pair_weights = weights[pairs.first] * weights[pairs.second]
+    distances = pairwise_squared_euclidean(embeddings)[pairs.first, pairs.second]
+    if self_pairs:
+        itself = pairs.first == pairs.second
+        distances = jnp.where(itself, 0, distances)
+        pair_weights = jnp.where(itself, pair_weights / 2, pair_weights)
+        levels = levels._replace(lower=jnp.where(itself, 0, levels.lower), upper=jnp.where(itself, 0, levels.upper))
+    near_weights = far_weights = pair_weights
+    if balance == "levels":
+        near_weights = _share_of_level(pair_weights, levels.upper, levels.num_levels)
+        far_weights = _share_of_level(pair_weights, levels.lower, levels.num_levels)
+    stats = LossStats(
+        *ordered_hinge(
+            distances,
+            levels.lower,
+            levels.upper,
+            near_weights,
+            far_weights,
+            margin=margin,
+            num_levels=levels.num_levels,
+        )
+    )
+    loss = reduce_stats(stats, reduction)
+    return (loss, stats) if has_aux else loss
+
+
+def sampled_quadruplet_loss(
+    key: jax.Array,
+    embeddings: jax.Array,
+    labels: jax.Array,
+    *,
+    num_quadruplets: int,
+    margin: float = 0.1,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> jax.Array | tuple[jax.Array, LossStats]:
+    """The paper's estimator: the mean of `quadruplet_hinge` over quadruplets drawn at random from those with
+    different phi.
+
+    Drawn uniformly, with replacement, from the quadruplets over which `quadruplet_loss` averages, so that its
+    expectation is that loss. Every draw is a valid quadruplet, however rare these are in the batch.
+
+    Args:
+      key: a `jax.random` key.
+      embeddings: `[B, D]` floats.
+      labels: `[B]` or `[B, T]` integers.
+      num_quadruplets: how many to draw, static, at least 1.
+      margin: alpha, in squared distance.
+      where: `[B]` booleans: which examples are valid. (Single missing labels: see `quadruplet_loss`.)
+      weights: `[B]` example weights >= 0: quadruplets are drawn in proportion to the product of their pairs'.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per quadruplet.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[num_quadruplets]` losses); 0 if the batch has no valid quadruplet.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax
+      >>> embeddings = jax.random.normal(jax.random.key(0), (8, 4))
+      >>> labels = jax.numpy.arange(8)[:, None] // jax.numpy.array([1, 2, 4])
+      >>> exact = quadruplet_loss(embeddings, labels)
+      >>> sampled = sampled_quadruplet_loss(jax.random.key(1), embeddings, labels, num_quadruplets=20_000)
+      >>> bool(abs(sampled - exact) < 0.05 * exact)
+      True
+
+    References:
+      H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
+      Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("margin", margin)
+    if isinstance(num_quadruplets, bool) or not isinstance(num_quadruplets, int) or num_quadruplets < 1:
+        raise ValueError(f"num_quadruplets is {num_quadruplets!r}, expected a static integer of at least 1")
+    embeddings = checks.check_embeddings(embeddings)
+    if where is not None and jnp.ndim(where) != 1:
+        raise ValueError(f"where has shape {jnp.shape(where)}, expected [B]: one boolean for each example")
+    labels, known, weights = _check_labels(embeddings, labels, where, weights)
+    embeddings = checks.leave_out(embeddings, weights)
+    if embeddings.shape[0] < 2:
+        nothing = jnp.zeros(num_quadruplets, embeddings.dtype)
+        loss, stats = reduce_each(nothing, nothing, reduction)
+        return (loss, stats) if has_aux else loss
+
+    pairs = all_pairs(embeddings.shape[0])
+    levels = _pair_levels(pairs, labels, known, "count", None, None)
+    near, far, exists = sample_ordered(
+        key,
+        levels.lower,
+        levels.upper,
+        weights[pairs.first] * weights[pairs.second],
+        num_samples=num_quadruplets,
+        num_levels=levels.num_levels,
+    )
+    quadruplets = jnp.stack([pairs.first[near], pairs.second[near], pairs.first[far], pairs.second[far]], axis=1)
+    losses = jax.vmap(lambda four: quadruplet_hinge(embeddings[four], labels[four], margin=margin))(quadruplets)
+    drawn = jnp.broadcast_to(exists, losses.shape).astype(losses.dtype)
+    loss, stats = reduce_each(losses, drawn, reduction)
+    return (loss, stats) if has_aux else loss
+
+
+def quadruplet_hinge(embeddings4: jax.Array, labels4: jax.Array, *, margin: float = 0.1) -> jax.Array:
+    r"""The quadruplet loss of four examples i, j, p, q, to be `vmap`ped over many.
+
+    :math:`[\,|f_i - f_j|^2 - |f_p - f_q|^2 + \alpha\,]_+` if :math:`\phi(i, j) < \phi(p, q)`; the same with the two
+    pairs exchanged if phi orders them the other way; 0 if the pairs disagree on equally many labels.
+
+    Args:
+      embeddings4: `[4, D]` embeddings of i, j, p, q.
+      labels4: `[4, T]` or `[4]` integer labels.
+      margin: alpha, in squared distance.
+
+    Returns:
+      A scalar >= 0.
+
+    Raises:
+      ValueError: if a shape is not one of the above.
+      TypeError: if a dtype is not.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings = jnp.array([[0.0], [1.0], [0.0], [0.5]])
+      >>> labels = jnp.array([[7, 0], [7, 0], [7, 0], [4, 0]])  # (i, j) agree on both labels, (p, q) on one
+      >>> round(float(quadruplet_hinge(embeddings, labels, margin=0.1)), 6)  # 1 - 0.25 + 0.1
+      0.85
+
+    References:
+      H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
+      Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
+    """
+    embeddings4 = checks.check_embeddings(embeddings4)
+    labels4, _ = known_labels(labels4, None)
+    if embeddings4.shape[0] != 4 or labels4.shape[0] != 4:
+        raise ValueError(
+            f"embeddings4 and labels4 have {embeddings4.shape[0]} and {labels4.shape[0]} rows, expected 4 and 4"
+        )
+    (i, j, p, q), (y_i, y_j, y_p, y_q) = embeddings4, labels4
+    phi_ij, phi_pq = jnp.sum(y_i != y_j), jnp.sum(y_p != y_q)
+    difference = jnp.sum(jnp.square(i - j)) - jnp.sum(jnp.square(p - q))
+    sign = jnp.sign(phi_pq - phi_ij).astype(difference.dtype)
+    return jnp.where(sign == 0, 0, jax.nn.relu(sign * difference + margin))
+
+
+def _check_labels(
+    embeddings: jax.Array, labels: jax.Array, where: jax.Array | None, weights: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Labels `[B, T]`, which of them are known, and example weights: 0 for one without any known label."""
+    checks.check_rows(embeddings, labels=labels)
+    labels, known = known_labels(labels, where)
+    return labels, known, checks.example_weights(embeddings, jnp.any(known, axis=1), weights)
+
+
+def _pair_levels(
+    pairs: Pairs,
+    labels: jax.Array,
+    known: jax.Array,
+    agreement: str,
+    label_weights: Sequence[float] | None,
+    ordinal: Sequence[int | None] | None,
+) -> PairLevels:
+    return disagreement_levels(
+        labels[pairs.first],
+        labels[pairs.second],
+        first_known=known[pairs.first],
+        second_known=known[pairs.second],
+        agreement=agreement,
+        label_weights=label_weights,
+        ordinal=ordinal,
+    )
+
+
+def _share_of_level(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
+    """Returns the weights divided by the sum of all on the same level, so that each level sums to 1."""
+    return safe_divide(weights, level_sums(weights, levels, num_levels)[levels])

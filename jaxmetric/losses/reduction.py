@@ -1,0 +1,48 @@
+"""From sums over tuples to the value a loss returns: one division, by what was counted."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmetric.numerics import safe_divide
+
+REDUCTIONS = ("mean", "mean_active", "sum")
+
+
+class LossStats(NamedTuple):
+    """What a loss was computed from. Sums, so that they can be added over batches or devices before dividing.
+
+    Attributes:
+      total: the weighted sum of the losses of all valid tuples.
+      valid: the (weighted) number of valid tuples.
+      active: the (weighted) number of tuples with a positive loss.
+    """
+
+    total: jax.Array
+    valid: jax.Array
+    active: jax.Array
+
+
+def reduce_stats(stats: LossStats, reduction: str) -> jax.Array:
+    """Divides a loss's sum as `reduction` says; 0 where there was nothing to compare."""
+    check_reduction(reduction)
+    if reduction == "mean":
+        return safe_divide(stats.total, stats.valid)
+    if reduction == "mean_active":
+        return safe_divide(stats.total, stats.active)
+    return stats.total
+
+
+def reduce_each(values: jax.Array, weights: jax.Array, reduction: str) -> tuple[jax.Array, LossStats]:
+    """Reduces one value and one weight (0 = left out) for each anchor or example; `"none"` returns them weighed."""
+    check_reduction(reduction, "none")
+    weighed = jnp.where(weights > 0, values * weights, 0)
+    stats = LossStats(jnp.sum(weighed), jnp.sum(weights), jnp.sum(jnp.where(values > 0, weights, 0)))
+    return (weighed if reduction == "none" else reduce_stats(stats, reduction)), stats
+
+
+def check_reduction(reduction: str, *more: str) -> None:
+    """Raises ValueError unless `reduction` is one of `REDUCTIONS` or of `more`."""
+    if reduction not in (*REDUCTIONS, *more):
+        raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join((*REDUCTIONS, *more))}")

@@ -1,0 +1,24 @@
+"""What the metrics ask of their labels, said in one line before work starts."""
+
+import jax
+import numpy as np
+
+
+def check_labels(name: str, labels: jax.Array | np.ndarray, num_rows: int) -> np.ndarray:
+    """Return labels `[num_rows, T]`, -1 where missing, as integers on the host."""
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"{name} has dtype {labels.dtype}, expected integers")
+    if labels.ndim != 2 or labels.shape[0] != num_rows or labels.shape[1] == 0:
+        raise ValueError(f"{name} has shape {labels.shape}, expected ({num_rows}, T) with T >= 1")
+    if labels.size and labels.min() < -1:
+        raise ValueError(f"{name} has the value {labels.min()}, expected values from 0, or -1 where missing")
+    return labels
+
+
+def check_same_columns(query_labels: np.ndarray, gallery_labels: np.ndarray) -> None:
+    """Raise if queries and gallery have different numbers of label columns."""
+    if query_labels.shape[1] != gallery_labels.shape[1]:
+        raise ValueError(
+            f"query_labels has {query_labels.shape[1]} columns, gallery_labels has {gallery_labels.shape[1]}"
+        )

@@ -1,0 +1,204 @@
+"""Labelling by the nearest neighbours: every label column of a query is read off a labelled gallery.
+
+`label_ranks` asks, per column, how many other values lie at least as near as the true one; `cumulative_match_curve`
+sums that up. `knn_labels` answers all columns at once by the vote of the nearest neighbours. A missing gallery label
+neither competes nor votes; a query whose label is missing, or not in the gallery, is undefined.
+
+References:
+  H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
+  Multi-output Classification Problems, 2020.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmetric.metrics.checks import check_labels, check_same_columns
+from jaxmetric.search import check_pair, masked_distances, number_blocks, query_blocks, stack_blocks
+
+WEIGHTINGS = ("distance", "uniform")
+
+
+class LabelRanks(NamedTuple):
+    """The rank of the true value of each label.
+
+    Attributes:
+      ranks: `[Q, T]` from 1, the true value is nearest, to `num_values[t]`; 0 where undefined.
+      num_values: T numbers of distinct values in the gallery.
+    """
+
+    ranks: np.ndarray
+    num_values: tuple[int, ...]
+
+
+def label_ranks(
+    queries: jax.Array | np.ndarray,
+    gallery: jax.Array | np.ndarray,
+    query_labels: jax.Array | np.ndarray,
+    gallery_labels: jax.Array | np.ndarray,
+    *,
+    exclude: np.ndarray | None = None,
+    block_size: int = 2048,
+) -> LabelRanks:
+    """Rank the true value of each label column among all values, by their nearest gallery rows.
+
+    A value is as near as the nearest gallery row that bears it. The rank is 1 + the number of other values as near as
+    the true one or nearer: ties count against us.
+
+    Args:
+      queries: `[Q, D]` embeddings.
+      gallery: `[G, D]` embeddings.
+      query_labels: `[Q, T]` integers, -1 where missing.
+      gallery_labels: `[G, T]` integers, -1 where missing.
+      exclude: `[Q]` integers, the gallery row that the query must not use (itself, say), or -1.
+      block_size: rows of queries and of the gallery that are compared at a time.
+
+    Returns:
+      A `LabelRanks`.
+
+    Raises:
+      ValueError: if shapes do not fit, an embedding is not finite or a label is below -1.
+      TypeError: if labels or `exclude` are not integers.
+
+    Example:
+      >>> import numpy as np
+      >>> gallery, labels = np.array([[0.0], [1.0], [5.0]]), np.array([[7], [7], [3]])
+      >>> found = label_ranks(np.array([[4.0], [4.0], [4.0]]), gallery, np.array([[3], [7], [8]]), labels)
+      >>> found.ranks.ravel().tolist(), found.num_values
+      ([1, 2, 0], (2,))
+    """
+    queries, gallery, exclude = check_pair(queries, gallery, exclude)
+    query_labels = check_labels("query_labels", query_labels, len(queries))
+    gallery_labels = check_labels("gallery_labels", gallery_labels, len(gallery))
+    check_same_columns(query_labels, gallery_labels)
+    ranks = np.zeros(query_labels.shape, np.int32)
+    values = [np.unique(column[column >= 0]) for column in gallery_labels.T]
+    num_values = tuple(map(len, values))
+    if not any(num_values):
+        return LabelRanks(ranks, num_values)
+    query_codes, gallery_codes = (
+        np.stack([_codes(column, known) for column, known in zip(labels.T, values, strict=True)], axis=1)
+        for labels in (query_labels, gallery_labels)
+    )
+    gallery_blocks, code_blocks = stack_blocks(gallery, block_size), stack_blocks(gallery_codes, block_size)
+    for rows in query_blocks(len(queries), block_size):
+        ranks[rows] = _rank_block(
+            queries[rows], query_codes[rows], gallery_blocks, code_blocks, len(gallery), exclude[rows], num_values
+        )
+    return LabelRanks(ranks, num_values)
+
+
+def _codes(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the positions of labels in the sorted values, `len(values)` for those which are none of them."""
+    codes = np.searchsorted(values, labels)
+    found = np.isin(labels, values)
+    return np.where(found, codes, len(values)).astype(np.int32)
+
+
+@partial(jax.jit, static_argnames="num_values")
+def _rank_block(
+    queries: jax.Array,
+    query_codes: jax.Array,
+    gallery_blocks: jax.Array,
+    code_blocks: jax.Array,
+    gallery_size: int,
+    exclude: jax.Array,
+    num_values: tuple[int, ...],
+) -> jax.Array:
+    def lower(nearest: list[jax.Array], block: tuple) -> tuple[list[jax.Array], None]:
+        (rows, first_index), codes = block
+        distances, _ = masked_distances(queries, rows, first_index, gallery_size, exclude, "squared_euclidean")
+        return [
+            jnp.minimum(old, jax.ops.segment_min(distances.T, codes[:, t], len(old))) for t, old in enumerate(nearest)
+        ], None
+
+    # One more segment takes up what bears no value.
+    start = [jnp.full((num + 1, len(queries)), jnp.inf) for num in num_values]
+    nearest, _ = jax.lax.scan(lower, start, (number_blocks(gallery_blocks), code_blocks))
+    return jnp.stack([_rank(of_value, query_codes[:, t]) for t, of_value in enumerate(nearest)], axis=1)
+
+
+def _rank(nearest: jax.Array, codes: jax.Array) -> jax.Array:
+    """Return ranks `[Q]` from distances `[V + 1, Q]` to the values, the last of which is no value."""
+    nearest = nearest.at[-1].set(jnp.inf)
+    own = jnp.take_along_axis(nearest, codes[None, :], axis=0)
+    return jnp.where(jnp.isfinite(own[0]), jnp.sum(nearest <= own, axis=0), 0)
+
+
+def cumulative_match_curve(ranks: np.ndarray, num_values: int) -> np.ndarray | None:
+    """Return `[num_values]`: the share of defined queries whose true value ranks within the first 1, 2, ...
+
+    Its first entry is the rank-1 accuracy and its mean the area under the curve.
+
+    Args:
+      ranks: `[Q]` ranks of one column as `label_ranks` gives them; 0 is undefined.
+      num_values: how many values there are to rank.
+
+    Returns:
+      The curve, or None if no query is defined.
+
+    Example:
+      >>> cumulative_match_curve(np.array([1, 3, 0, 1]), 3).round(2).tolist()
+      [0.67, 0.67, 1.0]
+    """
+    ranks = ranks[ranks > 0]
+    if not len(ranks):
+        return None
+    return np.bincount(ranks - 1, minlength=num_values).cumsum() / len(ranks)
+
+
+def knn_labels(
+    distances: np.ndarray, neighbors: np.ndarray, gallery_labels: np.ndarray, *, weighting: str = "distance"
+) -> np.ndarray:
+    """Predict every label column of each query by the vote of its neighbours.
+
+    Of values with equal votes the one with the nearest voter wins.
+
+    Args:
+      distances: `[Q, k]`, ascending.
+      neighbors: `[Q, k]` gallery rows.
+      gallery_labels: `[G, T]` integers, -1 where missing, which does not vote.
+      weighting: "distance" weighs a vote by 1 / distance, so that neighbours at distance 0 outvote all others;
+        "uniform" gives each neighbour one vote.
+
+    Returns:
+      `[Q, T]` predicted labels, -1 where no neighbour's label is known.
+
+    Raises:
+      ValueError: if shapes do not fit or the weighting is unknown.
+
+    Example:
+      >>> import numpy as np
+      >>> labels = np.array([[0, 4], [1, 4], [1, -1]])
+      >>> knn_labels(np.array([[1.0, 3.0, 4.0]]), np.array([[0, 1, 2]]), labels).tolist()
+      [[0, 4]]
+      >>> knn_labels(np.array([[1.0, 3.0, 4.0]]), np.array([[0, 1, 2]]), labels, weighting="uniform").tolist()
+      [[1, 4]]
+    """
+    distances, neighbors = np.asarray(distances), np.asarray(neighbors)
+    if neighbors.ndim != 2 or neighbors.shape[1] == 0 or distances.shape != neighbors.shape:
+        raise ValueError(
+            f"distances and neighbors have shapes {distances.shape} and {neighbors.shape}, expected both [Q, k]"
+        )
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting is {weighting!r}, expected one of {', '.join(WEIGHTINGS)}")
+    gallery_labels = check_labels("gallery_labels", gallery_labels, len(gallery_labels))
+    columns = [_vote(distances, column[neighbors], weighting) for column in gallery_labels.T]
+    return np.stack(columns, axis=1)
+
+
+def _vote(distances: np.ndarray, labels: np.ndarray, weighting: str) -> np.ndarray:
+    voting = labels >= 0
+    weights = voting.astype(float)
+    if weighting == "distance":
+        # Relative to the nearest voter, which changes no winner and keeps every weight finite.
+        nearest = np.min(distances, axis=1, initial=np.inf, where=voting)[:, None]
+        at_zero = weights * (distances == 0)
+        weights = np.divide(nearest, distances, out=at_zero, where=voting & (distances > 0))
+    votes = np.zeros(labels.shape)
+    for voter in range(labels.shape[1]):
+        votes += weights[:, voter, None] * (labels == labels[:, voter, None])
+    return np.take_along_axis(labels, votes.argmax(axis=1)[:, None], axis=1)[:, 0]

@@ -1,0 +1,160 @@
+"""Retrieval metrics of neighbour lists: Recall@k, Precision@k, R-precision, MAP@R.
+
+`relevance` marks, for one label column, which neighbours bear the query's label and how many the gallery holds. Each
+metric turns that into a `Score`, one value per query. A query whose own label is missing, or whose label nobody in the
+gallery bears, has no defined value: it is counted, and left out of the mean.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmetric.metrics.checks import check_labels
+
+
+class Relevance(NamedTuple):
+    """Which neighbours are relevant.
+
+    Attributes:
+      hits: `[Q, K]` booleans, nearest neighbour first.
+      counts: `[Q]` relevant rows of the whole gallery; 0 makes a query undefined.
+    """
+
+    hits: np.ndarray
+    counts: np.ndarray
+
+
+class Score(NamedTuple):
+    """One value per query.
+
+    Attributes:
+      values: `[Q]` floats; 0 where undefined.
+      defined: `[Q]` booleans.
+    """
+
+    values: np.ndarray
+    defined: np.ndarray
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over the defined queries; None if there are none."""
+        return float(self.values[self.defined].mean()) if self.defined.any() else None
+
+    @property
+    def queries(self) -> int:
+        """How many queries the mean is over."""
+        return int(self.defined.sum())
+
+    @property
+    def undefined(self) -> int:
+        """How many queries were left out."""
+        return len(self.defined) - self.queries
+
+
+def join_scores(scores: Sequence[Score]) -> Score:
+    """Return the scores of several blocks of queries as one."""
+    return Score(*(np.concatenate(parts) for parts in zip(*scores, strict=True)))
+
+
+def relevance(
+    neighbors: np.ndarray,
+    query_labels: np.ndarray,
+    gallery_labels: np.ndarray,
+    *,
+    exclude: np.ndarray | None = None,
+) -> Relevance:
+    """Mark the neighbours that bear the query's label.
+
+    Args:
+      neighbors: `[Q, K]` gallery rows, nearest first.
+      query_labels: `[Q]` integers, -1 where missing.
+      gallery_labels: `[G]` integers, -1 where missing.
+      exclude: `[Q]` the gallery row that the query's search left out, or -1.
+
+    Returns:
+      A `Relevance`.
+
+    Raises:
+      ValueError: if shapes do not fit or a label is below -1.
+      TypeError: if labels are not integers.
+
+    Example:
+      >>> import numpy as np
+      >>> found = relevance(np.array([[2, 0, 1], [0, 1, 2]]), np.array([5, 9]), np.array([5, 5, 7]))
+      >>> found.hits.tolist(), found.counts.tolist()
+      ([[False, True, True], [False, False, False]], [2, 0])
+      >>> recall = recall_at_k(found, 2)
+      >>> recall.mean, recall.queries, recall.undefined
+      (1.0, 1, 1)
+    """
+    neighbors = np.asarray(neighbors)
+    if neighbors.ndim != 2:
+        raise ValueError(f"neighbors has shape {neighbors.shape}, expected [Q, K]")
+    query_labels = check_labels("query_labels", np.asarray(query_labels)[:, None], len(neighbors))[:, 0]
+    gallery_labels = np.asarray(gallery_labels)
+    gallery_labels = check_labels("gallery_labels", gallery_labels[:, None], len(gallery_labels))[:, 0]
+    counts = relevant_counts(query_labels, gallery_labels, exclude)
+    known = (query_labels >= 0)[:, None]
+    return Relevance(known & (gallery_labels[neighbors] == query_labels[:, None]), counts)
+
+
+def relevant_counts(query_labels: np.ndarray, gallery_labels: np.ndarray, exclude: np.ndarray | None) -> np.ndarray:
+    """Return `[Q]`: how many gallery rows, the excluded one aside, bear the query's label; 0 if it is missing."""
+    known = query_labels >= 0
+    values, inverse = np.unique(np.concatenate([gallery_labels, query_labels]), return_inverse=True)
+    totals = np.bincount(inverse[: len(gallery_labels)], minlength=len(values))
+    counts = np.where(known, totals[inverse[len(gallery_labels) :]], 0)
+    if exclude is not None:
+        exclude = np.asarray(exclude)
+        counts -= known & (exclude >= 0) & (gallery_labels[exclude] == query_labels)
+    return counts
+
+
+def recall_at_k(relevance: Relevance, k: int) -> Score:
+    """Whether any of the k nearest neighbours is relevant, 0 or 1."""
+    return _score(relevance, lambda hits, counts: hits.max(axis=1), k)
+
+
+def precision_at_k(relevance: Relevance, k: int) -> Score:
+    """Which share of the k nearest neighbours is relevant."""
+    return _score(relevance, lambda hits, counts: hits.mean(axis=1), k)
+
+
+def r_precision(relevance: Relevance) -> Score:
+    """Which share of the R nearest neighbours is relevant, R being the number of relevant gallery rows."""
+    return _score(relevance, lambda hits, counts: _first(hits, counts).sum(axis=1) / counts)
+
+
+def map_at_r(relevance: Relevance) -> Score:
+    """Mean average precision at R: `1/R sum_{i <= R} rel(i) precision(i)`, R the number of relevant gallery rows.
+
+    References:
+      K. Musgrave, S. Belongie, S.-N. Lim, A Metric Learning Reality Check, ECCV 2020.
+    """
+
+    def average_precision(hits: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        hits = _first(hits, counts)
+        precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+        return (precision * hits).sum(axis=1) / counts
+
+    return _score(relevance, average_precision)
+
+
+def _first(hits: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return hits among each query's first `counts` neighbours."""
+    return hits & (np.arange(hits.shape[1]) < counts[:, None])
+
+
+def _score(
+    relevance: Relevance, formula: Callable[[np.ndarray, np.ndarray], np.ndarray], k: int | None = None
+) -> Score:
+    """Apply a formula of (hits, counts) to the first k, or else the first R, neighbours of the defined queries."""
+    hits, counts = relevance
+    defined = counts > 0
+    wanted = int(counts.max(initial=0)) if k is None else k
+    if not (k is None or k >= 1) or wanted > hits.shape[1]:
+        raise ValueError(f"neighbour lists have {hits.shape[1]} entries, {'R' if k is None else 'k'} is {wanted}")
+    values = np.zeros(len(hits))
+    values[defined] = formula(hits[defined, :wanted], counts[defined])
+    return Score(values, defined)

@@ -1,0 +1,52 @@
+"""Arithmetic whose gradients stay finite where the textbook formula's do not.
+
+Every loss and distance is built from these few functions, so that a zero vector, two equal vectors or half
+precision are handled once. They hide no NaN: a NaN that comes in goes out.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def as_float(x: jax.Array) -> jax.Array:
+    """Returns `x` in float32, or in float64 if it already was: the precision in which losses are computed."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """Returns sqrt(x), with 0 and gradient 0 where `x <= 0`.
+
+    Example:
+      >>> import jax
+      >>> float(jax.grad(safe_sqrt)(0.0)), float(jax.grad(safe_sqrt)(4.0))
+      (0.0, 0.25)
+    """
+    # Both branches of `where` are differentiated, so the unused one needs a harmless argument as well.
+    empty = x <= 0
+    return jnp.where(empty, 0, jnp.sqrt(jnp.where(empty, 1, x)))
+
+
+def safe_normalize(x: jax.Array, axis: int = -1) -> jax.Array:
+    """Returns `x` scaled to unit Euclidean length along `axis`; a zero vector stays zero, with gradient zero.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> safe_normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+      [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+    empty = squared <= 0
+    return jnp.where(empty, 0, x * jax.lax.rsqrt(jnp.where(empty, 1, squared)))
+
+
+def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """Returns numerator / denominator, with 0 and gradient 0 where the denominator is 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> safe_divide(jnp.array([1.0, 5.0]), jnp.array([2.0, 0.0])).tolist()
+      [0.5, 0.0]
+    """
+    empty = denominator == 0
+    return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))

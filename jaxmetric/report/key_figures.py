@@ -1,0 +1,214 @@
+"""The top of the page: one sentence on the run, and four to six large figures which each say what they mean.
+
+Under each figure a track from 0 to 1 compares it with the untrained network and with guessing.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from jaxmetric.report.markup import WHY_UNDEFINED, color, escape, percent
+from jaxmetric.report.run import Run
+
+MOST_SOFT_LABELS = 3
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """A number in [0, 1] (a correlation may be negative), with its meaning.
+
+    `title` and `meaning` are markup; `untrained` and `chance` are what it is to be compared with;
+    `undefined` says why `value` is None.
+    """
+
+    title: str
+    kind: str
+    value: float | None
+    meaning: str
+    color: str
+    undefined: str
+    untrained: float | None = None
+    chance: float | None = None
+    is_percent: bool = True
+
+
+def lead(run: Run) -> str:
+    """What was compared, what training changed, and whether distances follow agreement."""
+    evaluation, identity = run.evaluation, run.columns[0].name
+    sentences = [
+        f"{evaluation['queries']:,} held-out pictures, each compared with {evaluation['gallery']:,} pictures "
+        "of the learning set."
+    ]
+    now, before = (_recall_at_1(result, identity) for result in (evaluation, run.baseline))
+    if now is not None and before is not None:
+        if percent(now) == percent(before):
+            change = f"left Recall@1 of <b>{escape(identity)}</b> at {percent(now)}"
+        else:
+            verb = "raised" if now > before else "lowered"
+            change = f"{verb} Recall@1 of <b>{escape(identity)}</b> from {percent(before)} to {percent(now)}"
+        sentences.append(f"Training {change}.")
+    means = [row["mean"] for row in evaluation["coherence"]["by_agreement"] if row["mean"] is not None]
+    if len(means) > 1:
+        coherent = all(far > near for far, near in pairwise(means))
+        sentences.append(
+            "The more labels two pictures share, the closer they lie on average."
+            if coherent
+            else "Pictures that share more labels do not always lie closer on average."
+        )
+    return " ".join(sentences)
+
+
+def key_figures(run: Run) -> list[KeyFigure]:
+    """Identity, soft labels, all labels at once, coherence; four at least, six at most."""
+    identity, *soft = (column.name for column in run.columns)
+    chance = {column.name: _chance(run, t) for t, column in enumerate(run.columns)}
+    figures = [_identity(run, identity, chance[identity])]
+    if not soft:
+        figures.append(_mean_average_precision(run, identity))
+    elif len(soft) <= MOST_SOFT_LABELS:
+        figures += [_soft_label(run, name, chance[name]) for name in soft]
+    else:
+        figures.append(_soft_labels(run, soft, _mean(chance[name] for name in soft)))
+    return [*figures, _all_labels(run), _coherence(run)]
+
+
+def render(figure: KeyFigure) -> str:
+    """A key figure as markup."""
+
+    def number(value: float) -> str:
+        return f"{100 * value:.1f}" if figure.is_percent else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+    unit = "%" if figure.is_percent else ""
+    if figure.value is None:
+        big, meaning = '<p class="big none">undefined</p>', f"Undefined: {figure.undefined}."
+    else:
+        big, meaning = f'<p class="big">{number(figure.value)}<small>{unit}</small></p>', figure.meaning
+    marks = notes = ""
+    for kind, name, value in (("before", "untrained", figure.untrained), ("luck", "by chance", figure.chance)):
+        if value is not None:
+            marks += f'<i class="{kind}" style="left:{_clipped(value):.1f}%"></i>'
+            notes += f'<span class="{kind}">{name} {number(value)} {unit}</span>'
+    return (
+        f'<div class="key" style="--color:{figure.color}"><h3>{figure.title} <small>{figure.kind}</small></h3>'
+        f'{big}<div class="track" aria-hidden="true"><b style="width:{_clipped(figure.value or 0.0):.1f}%"></b>'
+        f'{marks}</div><p class="notes">{notes}</p><p class="meaning">{meaning}</p></div>'
+    )
+
+
+def _identity(run: Run, name: str, chance: float | None) -> KeyFigure:
+    value = _recall_at_1(run.evaluation, name)
+    return KeyFigure(
+        title=escape(name),
+        kind="Recall@1",
+        value=value,
+        meaning=f"For {_of_100(value)} of 100 pictures, the nearest learning-set picture has the same {escape(name)}.",
+        color=color(run.columns, name),
+        undefined=WHY_UNDEFINED["retrieval"],
+        untrained=_recall_at_1(run.baseline, name),
+        chance=chance,
+    )
+
+
+def _mean_average_precision(run: Run, name: str) -> KeyFigure:
+    return KeyFigure(
+        title=escape(name),
+        kind="MAP@R",
+        value=_column(run.evaluation, name, "map_at_r"),
+        meaning="How far the nearest pictures are the right ones, as many as there are: 100 % is perfect.",
+        color=color(run.columns, name),
+        undefined=WHY_UNDEFINED["retrieval"],
+        untrained=_column(run.baseline, name, "map_at_r"),
+    )
+
+
+def _soft_label(run: Run, name: str, chance: float | None) -> KeyFigure:
+    value = _column(run.evaluation, name, "rank1")
+    return KeyFigure(
+        title=escape(name),
+        kind="rank-1",
+        value=value,
+        meaning=f"The nearest picture has the same {escape(name)} {_of_100(value)} times in 100.",
+        color=color(run.columns, name),
+        undefined=WHY_UNDEFINED["retrieval"],
+        untrained=_column(run.baseline, name, "rank1"),
+        chance=chance,
+    )
+
+
+def _soft_labels(run: Run, names: Sequence[str], chance: float | None) -> KeyFigure:
+    each = ", ".join(f"{escape(name)} {percent(_column(run.evaluation, name, 'rank1'))}" for name in names)
+    return KeyFigure(
+        title=f"{len(names)} soft labels",
+        kind="mean rank-1",
+        value=_mean(_column(run.evaluation, name, "rank1") for name in names),
+        meaning=f"How often the nearest picture has the same value: {each}.",
+        color="var(--c1)",
+        undefined=WHY_UNDEFINED["retrieval"],
+        untrained=_mean(_column(run.baseline, name, "rank1") for name in names),
+        chance=chance,
+    )
+
+
+def _all_labels(run: Run) -> KeyFigure:
+    joint = run.evaluation["joint"]
+    return KeyFigure(
+        title="All labels",
+        kind="right together",
+        value=joint["all_correct"],
+        meaning=f"The {joint['k']} nearest pictures vote on every label: how often is every answer right at once?",
+        color="var(--ink)",
+        undefined=WHY_UNDEFINED["joint"],
+        untrained=run.baseline["joint"]["all_correct"] if run.baseline else None,
+    )
+
+
+def _coherence(run: Run) -> KeyFigure:
+    return KeyFigure(
+        title="Coherence",
+        kind="Spearman",
+        value=run.evaluation["coherence"]["spearman"],
+        meaning="Do pictures that share more labels lie closer? 1 is always, 0 is no relation.",
+        color="var(--accent)",
+        undefined=WHY_UNDEFINED["coherence"],
+        untrained=run.baseline["coherence"]["spearman"] if run.baseline else None,
+        is_percent=False,
+    )
+
+
+def _column(result: Mapping[str, Any] | None, name: str, key: str) -> Any:
+    return result["columns"][name][key] if result else None
+
+
+def _recall_at_1(result: Mapping[str, Any] | None, name: str) -> float | None:
+    return (_column(result, name, "recall") or {}).get("1")
+
+
+def _chance(run: Run, column: int) -> float | None:
+    """How often a learning-set picture drawn at random has the query's value, over queries that have a match."""
+    queries, gallery = (np.asarray(labels)[:, column] for labels in (run.query_labels, run.gallery_labels))
+    gallery = gallery[gallery >= 0]
+    if not gallery.size:
+        return None
+    counts = np.bincount(gallery, minlength=len(run.columns[column].values))[queries[queries >= 0]]
+    return float(counts[counts > 0].mean() / gallery.size) if counts.any() else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _of_100(value: float | None) -> str:
+    """Whole hits in 100, which say "100" and "0" only where it is so."""
+    if value is None:
+        return ""
+    if 0 < value < 1:
+        return str(min(max(round(100 * value), 1), 99))
+    return f"{100 * value:.0f}"
+
+
+def _clipped(value: float) -> float:
+    return 100 * min(max(value, 0.0), 1.0)

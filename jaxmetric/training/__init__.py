@@ -1,0 +1,26 @@
+"""Training: the state, the per-device step, and what surrounds the loop (checkpoints, metric files, signals).
+
+There is no trainer class: `experiments/train.py` is a loop over these functions, to be read and copied.
+"""
+
+from jaxmetric.training.checkpoints import open_checkpoints, restore_latest, save_checkpoint
+from jaxmetric.training.loop import MetricWindow, NonFiniteLossError, stop_on_signals
+from jaxmetric.training.state import TrainState, create_state, make_optimizer
+from jaxmetric.training.step import make_embed, make_train_step
+from jaxmetric.training.writers import MetricWriter, read_metrics
+
+__all__ = [
+    "MetricWindow",
+    "MetricWriter",
+    "NonFiniteLossError",
+    "TrainState",
+    "create_state",
+    "make_embed",
+    "make_optimizer",
+    "make_train_step",
+    "open_checkpoints",
+    "read_metrics",
+    "restore_latest",
+    "save_checkpoint",
+    "stop_on_signals",
+]

@@ -1,0 +1,154 @@
+"""What a training run carries from step to step, and the optimiser that changes it.
+
+Parameters are a dict of two: `"encoder"`, the network's, and `"loss"`, those of parametric losses (centres, proxies).
+Both live in one state, so that neither the optimiser nor a checkpoint can forget the second.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": optax.scale_by_adam,
+    "adam": optax.scale_by_adam,
+    "sgd": lambda eps: optax.trace(decay=0.9, nesterov=True),
+}
+SCHEDULES = ("cosine", "constant", "step")
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """The replicated state of a run.
+
+    Attributes:
+      step: int32 scalar, how many steps were taken.
+      params: `{"encoder": ..., "loss": ...}`.
+      batch_stats: the encoder's batch statistics (an empty dict where it has none).
+      opt_state: the optimiser's state.
+    """
+
+    step: jax.Array
+    params: dict[str, Any]
+    batch_stats: Any
+    opt_state: Any
+
+
+def create_state(
+    key: jax.Array,
+    encoder: nn.Module,
+    *,
+    image_size: int,
+    loss_params: Any,
+    optimizer: optax.GradientTransformation,
+) -> TrainState:
+    """A fresh state.
+
+    Args:
+      key: a `jax.random` key for the encoder's parameters.
+      encoder: a Linen module, called as `encoder(images, train=...)`.
+      image_size: side of the pictures it will see.
+      loss_params: parameters of the losses, see `experiments.objective`.
+      optimizer: see `make_optimizer`.
+
+    Returns:
+      The state before the first step.
+    """
+
+    def create(key: jax.Array, loss_params: Any) -> TrainState:
+        variables = encoder.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
+        params = {"encoder": variables["params"], "loss": loss_params}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.init(params),
+        )
+
+    return jax.jit(create)(key, loss_params)
+
+
+def make_schedule(name: str, *, peak: float, steps: int, warmup: int = 0) -> optax.Schedule:
+    """A learning rate for each step: a linear warmup to `peak`, then as `name` says.
+
+    Args:
+      name: `"cosine"` decays to 0 at `steps`, `"constant"` stays, `"step"` falls tenfold after 40 % and after 80 % of
+        the steps (the SoftTriple paper's epochs 20 and 40 of 50).
+      peak: the highest rate.
+      steps: length of the run.
+      warmup: steps of the linear rise, included in `steps`.
+
+    Returns:
+      An optax schedule.
+
+    Raises:
+      ValueError: if the name is unknown.
+
+    Example:
+      >>> schedule = make_schedule("step", peak=1.0, steps=50)
+      >>> [round(float(schedule(step)), 3) for step in (0, 19, 20, 39, 40)]
+      [1.0, 1.0, 0.1, 0.1, 0.01]
+    """
+    if name == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
+    elif name == "constant":
+        after = optax.constant_schedule(peak)
+    elif name == "step":
+        after = optax.piecewise_constant_schedule(peak, {round(share * steps) - warmup: 0.1 for share in (0.4, 0.8)})
+    else:
+        raise ValueError(f"schedule is {name!r}, expected one of {', '.join(SCHEDULES)}")
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def make_optimizer(
+    name: str,
+    schedule: optax.Schedule,
+    *,
+    loss_rate: float = 1.0,
+    weight_decay: float = 0.0,
+    epsilon: float = 1e-8,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """An optimiser with separate rates for the encoder and the loss's own parameters.
+
+    Args:
+      name: `"adamw"` decays weights decoupled from the gradient, `"adam"` adds the decay to the gradient, `"sgd"` has
+        Nesterov momentum 0.9 and does as `"adam"`. Only the encoder's kernels are decayed: no biases, no scales, no
+        centres.
+      schedule: the encoder's learning rate.
+      loss_rate: the rate of the loss's parameters, as a multiple of the encoder's.
+      weight_decay: see above.
+      epsilon: Adam's.
+      clip_norm: clips the global norm of the gradient; None does not.
+
+    Returns:
+      An optax transformation for params `{"encoder": ..., "loss": ...}`.
+
+    Raises:
+      ValueError: if the name is unknown.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer is {name!r}, expected one of {', '.join(OPTIMIZERS)}")
+    decay = optax.add_decayed_weights(weight_decay, mask=_kernels)
+    scale = OPTIMIZERS[name](eps=epsilon)
+    rule = (scale, decay) if name == "adamw" else (decay, scale)
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    rates = {"encoder": optax.identity(), "loss": optax.scale(loss_rate)}
+    return optax.chain(
+        clip,
+        *rule,
+        optax.multi_transform(rates, {"encoder": "encoder", "loss": "loss"}),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _kernels(params: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "encoder": jax.tree.map(lambda x: x.ndim > 1, params["encoder"]),
+        "loss": jax.tree.map(lambda x: False, params["loss"]),
+    }

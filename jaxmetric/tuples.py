@@ -1,0 +1,79 @@
+"""The pairs of a batch, and quadruplets drawn from them: static shapes, randomness only through a key."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Pairs(NamedTuple):
+    """Index arrays `[P]` of the two members of each pair."""
+
+    first: jax.Array
+    second: jax.Array
+
+
+def all_pairs(batch: int, *, self_pairs: bool = False) -> Pairs:
+    """Every unordered pair of distinct examples of a batch, once; with `self_pairs` followed by the pairs (i, i).
+
+    The pairs are numbered round by round of a circular tournament, (i, i + offset mod B), so that their indices are
+    computed where they are used instead of being stored in the program.
+
+    Example:
+      >>> first, second = all_pairs(4)
+      >>> list(zip(first.tolist(), second.tolist()))
+      [(0, 1), (1, 2), (2, 3), (3, 0), (0, 2), (1, 3)]
+    """
+    number = jax.lax.iota(np.int32, batch * (batch - 1) // 2)
+    first = number % batch
+    second = (first + number // batch + 1) % batch
+    if self_pairs:
+        itself = jax.lax.iota(np.int32, batch)
+        first, second = jnp.append(first, itself), jnp.append(second, itself)
+    return Pairs(first, second)
+
+
+def sample_ordered(
+    key: jax.Array,
+    lower: jax.Array,
+    upper: jax.Array,
+    weights: jax.Array,
+    *,
+    num_samples: int,
+    num_levels: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws ordered pairs (a, b) with `upper[a] < lower[b]`, with replacement, with probability `weights[a]
+    weights[b]`.
+
+    Drawn by inverting the cumulative weights, so that every draw is a valid one however rare these are.
+
+    Args:
+      key: a `jax.random` key.
+      lower: `[P]` lowest level of each item, integers in [0, num_levels).
+      upper: `[P]` highest level of each item.
+      weights: `[P]` weights >= 0.
+      num_samples: how many to draw (static).
+      num_levels: static number of levels.
+
+    Returns:
+      Indices a and b, `[num_samples]` each, and a boolean: whether any such ordered pair exists.
+    """
+    near_key, far_key = jax.random.split(key)
+    # Far items in order of their level: those above level u are a suffix.
+    by_level = jnp.argsort(lower)
+    reached = jnp.cumsum(weights[by_level])
+    below = jnp.append(0, reached)[jnp.searchsorted(lower[by_level], jnp.arange(num_levels), side="right")]
+    beyond = reached[-1] - below
+    near = _draw(near_key, jnp.cumsum(weights * beyond[upper]), 0.0, num_samples)
+    far = by_level[_draw(far_key, reached, below[upper[near]], num_samples)]
+    return near, far, jnp.sum(weights * beyond[upper]) > 0
+
+
+def _draw(key: jax.Array, cumulative: jax.Array, start: jax.Array | float, num_samples: int) -> jax.Array:
+    """Indices of `cumulative` drawn in proportion to its increments beyond the value `start`."""
+    uniform = jax.random.uniform(key, (num_samples,), cumulative.dtype)
+    target = start + uniform * (cumulative[-1] - start)
+    drawn = jnp.searchsorted(cumulative, target, side="right")
+    last = jnp.searchsorted(cumulative, cumulative[-1], side="left")  # rounding may reach the end of the scale
+    return jnp.minimum(drawn, last)

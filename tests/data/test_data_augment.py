@@ -1,0 +1,126 @@
+"""Augmentation: within its bounds, the same for every batch layout; resizing against Pillow and by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmetric.data import Augmentation, augment, image_keys, prepare
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (8, 24, 24, 3), dtype=np.uint8)
+KEYS = image_keys(jax.random.key(1), jnp.arange(8))
+
+
+@functools.partial(jax.jit, static_argnames=("image_size", "augmentation"))
+def jitted(keys, images, image_size=16, augmentation=Augmentation()):
+    return augment(keys, images, image_size=image_size, augmentation=augmentation)
+
+
+def test_a_picture_is_changed_alike_wherever_it_stands():
+    whole = jitted(KEYS, PICTURES)
+    halves = [jitted(KEYS[part], PICTURES[part]) for part in (slice(0, 4), slice(4, 8))]
+    np.testing.assert_allclose(np.concatenate(halves), whole, atol=1e-6)
+    order = np.array([3, 1, 7, 0, 2, 6, 4, 5])
+    np.testing.assert_allclose(jitted(KEYS[order], PICTURES[order]), whole[order], atol=1e-6)
+
+
+def test_the_key_decides():
+    np.testing.assert_array_equal(jitted(KEYS, PICTURES), jitted(KEYS, PICTURES))
+    other = image_keys(jax.random.key(2), jnp.arange(8))
+    assert (np.abs(jitted(other, PICTURES) - jitted(KEYS, PICTURES)).mean(axis=(1, 2, 3)) > 0.01).all()
+    same = np.broadcast_to(PICTURES[:1], PICTURES.shape)
+    assert len({picture.tobytes() for picture in np.asarray(jitted(KEYS, same))}) == 8
+
+
+def test_values_stay_within_bounds():
+    out = jitted(KEYS, PICTURES, augmentation=Augmentation(colour=0.9))
+    assert out.shape == (8, 16, 16, 3)
+    assert out.dtype == jnp.float32
+    assert float(out.min()) >= -1
+    assert float(out.max()) <= 1
+
+
+def test_without_changes_it_is_prepare():
+    still = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False, colour=0.0)
+    np.testing.assert_allclose(
+        jitted(KEYS, PICTURES, augmentation=still), prepare(jnp.asarray(PICTURES), image_size=16), atol=1e-5
+    )
+
+
+def test_flip_alone_mirrors_about_half():
+    flip = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), colour=0.0)
+    keys = image_keys(jax.random.key(0), jnp.arange(64))
+    out = np.asarray(jitted(keys, np.broadcast_to(PICTURES[:1], (64, 24, 24, 3)), 24, flip))
+    plain = PICTURES[0] / 127.5 - 1
+    mirrored = np.abs(out - plain[:, ::-1]).max(axis=(1, 2, 3)) < 1e-5
+    same = np.abs(out - plain).max(axis=(1, 2, 3)) < 1e-5
+    assert (mirrored ^ same).all()
+    assert 16 < mirrored.sum() < 48
+
+
+def test_a_crop_shows_the_share_of_the_ramp_that_was_asked_for():
+    """On a ramp from left to right, the width of a crop is the range of the values it shows."""
+    ramp = np.broadcast_to(np.arange(0, 256, 2, dtype=np.uint8)[:, None], (64, 128, 128, 3))
+    quarter = Augmentation(crop_scale=(0.25, 0.25), crop_aspect=(1.0, 1.0), flip=False, colour=0.0)
+    keys = image_keys(jax.random.key(0), jnp.arange(64))
+    out = (np.asarray(jitted(keys, ramp, 32, quarter)) + 1) * 127.5
+    steps = np.diff(out[:, 0, :, 0], axis=1)[:, 1:-1]
+    np.testing.assert_allclose(steps, 2 * 64 / 32, atol=0.05)  # 64 pixels of 128, two grey levels each, over 32
+    assert out.min() >= 0
+    assert np.ptp(out[:, 0, 0, 0]) > 60  # crops start at different places
+
+
+def test_colour_changes_brightness_within_its_share():
+    grey = np.full((64, 8, 8, 3), 100, np.uint8)
+    only_colour = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False, colour=0.2)
+    keys = image_keys(jax.random.key(0), jnp.arange(64))
+    out = (np.asarray(jitted(keys, grey, 8, only_colour)) + 1) * 127.5
+    assert out.min() >= 80 - 1e-3
+    assert out.max() <= 120 + 1e-3
+    assert np.ptp(out) > 30
+    np.testing.assert_allclose(out.std(axis=(1, 2, 3)), 0, atol=1e-4)  # grey stays grey and flat
+
+
+def test_prepare_resizes_like_pillow():
+    """Pillow's bilinear filter is the same triangle, rounded to eight bits."""
+    ours = (prepare(jnp.asarray(PICTURES), image_size=9) + 1) * 127.5
+    theirs = [np.asarray(Image.fromarray(p).resize((9, 9), Image.Resampling.BILINEAR)) for p in PICTURES]
+    np.testing.assert_allclose(ours, theirs, atol=1.01)
+
+
+def test_prepare_standardises():
+    picture = jnp.asarray(PICTURES[:1])
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    out = prepare(picture, image_size=24, mean=mean, std=std)
+    np.testing.assert_allclose(out, (PICTURES[:1] / 255 - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(prepare(picture, image_size=24), PICTURES[:1] / 127.5 - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"crop_scale": (0.0, 1.0)}, r"crop_scale must satisfy 0 < low <= high <= 1, got \(0.0, 1.0\)"),
+        ({"crop_scale": (0.9, 0.5)}, "crop_scale"),
+        ({"crop_scale": (0.5, 1.5)}, "crop_scale"),
+        ({"crop_aspect": (0.0, 1.0)}, "crop_aspect must satisfy 0 < low <= high"),
+        ({"colour": 1.0}, r"colour must lie in \[0, 1\), got 1.0"),
+        ({"colour": float("nan")}, "colour"),
+    ],
+)
+def test_ranges_are_checked(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**fields)
+
+
+def test_bad_arrays_are_refused():
+    with pytest.raises(TypeError, match="images must be uint8, got float32"):
+        prepare(jnp.zeros((1, 4, 4, 3)), image_size=4)
+    with pytest.raises(ValueError, match=r"images must be \[B, H, W, 3\], got \(4, 4, 3\)"):
+        prepare(jnp.zeros((4, 4, 3), jnp.uint8), image_size=4)
+    with pytest.raises(ValueError, match="image_size must be at least 1"):
+        prepare(jnp.zeros((1, 4, 4, 3), jnp.uint8), image_size=0)
+    with pytest.raises(ValueError, match=r"one key per picture \(8\), got 4"):
+        augment(KEYS[:4], jnp.asarray(PICTURES), image_size=4)

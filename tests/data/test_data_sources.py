@@ -1,0 +1,44 @@
+"""A source refuses arrays that do not fit together, naming what came."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxmetric.data import LabelColumn, LabelledImages
+
+
+def good():
+    return LabelledImages(
+        images=np.zeros((2, 4, 4, 3), np.uint8),
+        labels=np.array([[0, -1], [1, 0]], np.int32),
+        columns=(LabelColumn("who", ("ann", "bob")), LabelColumn("age", ("31",), ordinal=True)),
+        split=np.array([0, 2], np.int8),
+        names=("a", "b"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"labels": np.zeros((2, 2))}, TypeError, "labels must hold integers, got float64"),
+        ({"labels": np.zeros(2, int)}, ValueError, r"labels must be \[N, T\].*got \(2,\)"),
+        ({"labels": np.zeros((2, 0), int)}, ValueError, r"at least one picture and one column, got \(2, 0\)"),
+        ({"labels": np.zeros((2, 3), int)}, ValueError, "labels have 3 columns, but 2 are described"),
+        ({"labels": np.array([[2, 0], [0, 0]])}, ValueError, r"'who' must lie in \[-1, 1\], got 0 to 2"),
+        ({"columns": (LabelColumn("x", ("1", "2")),) * 2}, ValueError, "column names must differ"),
+        ({"split": np.zeros(2)}, TypeError, "split must hold integers"),
+        ({"split": np.zeros(3, int)}, ValueError, r"split must be \[2\].*got \(3,\)"),
+        ({"split": np.array([0, 3])}, ValueError, "split must be 0 .learning., 1"),
+        ({"names": ("a",)}, ValueError, r"names must have one entry per row of labels \(2\), got 1"),
+        ({"images": np.zeros((2, 4, 5, 3), np.uint8)}, ValueError, r"images must be \[N, S, S, 3\]"),
+        ({"images": np.zeros((2, 4, 4, 3))}, TypeError, "images must be uint8, got float64"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        dataclasses.replace(good(), **changes)
+
+
+def test_size():
+    assert (len(good()), good().image_size) == (2, 4)

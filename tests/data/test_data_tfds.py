@@ -1,0 +1,104 @@
+"""TFDS by name, on a tiny data set written as array_record here, without TensorFlow."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmetric.data import load_tfds
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+
+def encoded(value):
+    buffer = BytesIO()
+    Image.new("L", (12, 10), value).save(buffer, "PNG")
+    buffer.seek(0)
+    return buffer
+
+
+class TinyPeople(tfds.core.GeneratorBasedBuilder):
+    """Six pictures to learn from and three to test on."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=["zoe", "ann"]),
+            "age": np.int64,
+            "town": tfds.features.Text(),
+            "size": np.float32,
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(0, 6), "test": self._generate_examples(6, 9)}
+
+    def _generate_examples(self, start, stop):
+        for i in range(start, stop):
+            town = "" if i == 0 else f"town {i % 3}"
+            yield i, {"image": encoded(i * 9), "label": i % 2, "age": i // 2 * 10 - 1, "town": town, "size": 0.0}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    TinyPeople(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+def test_pictures_labels_and_the_given_split(data_dir):
+    source = load_tfds("tiny_people", label_keys=("label", "age", "town"), data_dir=data_dir, image_size=5)
+    values = [picture[0, 0, 0] // 9 for picture in map(source.images.__getitem__, range(9))]
+    assert sorted(values) == list(range(9))
+    assert source.image_size == 5
+    np.testing.assert_array_equal(source.split, [0] * 6 + [2] * 3)
+    assert [c.name for c in source.columns] == ["label", "age", "town"]
+    for i, value in enumerate(values):
+        label, age, town = (
+            None if code < 0 else column.values[code]
+            for code, column in zip(source.labels[i], source.columns, strict=True)
+        )
+        assert label == ("zoe", "ann")[value % 2]
+        assert age == (None if value < 2 else str(value // 2 * 10 - 1))  # -1 is missing
+        assert town == (None if value == 0 else f"town {value % 3}")  # empty is missing
+    assert source.names[0] == "train[0]"
+    assert source.names[-1] == "test[2]"
+
+
+def test_disjoint_pools_the_splits_and_holds_classes_out(data_dir):
+    source = load_tfds("tiny_people", label_keys=("town",), data_dir=data_dir, split="disjoint")
+    classes = source.labels[:, 0]
+    assert all(len(set(source.split[classes == c])) == 1 for c in range(3))
+    assert set(source.split) == {0, 2}
+
+
+def test_a_set_that_is_not_prepared_comes_with_the_command(data_dir, tmp_path):
+    for name in ("tiny_people", "mnist"):
+        command = rf"tfds build {name} --file_format=array_record --data_dir={tmp_path}"
+        with pytest.raises(ValueError, match=command) as caught:
+            load_tfds(name, label_keys=("label",), data_dir=tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "no_such_set"}, "'no_such_set' cannot be opened: Dataset no_such_set not found"),
+        ({"name": "tiny_people:9.9.9"}, "'tiny_people:9.9.9' cannot be opened"),
+        ({"label_keys": ("hat",)}, "no feature 'hat'; there are age, image, label, size, town"),
+        ({"image_key": "photo"}, "no feature 'photo'"),
+        ({"label_keys": ("size",)}, r"'size' must be one integer or text to be a label, got float32"),
+        ({"label_keys": ("image",)}, r"'image' must be one integer or text to be a label, got uint8"),
+        ({"label_keys": ()}, "label_keys must name at least one feature"),
+        ({"label_keys": "label"}, "label_keys must name at least one feature"),
+        ({"split": "train"}, "split must be 'given', 'within' or 'disjoint', got 'train'"),
+        ({"image_size": 0}, "image_size must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused(data_dir, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_tfds(**{"name": "tiny_people", "label_keys": ("label",), "data_dir": data_dir} | options)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,193 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmetric.encoders import ENCODERS, POOLINGS, EmbeddingHead, make_encoder
+from jaxmetric.encoders.resnet import convolution
+
+
+def shapes_of(encoder, images_shape):
+    """Shapes of variables and embeddings, without computing either."""
+    images = jax.ShapeDtypeStruct(images_shape, jnp.float32)
+    variables = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), images)
+    return variables, jax.eval_shape(lambda v, x: encoder.apply(v, x, train=False), variables, images)
+
+
+def random_images(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    encoder = make_encoder("tiny", embedding_dim=6, stem="small")
+    variables = jax.jit(lambda x: encoder.init(jax.random.key(0, impl="unsafe_rbg"), x, train=False))(
+        random_images(8, 8, 8, 3)
+    )
+    return encoder, variables
+
+
+class Convolution(nn.Module):
+    size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        return convolution(x, 4, self.size, self.stride, dtype=jnp.float32, name="layer")
+
+
+def torch_convolution(x, kernel, stride):
+    """The definition in torch's documentation: padding size // 2 on every side, cross-correlation."""
+    size = kernel.shape[0]
+    padding = size // 2
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    rows, columns = ((n - size) // stride + 1 for n in x.shape[1:3])
+    out = np.zeros((x.shape[0], rows, columns, kernel.shape[3]))
+    for i in range(rows):
+        for j in range(columns):
+            patch = x[:, i * stride : i * stride + size, j * stride : j * stride + size]
+            out[:, i, j] = np.einsum("bhwc,hwcf->bf", patch, kernel)
+    return out
+
+
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+@pytest.mark.parametrize("side", [8, 9])
+def test_convolution_pads_and_strides_as_torch_does(size, stride, side):
+    x = random_images(2, side, side, 3)
+    kernel = np.random.default_rng(1).normal(size=(size, size, 3, 4)).astype(np.float32)
+    out = Convolution(size, stride).apply({"params": {"layer": {"kernel": kernel}}}, x)
+    np.testing.assert_allclose(out, torch_convolution(np.asarray(x), kernel, stride), rtol=1e-4, atol=1e-4)
+
+
+# The numbers torchvision publishes; its classifier of 1000 classes is a linear layer as the head's is.
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032), ("resnet101", 44_549_160)],
+)
+def test_resnets_have_the_published_number_of_parameters(name, parameters):
+    variables, _ = shapes_of(make_encoder(name, embedding_dim=1000), (1, 224, 224, 3))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == parameters
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_every_encoder_gives_float32_embeddings_of_the_asked_size(name, stem):
+    encoder = make_encoder(name, embedding_dim=17, width=4, stem=stem, dtype=jnp.bfloat16)
+    variables, embeddings = shapes_of(encoder, (3, 33, 29, 3))
+    assert embeddings.shape == (3, 17)
+    assert embeddings.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(("stem", "side"), [("imagenet", 7), ("small", 28)])
+def test_resnet_reduces_224_pixels_as_its_stem_says(stem, side):
+    trunk = ENCODERS["resnet18"](stem=stem)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    features, _ = jax.eval_shape(lambda x: trunk.init_with_output(jax.random.key(0), x, train=False), images)
+    assert features.shape == (1, side, side, 512)
+
+
+def test_bottleneck_strides_in_its_3x3_convolution():
+    trunk = ENCODERS["resnet50"](stem="small")
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+
+    def layers(x):
+        _, state = trunk.init_with_output(jax.random.key(0), x, train=False, capture_intermediates=True)
+        return state["intermediates"]["layer2_0"]
+
+    outputs = jax.eval_shape(layers, images)
+    assert outputs["bn1"]["__call__"][0].shape == (1, 32, 32, 128)
+    assert outputs["bn2"]["__call__"][0].shape == (1, 16, 16, 128)
+
+
+def test_embeddings_have_unit_length_in_bfloat16_too(tiny):
+    encoder, variables = tiny
+    images = random_images(8, 8, 8, 3)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        encoder = make_encoder("tiny", embedding_dim=6, stem="small", dtype=dtype)
+        embeddings = jax.jit(lambda v, x, e=encoder: e.apply(v, x, train=False))(variables, images)
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
+
+
+def test_batch_norm_synchronised_over_devices_equals_the_global_batch(tiny):
+    _, variables = tiny
+    images = random_images(8, 8, 8, 3) * jnp.arange(1, 9)[:, None, None, None]
+
+    def forward(encoder):
+        return lambda x: encoder.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    whole = jax.jit(forward(make_encoder("tiny", embedding_dim=6, stem="small")))(images)
+    synchronised = make_encoder("tiny", embedding_dim=6, stem="small", axis_name="devices")
+    shards = jax.jit(jax.vmap(forward(synchronised), axis_name="devices"))(images.reshape(4, 2, 8, 8, 3))
+    np.testing.assert_allclose(shards[0].reshape(8, 6), whole[0], atol=2e-5)
+    for shard, expected in zip(jax.tree.leaves(shards[1]), jax.tree.leaves(whole[1]), strict=True):
+        np.testing.assert_allclose(shard, np.broadcast_to(expected, shard.shape), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_batch_statistics_move_in_training_unless_frozen(tiny, freeze):
+    _, variables = tiny
+    encoder = make_encoder("tiny", embedding_dim=6, stem="small", freeze_batch_norm=freeze)
+    images = random_images(8, 8, 8, 3)
+    trained, state = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
+    same = jax.tree.map(lambda new, old: bool((new == old).all()), state["batch_stats"], variables["batch_stats"])
+    assert all(jax.tree.leaves(same)) == freeze
+    evaluated = encoder.apply(variables, images, train=False)
+    assert bool(jnp.allclose(trained, evaluated, atol=1e-6)) == freeze
+
+
+def test_pooling_spelled():
+    # One picture, two positions, two channels: channel 0 holds 1 and 3, channel 1 holds 0 and 2.
+    features = jnp.array([[[[1.0, 0.0], [3.0, 2.0]]]])
+    identity = {"projection": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}, "power": jnp.float32(3)}
+    expected = {
+        "average": [2, 1],
+        "max": [3, 2],
+        "average+max": [5, 3],
+        "gem": [((1**3 + 3**3) / 2) ** (1 / 3), ((0**3 + 2**3) / 2) ** (1 / 3)],
+    }
+    assert set(expected) == set(POOLINGS)
+    for pooling, value in expected.items():
+        pooled = EmbeddingHead(2, pooling, normalize=False).apply({"params": identity}, features)
+        np.testing.assert_allclose(pooled, [value], rtol=1e-5)
+
+
+def test_gem_of_features_that_are_zero_has_finite_gradients():
+    head = EmbeddingHead(2, "gem")
+    features = jnp.zeros((1, 2, 2, 3))
+    variables = head.init(jax.random.key(0, impl="unsafe_rbg"), features)
+    gradients = jax.grad(lambda v, x: head.apply(v, x).sum(), argnums=(0, 1))(variables, features)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_head_leaves_a_zero_vector_zero_with_a_finite_gradient():
+    head = EmbeddingHead(2)
+    features = jnp.zeros((1, 2, 2, 3))
+    variables = head.init(jax.random.key(0, impl="unsafe_rbg"), features)
+    np.testing.assert_array_equal(head.apply(variables, features), np.zeros((1, 2)))
+    gradient = jax.grad(lambda x: head.apply(variables, x).sum())(features)
+    np.testing.assert_array_equal(gradient, np.zeros_like(features))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "resnet19"}, "encoder is 'resnet19', expected one of tiny, resnet10, resnet18, "),
+        ({"name": "tiny", "stem": "big"}, "stem is 'big', expected one of imagenet, small"),
+        ({"name": "tiny", "pooling": "sum"}, "pooling is 'sum', expected one of average, max, gem, average"),
+        ({"name": "tiny", "embedding_dim": 0}, "embedding_dim is 0, expected at least 1"),
+        ({"name": "tiny", "width": 0}, "width is 0, expected at least 1"),
+    ],
+)
+def test_unknown_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_encoder(**options)
+
+
+def test_images_of_wrong_shape_or_dtype_are_named():
+    encoder = make_encoder("tiny")
+    with pytest.raises(ValueError, match=r"images has shape \(8, 8, 3\), expected \[B, H, W, 3\]"):
+        encoder.init(jax.random.key(0), jnp.zeros((8, 8, 3)), train=False)
+    with pytest.raises(TypeError, match="images has dtype uint8, expected floating point"):
+        encoder.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3), jnp.uint8), train=False)
