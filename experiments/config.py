@@ -28,8 +28,7 @@ class DataConfig:
     source: Literal["emoji_people", "csv", "tfds"] = "emoji_people"
     """Where pictures come from: the embedded data set, a CSV file of your own, or a prepared TFDS data set."""
     csv: str = ""
-    """For csv: the file, as `image,identity,...,split` with a header, or as `filename,class_1,...,class_T,split`
-    without."""
+    """For csv: the file, as `image,identity,...,split` with a header, or as `filename,class_1,...` without."""
     image_root: str = ""
     """For csv: the folder that picture names start from (the CSV file's own if empty)."""
     skip_bad: bool = False
@@ -43,8 +42,7 @@ class DataConfig:
     columns: tuple[str, ...] = ()
     """Label columns, the identity first; all if empty (for tfds: feature names, at least one)."""
     split: Literal["given", "within", "disjoint"] = "within"
-    """What is held out: pictures of every identity (within), whole identities (disjoint), or what the source says
-    (given)."""
+    """What is held out: pictures of every identity (within), whole identities (disjoint), or the source's own choice."""
     stored_size: int = 64
     """Side in pixels at which pictures are kept; crops are taken from it."""
     resize: Literal["crop", "squash"] = "crop"

@@ -118,8 +118,8 @@ def _describe(experiment: Experiment) -> str:
     counts = ", ".join(f"{(source.split == code).sum():,} {name}" for code, name in enumerate(SPLITS))
     labels = ", ".join(f"{column.name} ({len(column.values)})" for column in source.columns)
     devices = f"{jax.local_device_count()} {jax.default_backend()} device{'s' * (jax.local_device_count() > 1)}"
-    return f"  pictures: {counts}\n  labels: {labels}\n  network: {config.network.encoder} on {devices},
-    {config.steps} steps"
+    network = f"{config.network.encoder} on {devices}, {config.steps} steps"
+    return f"  pictures: {counts}\n  labels: {labels}\n  network: {network}"
 
 
 @contextmanager

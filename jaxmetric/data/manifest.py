@@ -1,7 +1,6 @@
 """A CSV list of anybody's own pictures: `load_manifest`.
 
-Two formats are told apart by the first cell of the file. With a header (its first line names a column
-`image`):
+Two formats are told apart by their first line. A header names a column `image`:
 
     image,identity,gender,age,split
     a/1.jpg,ann,female,31,learning
@@ -183,8 +182,8 @@ def _read(path: Path, problems: _Problems) -> _Table:
         raise ManifestError([f"{path}: the file is empty"])
     first_line, first = rows[0]
     if _has_header(first):
-        header, rows = first, rows[1:]
-        header[0] = _IMAGE
+        header = [cell.lower() if cell.lower() in (_IMAGE, _SPLIT) else cell for cell in first]
+        rows = rows[1:]
     else:
         header = [_IMAGE, *(f"class_{t}" for t in range(1, len(first) - 1)), _SPLIT]
     repeated = [name for name, count in Counter(header).items() if count > 1]
@@ -229,7 +228,7 @@ def _cells(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def _has_header(first: list[str]) -> bool:
-    return first[0].lower() in ("image", "filename", "file", "path")
+    return _IMAGE in (cell.lower() for cell in first)
 
 
 def _select(table: _Table, columns: Sequence[str] | None, path: Path) -> _Table:

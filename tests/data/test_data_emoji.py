@@ -81,13 +81,14 @@ def test_it_is_small_and_carries_its_licences():
 
 
 def test_make_takes_complete_roles_and_composes_on_white(tmp_path):
-    """Two toy packages: a runner and a farmer are complete; a singer lacks one picture of one vendor."""
+    """Two toy packages: a runner and a farmer are complete, a singer lacks one picture; facing right is no role."""
+
     def emoji(code, name):
         tones = {t.upper(): {"image": f"{code}-{t}.png"} for t in make.SKINS.values() if t}
         return {"image": f"{code}.png", "short_name": name, "skin_variations": tones}
 
     runner = [emoji(f"1f3c3{sign}", name) for sign, name in zip(make._SIGNS, ("man", "woman", "runner"), strict=True)]
-    joined = {"1f33e": "farmer", "1f3a4": "singer"}
+    joined = {"1f33e": "farmer", "1f3a4": "singer", "1f33e-200d-27a1-fe0f": "farmer_facing_right"}
     others = [emoji(f"{adult}-200d-{thing}", joined[thing]) for thing in joined for adult in make._ADULTS]
     folders = {}
     for v, (vendor, word) in enumerate(make.VENDORS.items()):

@@ -56,6 +56,7 @@ def test_pictures_labels_and_the_given_split(data_dir):
     assert source.image_size == 5
     np.testing.assert_array_equal(source.split, [0] * 6 + [2] * 3)
     assert [c.name for c in source.columns] == ["label", "age", "town"]
+    assert source.columns[1].values == ("9", "19", "29", "39")
     for i, value in enumerate(values):
         label, age, town = (
             None if code < 0 else column.values[code]

@@ -1,0 +1,16 @@
+"""Runs the suite on eight CPU devices, with one compilation cache for the tests and the processes they start."""
+
+import os
+import tempfile
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+_CACHE = tempfile.TemporaryDirectory(prefix="jaxmetric-cache-", ignore_cleanup_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+from hypothesis import settings  # noqa: E402
+
+# Compilations make single examples slow and uneven; the seed is fixed so that a run is repeatable.
+settings.register_profile("jaxmetric", deadline=None, max_examples=20, derandomize=True)
+settings.load_profile("jaxmetric")
