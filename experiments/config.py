@@ -15,6 +15,7 @@ from typing import Any, Literal
 import tyro
 
 CONFIG_FILE = "config.json"
+LOSS_WEIGHTS = ("quadruplet_weight", "soft_triple_weight", "softmax_weight", "triplet_weight")
 
 
 class ConfigError(ValueError):
@@ -42,7 +43,7 @@ class DataConfig:
     columns: tuple[str, ...] = ()
     """Label columns, the identity first; all if empty (for tfds: feature names, at least one)."""
     split: Literal["given", "within", "disjoint"] = "within"
-    """What is held out: pictures of every identity (within), whole identities (disjoint), or the source's own choice."""
+    """What is held out: pictures of every identity, whole identities, or what the source gives (as a csv's column)."""
     stored_size: int = 64
     """Side in pixels at which pictures are kept; crops are taken from it."""
     resize: Literal["crop", "squash"] = "crop"
@@ -175,35 +176,27 @@ def check_config(config: Config) -> None:
     if config.data.source in needs and not needs[config.data.source][1]:
         field, _ = needs[config.data.source]
         raise ConfigError(f"source is {config.data.source}: --{field.replace('_', '-')} says which, and is not given")
-    weights = [loss.quadruplet_weight, loss.soft_triple_weight, loss.softmax_weight, loss.triplet_weight]
-    if not any(weights):
-        raise ConfigError(
-            "every loss has weight 0; give one of --quadruplet-weight, --soft-triple-weight, "
-            "--softmax-weight, --triplet-weight"
-        )
+    weights = {name: getattr(loss, name) for name in LOSS_WEIGHTS}
+    if not any(weights.values()):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in LOSS_WEIGHTS)
+        raise ConfigError(f"every loss has weight 0; give one of {flags}")
     size = max(batch.classes_per_batch, 1) * batch.pictures_per_class
     if batch.classes_per_batch < 0 or size < 2:
         raise ConfigError(
             f"classes_per_batch {batch.classes_per_batch} x pictures_per_class {batch.pictures_per_class} "
             "is a batch of fewer than 2 pictures; nothing can be compared"
         )
-    at_least = {
+    at_least: dict[int, dict[str, float]] = {
         0: {
             "seed": config.seed,
             "evaluate_every": config.evaluate_every,
             "warmup": update.warmup,
-            "quadruplet_samples": loss.quadruplet_samples,
             "weight_decay": update.weight_decay,
             "clip_norm": update.clip_norm,
             "loss_rate": update.loss_rate,
+            "quadruplet_samples": loss.quadruplet_samples,
             "tau": loss.tau,
-            **dict(
-                zip(
-                    ("quadruplet_weight", "soft_triple_weight", "softmax_weight", "triplet_weight"),
-                    weights,
-                    strict=True,
-                )
-            ),
+            **weights,
         },
         1: {
             "steps": config.steps,

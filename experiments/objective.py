@@ -11,8 +11,6 @@ from experiments.config import LossConfig
 from jaxmetric.data import LabelColumn
 from jaxmetric.training.step import Objective
 
-Terms = dict[str, tuple[float, jax.Array]]
-
 
 def init_loss_params(key: jax.Array, loss: LossConfig, *, num_classes: int, dim: int) -> dict[str, jax.Array]:
     """The centres and class vectors that the configured terms learn."""
@@ -35,30 +33,31 @@ def make_objective(loss: LossConfig, columns: tuple[LabelColumn, ...]) -> Object
         key: jax.Array, params: Any, embeddings: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
         known = labels >= 0
-        identity = {"labels": labels[:, 0], "where": known[:, 0]}
-        terms: Terms = {}
+        identity, where = labels[:, 0], known[:, 0]
+        terms: dict[str, jax.Array] = {}
         if loss.quadruplet_weight:
-            terms["quadruplet"] = loss.quadruplet_weight, _quadruplet(loss, columns, key, embeddings, labels, known)
-        softmax = {"scale": loss.scale, "margin": loss.margin}
+            terms["quadruplet"] = _quadruplet(loss, columns, key, embeddings, labels, known)
         if loss.soft_triple_weight:
-            terms["soft_triple"] = (
-                loss.soft_triple_weight,
-                jaxmetric.soft_triple_loss(
-                    embeddings, centers=params["centers"], gamma=loss.gamma, tau=loss.tau, **softmax, **identity
-                ),
+            terms["soft_triple"] = jaxmetric.soft_triple_loss(
+                embeddings,
+                identity,
+                params["centers"],
+                scale=loss.scale,
+                gamma=loss.gamma,
+                margin=loss.margin,
+                tau=loss.tau,
+                where=where,
             )
         if loss.softmax_weight:
-            terms["softmax"] = (
-                loss.softmax_weight,
-                jaxmetric.normalized_softmax_loss(embeddings, proxies=params["proxies"], **softmax, **identity),
+            terms["softmax"] = jaxmetric.normalized_softmax_loss(
+                embeddings, identity, params["proxies"], scale=loss.scale, margin=loss.margin, where=where
             )
         if loss.triplet_weight:
-            terms["triplet"] = (
-                loss.triplet_weight,
-                jaxmetric.triplet_loss(embeddings, margin=loss.triplet_margin, mining=loss.triplet_mining, **identity),
+            terms["triplet"] = jaxmetric.triplet_loss(
+                embeddings, identity, margin=loss.triplet_margin, mining=loss.triplet_mining, where=where
             )
-        total = sum((weight * value for weight, value in terms.values()), jnp.zeros(()))
-        return total, {name: value for name, (_, value) in terms.items()}
+        total = sum((getattr(loss, f"{name}_weight") * term for name, term in terms.items()), jnp.zeros(()))
+        return total, terms
 
     return objective
 
@@ -87,6 +86,6 @@ def _quadruplet(
         agreement=loss.quadruplet_agreement,
         balance=loss.quadruplet_balance,
         label_weights=loss.label_weights or None,
-        ordinal=[len(column.values) - 1 if column.ordinal else 0 for column in columns],
+        ordinal=tuple(len(column.values) - 1 if column.ordinal else 0 for column in columns),
         where=known,
     )

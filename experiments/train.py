@@ -9,7 +9,7 @@ evaluation.json and report.html. The same command on the same directory goes on 
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path) -> tuple[TrainState
     step_fn = parallel.drive_pmap(make_step(experiment))
     embed, rate = make_embedder(experiment), learning_rate(config)
     with open_checkpoints(workdir / "checkpoints") as checkpoints, stop_on_signals() as stop:
-        state = restore_latest(checkpoints, state) or state
+        state = parallel.replicate(restore_latest(checkpoints, state) or state)
         start = int(state.step)
         if start:
             print(f"going on after step {start}", flush=True)
@@ -123,7 +123,7 @@ def _describe(experiment: Experiment) -> str:
 
 
 @contextmanager
-def _progress(start: int, steps: int) -> Iterator:  # type: ignore[type-arg]
+def _progress(start: int, steps: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """A function `(step, metrics)` that shows where the run is: a bar on a terminal, lines elsewhere."""
     if sys.stderr.isatty():
         with tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True) as bar:

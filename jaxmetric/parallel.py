@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import jax
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS_NAME = "devices"
 
@@ -88,8 +88,7 @@ def drive_shard_map(step: Step, *, devices: Sequence[jax.Device] | None = None) 
     `check_vma=False` is part of the arithmetic: with the check on, shard_map adds a sum over devices to the gradient of
     whatever is replicated, and gradients averaged by the body come out N times too large.
     """
-    devices = jax.local_devices() if devices is None else list(devices)
-    mesh = Mesh(devices, (AXIS_NAME,), axis_types=(AxisType.Auto,))
+    mesh = _mesh(devices)
     replicated, sharded = PartitionSpec(), PartitionSpec(AXIS_NAME)
     mapped = jax.jit(
         jax.shard_map(
@@ -103,7 +102,7 @@ def drive_shard_map(step: Step, *, devices: Sequence[jax.Device] | None = None) 
     )
 
     def driven(state: State, batch: Batch) -> tuple[State, Metrics]:
-        _check_divisible(batch, len(devices))
+        _check_divisible(batch, mesh.size)
         return mapped(state, batch)
 
     return driven
@@ -117,6 +116,15 @@ def drive_vmap(step: Step, *, num_devices: int) -> Driven:
     return lambda state, batch: mapped(state, split_batch(batch, num_devices))
 
 
+def replicate(tree: Any, *, devices: Sequence[jax.Device] | None = None) -> Any:
+    """Copies a state to every device, placed as the drivers return it.
+
+    A driver takes a state that lies anywhere, but compiles its step once more for each new placement: replicating the
+    initial state saves the second compilation.
+    """
+    return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
+
+
 def split_batch(batch: Batch, num_devices: int) -> Batch:
     """Reshapes each array `[B, ...]` to `[num_devices, B / num_devices, ...]`.
 
@@ -125,6 +133,11 @@ def split_batch(batch: Batch, num_devices: int) -> Batch:
     """
     _check_divisible(batch, num_devices)
     return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
+
+
+def _mesh(devices: Sequence[jax.Device] | None) -> Mesh:
+    devices = jax.local_devices() if devices is None else list(devices)
+    return Mesh(devices, (AXIS_NAME,), axis_types=(AxisType.Auto,))
 
 
 def _check_divisible(batch: Batch, num_devices: int) -> None:

@@ -43,10 +43,10 @@ def sample_ordered(
     num_samples: int,
     num_levels: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws ordered pairs (a, b) with `upper[a] < lower[b]`, with replacement, with probability `weights[a]
-    weights[b]`.
+    """Draws ordered pairs (a, b) with `upper[a] < lower[b]`, with replacement.
 
-    Drawn by inverting the cumulative weights, so that every draw is a valid one however rare these are.
+    The probability of a pair is proportional to `weights[a] weights[b]`. Drawn by inverting the cumulative weights, so
+    that every draw is a valid one however rare these are.
 
     Args:
       key: a `jax.random` key.

@@ -8,8 +8,8 @@ from experiments.config import BatchConfig, Config, DataConfig, EncoderConfig, L
 
 
 def quadruplet_csv() -> Config:
-    """The quadruplet paper: several labels a picture, pictures of every identity held out, 128 dimensions, alpha
-    0.1.""" return Config(
+    """The quadruplet paper: several labels a picture, pictures of every identity held out, alpha 0.1."""
+    return Config(
         data=DataConfig(source="csv", split="within", stored_size=72),
         batch=BatchConfig(classes_per_batch=16, pictures_per_class=8, image_size=64, colour=0.1),
         network=EncoderConfig(encoder="resnet18", width=32, embedding_dim=128),

@@ -90,7 +90,7 @@ def _prepared_builder(name: str, data_dir: str | Path | None) -> Any:
     import tensorflow_datasets as tfds
 
     where = f" --data_dir={data_dir}" if data_dir is not None else ""
-    hint = f"prepare it with: tfds build {name} --file_format=array_record{where}"
+    hint = f"prepare it once, with TensorFlow installed: tfds build {name} --file_format=array_record{where}"
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except Exception as error:  # each way of not finding a set has its own exception

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmetric.distances import pairwise_dot_product
 from jaxmetric.losses import checks
-from jaxmetric.losses.reduction import LossStats, reduce_each
+from jaxmetric.losses.reduction import LossResult, reduce_each
 from jaxmetric.numerics import safe_normalize
 
 
@@ -23,7 +23,7 @@ def normalized_softmax_loss(
     weights: jax.Array | None = None,
     reduction: str = "mean",
     has_aux: bool = False,
-) -> jax.Array | tuple[jax.Array, LossStats]:
+) -> LossResult:
     r"""Softmax cross entropy over the similarities to one normalised vector per class.
 
     :math:`-\log \mathrm{softmax}(\lambda\,(x^\top w_c - \delta\,[c = y]))_y` with :math:`|w_c| = 1`: SoftTriple with a

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxmetric.agreement import PairLevels, disagreement_levels, known_labels
 from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.losses import checks
-from jaxmetric.losses.reduction import LossStats, check_reduction, reduce_each, reduce_stats
+from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_each, reduce_stats
 from jaxmetric.numerics import safe_divide
 from jaxmetric.ordering import level_sums, ordered_hinge
 from jaxmetric.tuples import Pairs, all_pairs, sample_ordered
@@ -37,7 +37,7 @@ def quadruplet_loss(
     weights: jax.Array | None = None,
     reduction: str = "mean",
     has_aux: bool = False,
-) -> jax.Array | tuple[jax.Array, LossStats]:
+) -> LossResult:
     r"""The quadruplet loss over all quadruplets of a batch.
 
     The mean of :math:`[\,|f_i - f_j|^2 - |f_p - f_q|^2 + \alpha\,]_+` over all pairs of distinct pairs of examples with
@@ -136,9 +136,8 @@ def sampled_quadruplet_loss(
     weights: jax.Array | None = None,
     reduction: str = "mean",
     has_aux: bool = False,
-) -> jax.Array | tuple[jax.Array, LossStats]:
-    """The paper's estimator: the mean of `quadruplet_hinge` over quadruplets drawn at random from those with
-    different phi.
+) -> LossResult:
+    """The paper's estimator: the mean of `quadruplet_hinge` over random quadruplets of different phi.
 
     Drawn uniformly, with replacement, from the quadruplets over which `quadruplet_loss` averages, so that its
     expectation is that loss. Every draw is a valid quadruplet, however rare these are in the batch.

@@ -1,11 +1,14 @@
 """From sums over tuples to the value a loss returns: one division, by what was counted."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from jaxmetric.numerics import safe_divide
+
+# A scalar (or one value per anchor or example), or with has_aux=True a pair of that and LossStats.
+LossResult: TypeAlias = Any
 
 REDUCTIONS = ("mean", "mean_active", "sum")
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxmetric.distances import pairwise_dot_product
 from jaxmetric.losses import checks
 from jaxmetric.losses.proxy import check_class_vectors, class_cross_entropy
-from jaxmetric.losses.reduction import LossStats, reduce_each
+from jaxmetric.losses.reduction import LossResult, reduce_each
 from jaxmetric.numerics import safe_normalize, safe_sqrt
 
 
@@ -29,7 +29,7 @@ def soft_triple_loss(
     weights: jax.Array | None = None,
     reduction: str = "mean",
     has_aux: bool = False,
-) -> jax.Array | tuple[jax.Array, LossStats]:
+) -> LossResult:
     r"""The SoftTriple loss, its regulariser included.
 
     With :math:`S_{i,c} = \sum_k \mathrm{softmax}_k(x_i^\top w_c^k / \gamma)\, x_i^\top w_c^k`, the similarity of an

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.losses import checks
-from jaxmetric.losses.reduction import LossStats, check_reduction, reduce_stats
+from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_stats
 from jaxmetric.mining import hardest_negatives, hardest_positives, semi_hard_negatives
 from jaxmetric.ordering import ordered_hinge
 
@@ -20,7 +20,7 @@ def triplet_loss(
     weights: jax.Array | None = None,
     reduction: str = "mean",
     has_aux: bool = False,
-) -> jax.Array | tuple[jax.Array, LossStats]:
+) -> LossResult:
     r"""The triplet loss over the triplets of a batch, with squared Euclidean distances.
 
     The mean of :math:`[\,|f_a - f_p|^2 - |f_a - f_n|^2 + \alpha\,]_+` over triplets of an anchor a, a positive p of

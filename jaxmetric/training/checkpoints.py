@@ -13,8 +13,8 @@ from jaxmetric.training.state import TrainState
 
 @contextmanager
 def open_checkpoints(directory: Path, *, keep: int = 2) -> Iterator[ocp.CheckpointManager]:
-    """A manager of the checkpoints in a directory, which keeps the newest `keep`; leaving it waits for pending
-    saves.""" options = ocp.CheckpointManagerOptions(
+    """A manager of a directory, which keeps the newest `keep` checkpoints; leaving it waits for pending saves."""
+    options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.LatestN(keep), enable_async_checkpointing=True
     )
     with ocp.CheckpointManager(directory.absolute(), options=options) as manager:

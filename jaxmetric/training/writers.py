@@ -23,8 +23,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 class MetricWriter:
-    """Writes the metrics of a run that starts, or goes on, after `step` steps; later lines of a run cut off are
-    dropped."""
+    """Writes the metrics of a run that starts, or goes on, after `step` steps; drops lines beyond that step."""
 
     def __init__(self, workdir: Path, *, step: int = 0):
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]

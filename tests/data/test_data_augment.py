@@ -13,9 +13,11 @@ from jaxmetric.data import Augmentation, augment, image_keys, prepare
 PICTURES = np.random.default_rng(0).integers(0, 256, (8, 24, 24, 3), dtype=np.uint8)
 KEYS = image_keys(jax.random.key(1), jnp.arange(8))
 
+DEFAULT = Augmentation()
+
 
 @functools.partial(jax.jit, static_argnames=("image_size", "augmentation"))
-def jitted(keys, images, image_size=16, augmentation=Augmentation()):
+def jitted(keys, images, image_size=16, augmentation=DEFAULT):
     return augment(keys, images, image_size=image_size, augmentation=augmentation)
 
 
