@@ -6,6 +6,7 @@ Everything of a run is written into its working directory: config.json, metrics.
 evaluation.json and report.html. The same command on the same directory goes on where the run was stopped.
 """
 
+import logging
 import sys
 import time
 import warnings
@@ -29,8 +30,9 @@ from experiments.setup import (
     make_step,
 )
 from jaxmetric import parallel
-from jaxmetric.data import SPLITS, Plan, batches
+from jaxmetric.data import SPLITS, PictureError, Plan, batches
 from jaxmetric.training import (
+    CheckpointError,
     MetricWindow,
     MetricWriter,
     NonFiniteLossError,
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             report = evaluate_run(experiment, state, workdir)
         except NonFiniteLossError as error:
             return _fail(f"{error}; the last good checkpoint is kept in {workdir / 'checkpoints'}")
-        except OSError as error:
+        except (CheckpointError, OSError, PictureError) as error:
             return _fail(error)
     print(report)
     return 0
@@ -86,6 +88,8 @@ def train(experiment: Experiment, plan: Plan, workdir: Path) -> tuple[TrainState
     state = make_state(experiment)
     step_fn = parallel.drive_pmap(make_step(experiment))
     embed, rate = make_embedder(experiment), learning_rate(config)
+    unreadable: list[PictureError] = []
+    on_bad = unreadable.append if config.data.skip_bad else None
     with open_checkpoints(workdir / "checkpoints") as checkpoints, stop_on_signals() as stop:
         state = parallel.replicate(restore_latest(checkpoints, state) or state)
         start = int(state.step)
@@ -93,7 +97,8 @@ def train(experiment: Experiment, plan: Plan, workdir: Path) -> tuple[TrainState
             print(f"going on after step {start}", flush=True)
         window = MetricWindow()
         with MetricWriter(workdir, step=start) as writer, _progress(start, config.steps) as show:
-            for step, batch in enumerate(batches(experiment.source, plan, start, config.steps), start + 1):
+            stream = batches(experiment.source, plan, start, config.steps, on_bad=on_bad)
+            for step, batch in enumerate(stream, start + 1):
                 state, metrics = step_fn(state, batch)
                 window.add(step, metrics, pictures=len(batch["image"]))
                 last = step == config.steps or stop["signal"] is not None
@@ -110,6 +115,8 @@ def train(experiment: Experiment, plan: Plan, workdir: Path) -> tuple[TrainState
                     window.restart_clock()
                 if last:
                     break
+    if unreadable:
+        print(f"warning: {len(unreadable)} pictures could not be read and were replaced, the first: {unreadable[0]}")
     return state, stop["signal"] if int(state.step) < config.steps else None
 
 
@@ -149,8 +156,11 @@ def _numbers(metrics: dict[str, float]) -> str:
 
 @contextmanager
 def _plain_messages() -> Iterator[None]:
-    """Shows warnings as one line each, without the source line that raised them."""
+    """Shows warnings as one line each, and no tracebacks of orbax's threads, whose errors arrive as exceptions."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         yield
 

@@ -65,14 +65,14 @@ def label_agreement(
       H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
       Multi-output Classification Problems, 2020.
     """
-    labels, known = _columns("labels", labels, where)
+    labels, known = _columns("labels", labels, "where", where)
     if other is None and other_where is not None:
         raise ValueError("other_where marks the valid labels of `other`, which was not given")
-    rows, rows_known = (labels, known) if other is None else _columns("other", other, other_where)
+    rows, rows_known = (labels, known) if other is None else _columns("other", other, "other_where", other_where)
     if rows.shape[1] != labels.shape[1]:
         raise ValueError(f"other has {rows.shape[1]} label columns, labels has {labels.shape[1]}")
     scale = _column_scale(labels.shape[1], label_weights, ordinal)
-    agreement = 0
+    agreement: jax.Array | int = 0
     for t, (weight, largest) in enumerate(scale):
         difference = _column_disagreement(labels[:, t, None], rows[None, :, t], largest)
         both = known[:, t, None] & rows_known[None, :, t]
@@ -110,7 +110,8 @@ def disagreement_levels(
     if agreement not in ("count", "any"):
         raise ValueError(f"agreement is {agreement!r}, expected 'count' or 'any'")
     scale = _column_scale(first.shape[-1], label_weights, ordinal)
-    known_sum, unknown_sum = 0, 0
+    known_sum: jax.Array | int = 0
+    unknown_sum: jax.Array | int = 0
     for t, (weight, largest) in enumerate(scale):
         if largest is True:
             raise ValueError(
@@ -139,10 +140,10 @@ def known_labels(labels: jax.Array, where: jax.Array | None) -> tuple[jax.Array,
       labels: `[B]` or `[B, T]` integers.
       where: `None`, `[B]` or `[B, T]` booleans.
     """
-    return _columns("labels", labels, where)
+    return _columns("labels", labels, "where", where)
 
 
-def _columns(name: str, labels: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def _columns(name: str, labels: jax.Array, where_name: str, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {labels.dtype}, expected integers")
@@ -154,9 +155,11 @@ def _columns(name: str, labels: jax.Array, where: jax.Array | None) -> tuple[jax
         return labels, jnp.ones(labels.shape, bool)
     where = jnp.asarray(where)
     if where.dtype != bool:
-        raise TypeError(f"where has dtype {where.dtype}, expected bool")
+        raise TypeError(f"{where_name} has dtype {where.dtype}, expected bool")
     if where.shape not in (labels.shape[:1], labels.shape):
-        raise ValueError(f"where has shape {where.shape}, expected {labels.shape[:1]} or {labels.shape} as {name}")
+        raise ValueError(
+            f"{where_name} has shape {where.shape}, expected {labels.shape[:1]} or {labels.shape} as {name}"
+        )
     return labels, jnp.broadcast_to(where.reshape(labels.shape[0], -1), labels.shape)
 
 
@@ -167,7 +170,7 @@ def _column_scale(
 ) -> list[tuple[float, int | bool]]:
     """The weight of each column and what `ordinal` says of it (0 for a categorical one)."""
     weights = [1] * num_columns if label_weights is None else list(label_weights)
-    largest = [0] * num_columns if ordinal is None else [entry or 0 for entry in ordinal]
+    largest = [0] * num_columns if ordinal is None else [0 if entry is None else entry for entry in ordinal]
     for name, given in (("label_weights", weights), ("ordinal", largest)):
         if len(given) != num_columns:
             raise ValueError(f"{name} has {len(given)} entries, expected one for each of {num_columns} columns")
@@ -175,7 +178,7 @@ def _column_scale(
             raise TypeError(f"{name} is {given}, expected static numbers (a tuple, not a traced array)")
     if not all(np.isfinite(weight) and weight > 0 for weight in weights):
         raise ValueError(f"label_weights is {tuple(weights)}, expected finite numbers above 0")
-    if not all(entry is True or (entry == int(entry) and entry >= 0) for entry in largest):
+    if not all(entry is True or (entry >= 0 and float(entry).is_integer()) for entry in largest):
         raise ValueError(f"ordinal is {tuple(largest)}, expected the largest |a - b| of a column, or 0")
     return list(zip(weights, largest, strict=True))
 
@@ -191,6 +194,8 @@ def _distinct_sums(scale: list[tuple[float, int | bool]]) -> np.ndarray:
     """Every value, ascending, that the weighted sum of the columns' disagreements can take."""
     sums = np.zeros(1)
     for weight, largest in scale:
+        if largest >= MAX_LEVELS:
+            raise ValueError(f"ordinal has the entry {largest}, expected a largest |a - b| below {MAX_LEVELS}")
         steps = np.arange((largest or 1) + 1) * weight
         sums = np.sort((sums[:, None] + steps[None, :]).ravel())
         tolerance = 1e-6 * sums[-1]

@@ -21,7 +21,8 @@ def hardest_negatives(distances: jax.Array, negatives: jax.Array) -> jax.Array:
 def semi_hard_negatives(distances: jax.Array, negatives: jax.Array) -> jax.Array:
     """Returns `[A, B]`: for each anchor and reference the index of the nearest negative that is farther than it.
 
-    Where no negative is farther, the farthest negative; meaningless for an anchor without negatives.
+    Where no negative is farther, the farthest negative; meaningless for an anchor without negatives, or with one at a
+    distance of NaN.
 
     Example:
       >>> import jax.numpy as jnp

@@ -30,18 +30,23 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
 def safe_normalize(x: jax.Array, axis: int = -1) -> jax.Array:
     """Returns `x` scaled to unit Euclidean length along `axis`; a zero vector stays zero, with gradient zero.
 
+    However long or short a vector is, its squares neither overflow nor vanish.
+
     Example:
       >>> import jax.numpy as jnp
       >>> safe_normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
       [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
-    squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
-    empty = squared <= 0
-    return jnp.where(empty, 0, x * jax.lax.rsqrt(jnp.where(empty, 1, squared)))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True))
+    empty = largest < jnp.finfo(x.dtype).tiny
+    # The result does not depend on this scale, so that it may be taken for a constant.
+    scaled = x / jnp.where(empty, 1, largest)
+    squared = jnp.sum(jnp.square(scaled), axis=axis, keepdims=True)
+    return jnp.where(empty, 0, scaled * jax.lax.rsqrt(jnp.where(empty, 1, squared)))
 
 
 def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Returns numerator / denominator, with 0 and gradient 0 where the denominator is 0.
+    """Returns numerator / denominator, with 0 (NaN if the numerator is) and gradient 0 where the denominator is 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,4 +54,4 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
       [0.5, 0.0]
     """
     empty = denominator == 0
-    return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))
+    return jnp.where(empty, 0 * numerator, numerator / jnp.where(empty, 1, denominator))

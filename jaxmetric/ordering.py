@@ -1,7 +1,7 @@
 """The hinge over all ordered pairs of values, by sorting instead of enumerating.
 
 Given P values d, each on a level, the engine sums `relu(d_a - d_b + margin)` over every ordered pair (a, b) in which
-a's level lies below b's. With the values in ascending order, the b's that a violates are a prefix, so one search
+a's level lies below b's. With the values in ascending order, the b's that a violates are a prefix, so two searches
 per value and running sums per level replace the P^2 comparisons: O(P log P + L P) time and O(P) memory for L levels.
 The gradient of each value is a count of its violations, found on the way.
 
@@ -24,18 +24,26 @@ class OrderedHinge(NamedTuple):
     active: jax.Array
 
 
-class _Order(NamedTuple):
-    """The values in ascending order, and where the violations of each end."""
+class _Constants(NamedTuple):
+    """What is not differentiated."""
 
-    values: jax.Array
     lower: jax.Array
     upper: jax.Array
     near_weights: jax.Array
     far_weights: jax.Array
-    position: jax.Array  # in the input, of each sorted value
-    reach: jax.Array  # how many sorted values lie below value + margin
+    margin: jax.Array
 
 
+class _Order(NamedTuple):
+    """Where the values lie in ascending order: a violates b if and only if `slot[b] <= reach[a]`."""
+
+    ascending: jax.Array
+    slot: jax.Array  # 1 + the number of values below each
+    reach: jax.Array  # the number of values below each value + margin
+
+
+# Compiled here, so that a loss called outside of `jit` does not trace the loops over levels again at every call.
+@partial(jax.jit, static_argnames="num_levels")
 def ordered_hinge(
     values: jax.Array,
     lower: jax.Array,
@@ -48,14 +56,14 @@ def ordered_hinge(
 ) -> OrderedHinge:
     """Sums `relu(values[a] - values[b] + margin)` over all (a, b) with `upper[a] < lower[b]`.
 
-    Differentiable in `values` only: levels and weights are constants.
+    Differentiable once, in reverse, in `values` only: levels, weights and margin are constants.
 
     Args:
       values: `[P]` float32 or float64.
       lower: `[P]` integers in [0, num_levels): the lowest level each value can have.
       upper: `[P]` integers, at least `lower`: the highest (equal to `lower` where the level is known).
       near_weights: `[P]` weights >= 0 of each value as a; 0 leaves it out.
-      far_weights: `[P]` weights >= 0 of each value as b.
+      far_weights: `[P]` weights >= 0 of each value as b; 0 leaves it out.
       margin: finite; may be an array.
       num_levels: static number of levels.
 
@@ -65,11 +73,13 @@ def ordered_hinge(
     if values.size == 0:
         nothing = jnp.sum(values)
         return OrderedHinge(nothing, nothing, nothing)
-    margin = jnp.asarray(margin, values.dtype)
-    near_weights, far_weights = (w.astype(values.dtype) for w in (near_weights, far_weights))
-    constants = lower, upper, near_weights, far_weights
-    total, active = _hinge(values, *jax.lax.stop_gradient((*constants, margin)), num_levels)
-    return OrderedHinge(total, _pairs_weight(*constants, num_levels), active)
+    near_weights, far_weights = (weights.astype(values.dtype) for weights in (near_weights, far_weights))
+    constants = jax.lax.stop_gradient(
+        _Constants(lower, upper, near_weights, far_weights, jnp.asarray(margin, values.dtype))
+    )
+    values = jnp.where((near_weights > 0) | (far_weights > 0), values, 0)
+    total, active = _hinge(values, constants, num_levels)
+    return OrderedHinge(total, _pairs_weight(constants, num_levels), active)
 
 
 def level_sums(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
@@ -78,110 +88,121 @@ def level_sums(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Ar
     return one_level(jnp.arange(num_levels))
 
 
-def _pairs_weight(
-    lower: jax.Array, upper: jax.Array, near_weights: jax.Array, far_weights: jax.Array, num_levels: int
-) -> jax.Array:
-    near = level_sums(near_weights, upper, num_levels)
-    far = level_sums(far_weights, lower, num_levels)
-    return jnp.sum(near[:-1] * jnp.cumsum(far[::-1])[::-1][1:])
+def sums_above(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
+    """Returns `[num_levels]`: the sum of the `[P]` weights on the levels above each."""
+    from_level = jnp.cumsum(level_sums(weights, levels, num_levels)[::-1])[::-1]
+    return jnp.append(from_level[1:], 0)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _hinge(
-    values: jax.Array,
-    lower: jax.Array,
-    upper: jax.Array,
-    near_weights: jax.Array,
-    far_weights: jax.Array,
-    margin: jax.Array,
-    num_levels: int,
-) -> tuple[jax.Array, jax.Array]:
-    order = _sort(values, lower, upper, near_weights, far_weights, margin)
-    integral, violations = _violations_of_near(order, margin, num_levels)
-    return _totals(order, integral, violations)
+def _pairs_weight(constants: _Constants, num_levels: int) -> jax.Array:
+    near = level_sums(constants.near_weights, constants.upper, num_levels)
+    return jnp.sum(near * sums_above(constants.far_weights, constants.lower, num_levels))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _hinge(values: jax.Array, constants: _Constants, num_levels: int) -> tuple[jax.Array, jax.Array]:
+    near = _near_sums(values, _sort(values, constants.margin), constants, num_levels)
+    return _totals(values, near, constants)
 
 
 def _hinge_forward(
-    values: jax.Array,
-    lower: jax.Array,
-    upper: jax.Array,
-    near_weights: jax.Array,
-    far_weights: jax.Array,
-    margin: jax.Array,
-    num_levels: int,
+    values: jax.Array, constants: _Constants, num_levels: int
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    order = _sort(values, lower, upper, near_weights, far_weights, margin)
-    integral, violations = _violations_of_near(order, margin, num_levels)
-    gradient = order.near_weights * violations - order.far_weights * _violations_of_far(order, num_levels)
-    unsorted = jnp.zeros_like(values).at[order.position].set(gradient, unique_indices=True)
-    return _totals(order, integral, violations), unsorted
+    order = _sort(values, constants.margin)
+    near = _near_sums(values, order, constants, num_levels)
+    far_violations = _far_violations(order, constants, num_levels)
+    gradient = constants.near_weights * near.violations - constants.far_weights * far_violations
+    return _totals(values, near, constants), gradient + _nan_of(values)
 
 
 def _hinge_backward(
     num_levels: int, gradient: jax.Array, cotangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array | None, ...]:
+) -> tuple[jax.Array, None]:
     total, _ = cotangents
-    return (total * gradient, None, None, None, None, None)
+    return total * gradient, None
 
 
 _hinge.defvjp(_hinge_forward, _hinge_backward)
 
 
-def _sort(
-    values: jax.Array,
-    lower: jax.Array,
-    upper: jax.Array,
-    near_weights: jax.Array,
-    far_weights: jax.Array,
-    margin: jax.Array,
-) -> _Order:
-    ascending, position = jax.lax.sort((values, jnp.arange(values.size, dtype=jnp.int32)), num_keys=1)
-    reach = jnp.searchsorted(ascending, ascending + margin, side="left", method="scan")
-    rest = (array[position] for array in (lower, upper, near_weights, far_weights))
-    return _Order(ascending, *rest, position=position, reach=reach.astype(jnp.int32))
+def _sort(values: jax.Array, margin: jax.Array) -> _Order:
+    ascending = _ascending(values)
+    below, reach = (
+        jnp.searchsorted(ascending, x, side="left", method="scan").astype(jnp.int32) for x in (values, values + margin)
+    )
+    return _Order(ascending, 1 + below, reach)
 
 
-def _violations_of_near(order: _Order, margin: jax.Array, num_levels: int) -> tuple[jax.Array, jax.Array]:
-    """For each sorted a: the sum of its hinges and the weight of the b's that it violates.
+def _ascending(values: jax.Array) -> jax.Array:
+    """Sorts floats through integers of the same order, which XLA sorts several times faster on CPUs."""
+    integer = jnp.dtype(f"int{jnp.finfo(values.dtype).bits}")
 
-    With C(t) the weight of the b's below t, the sum of (d_a + margin - d_b) over the violated b's is the integral of
-    C up to d_a + margin. All its terms are positive, so nothing cancels, as it would in C d_a minus a sum of d_b.
+    def turn(bits: jax.Array) -> jax.Array:
+        # Read as integers, negative floats descend; flipping all bits but the sign turns them round, and back again.
+        return jnp.where(bits < 0, bits ^ jnp.iinfo(integer).max, bits)
+
+    bits = jax.lax.sort(turn(jax.lax.bitcast_convert_type(values, integer)))
+    return jax.lax.bitcast_convert_type(turn(bits), values.dtype)
+
+
+class _NearSums(NamedTuple):
+    """For each a: the sum of its hinges and the weight of the b's that it violates."""
+
+    hinges: jax.Array
+    violations: jax.Array
+
+
+def _near_sums(values: jax.Array, order: _Order, constants: _Constants, num_levels: int) -> _NearSums:
+    """Sums over the b's, with C(t) the weight of the b's below t.
+
+    The sum of (d_a + margin - d_b) over the violated b's is the integral of C up to d_a + margin. All its terms are
+    positive, so nothing cancels, as it would in C d_a minus a sum of d_b.
     """
-    gaps = jnp.diff(order.values, append=order.values[-1:])
+    gaps = jnp.diff(order.ascending, prepend=order.ascending[:1])
     last = jnp.maximum(order.reach - 1, 0)
-    beyond = order.values + margin - order.values[last]
+    beyond = values + constants.margin - order.ascending[last]
 
-    def add_level(level: int, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        integral, violations = sums
-        count = jnp.cumsum(jnp.where(order.lower > level, order.far_weights, 0))
-        area = jnp.cumsum(count * gaps) - count * gaps
-        here = (order.upper == level) & (order.reach > 0)
-        reached = count[last]
-        return (
-            jnp.where(here, area[last] + reached * beyond, integral),
-            jnp.where(here, reached, violations),
+    def add_level(level: int, sums: _NearSums) -> _NearSums:
+        weights = jnp.where(constants.lower > level, constants.far_weights, 0)
+        below = _running_sum(_at(order.slot, weights))
+        integral = _running_sum(below[:-1] * gaps)
+        reached = below[order.reach]
+        here = constants.upper == level
+        return _NearSums(
+            jnp.where(here, integral[last] + reached * beyond, sums.hinges),
+            jnp.where(here, reached, sums.violations),
         )
 
-    zeros = jnp.zeros_like(order.values)
-    return jax.lax.fori_loop(0, num_levels - 1, add_level, (zeros, zeros))
+    zeros = jnp.zeros_like(values)
+    return jax.lax.fori_loop(0, num_levels - 1, add_level, _NearSums(zeros, zeros))
 
 
-def _violations_of_far(order: _Order, num_levels: int) -> jax.Array:
-    """For each sorted b: the weight of the a's that violate it, which are those whose reach lies beyond b."""
-    size = order.values.size
-    # `reach` ascends with the values, so these a's are a suffix; it starts after those with reach <= b's rank.
-    ends = jnp.zeros(size + 1, jnp.int32).at[order.reach].add(1, indices_are_sorted=True)
-    start = jnp.cumsum(ends)[:-1]
+def _far_violations(order: _Order, constants: _Constants, num_levels: int) -> jax.Array:
+    """For each b: the weight of the a's that violate it."""
 
     def add_level(level: int, violations: jax.Array) -> jax.Array:
-        weight = jnp.where(order.upper < level, order.near_weights, 0)
-        suffix = jnp.append(jnp.cumsum(weight[::-1])[::-1], 0)
-        return jnp.where(order.lower == level, suffix[start], violations)
+        weights = jnp.where(constants.upper < level, constants.near_weights, 0)
+        reaching = _running_sum(_at(order.reach, weights), reverse=True)
+        return jnp.where(constants.lower == level, reaching[order.slot], violations)
 
-    return jax.lax.fori_loop(1, num_levels, add_level, jnp.zeros_like(order.values))
+    return jax.lax.fori_loop(1, num_levels, add_level, jnp.zeros_like(order.ascending))
 
 
-def _totals(order: _Order, integral: jax.Array, violations: jax.Array) -> tuple[jax.Array, jax.Array]:
-    used = (order.near_weights > 0) | (order.far_weights > 0)
-    not_a_number = 0 * jnp.sum(jnp.where(used, order.values, 0))
-    return jnp.sum(order.near_weights * integral) + not_a_number, jnp.sum(order.near_weights * violations)
+def _at(index: jax.Array, weights: jax.Array) -> jax.Array:
+    """Returns `[P + 1]`: the sum of the `[P]` weights at each index."""
+    return jnp.zeros(weights.size + 1, weights.dtype).at[index].add(weights)
+
+
+def _running_sum(x: jax.Array, *, reverse: bool = False) -> jax.Array:
+    # Twice as fast as `jnp.cumsum` on CPUs.
+    return jax.lax.associative_scan(jnp.add, x, reverse=reverse)
+
+
+def _totals(values: jax.Array, near: _NearSums, constants: _Constants) -> tuple[jax.Array, jax.Array]:
+    total = jnp.sum(constants.near_weights * near.hinges)
+    return total + _nan_of(values), jnp.sum(constants.near_weights * near.violations)
+
+
+def _nan_of(values: jax.Array) -> jax.Array:
+    """Returns 0, or NaN if one of the values is not finite: a comparison with it says nothing."""
+    return 0 * jnp.sum(values)

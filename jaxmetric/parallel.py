@@ -13,8 +13,7 @@ A step is written once, as what ONE device does with its share of the batch:
 
 Each device computes the loss of the global batch and differentiates it through its own share, because `gather` is
 differentiable: its transpose adds up what all N devices say of one device's embeddings. That makes each gradient N
-  times
-its share of the whole, so that the *average* over devices is the gradient of the global batch, to rounding.
+times its share of the whole, so that the *average* over devices is the gradient of the global batch, to rounding.
 
 `drive_pmap`, `drive_shard_map` and `drive_vmap` run the same body; each takes a step on the global batch, `[B, ...]`
 arrays in the host's memory, and returns the replicated state without a device axis.
@@ -60,7 +59,8 @@ def drive_pmap(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Dr
       devices: local devices; all of them if not given.
 
     Returns:
-      `(state, batch) -> (state, metrics)` for a batch of `[B, ...]` arrays, B a multiple of the number of devices.
+      `(state, batch) -> (state, metrics)` for a batch of `[B, ...]` arrays, B a multiple of the number of devices; it
+      raises ValueError for any other batch.
 
     Example:
       >>> import jax.numpy as jnp
@@ -102,14 +102,14 @@ def drive_shard_map(step: Step, *, devices: Sequence[jax.Device] | None = None) 
     )
 
     def driven(state: State, batch: Batch) -> tuple[State, Metrics]:
-        _check_divisible(batch, mesh.size)
+        _check_batch(batch, mesh.size)
         return mapped(state, batch)
 
     return driven
 
 
 def drive_vmap(step: Step, *, num_devices: int) -> Driven:
-    """Runs a step as `num_devices` devices would, on a single one, with `jax.vmap` over a named axis."""
+    """Runs a step as `num_devices` devices would, on a single one, with `jax.vmap` over a named axis; for tests."""
     mapped = jax.jit(
         jax.vmap(partial(step, axis_name=AXIS_NAME), in_axes=(None, 0), out_axes=(None, None), axis_name=AXIS_NAME)
     )
@@ -129,9 +129,9 @@ def split_batch(batch: Batch, num_devices: int) -> Batch:
     """Reshapes each array `[B, ...]` to `[num_devices, B / num_devices, ...]`.
 
     Raises:
-      ValueError: if B is not a multiple of the number of devices.
+      ValueError: if the arrays differ in B, or B is not a positive multiple of the number of devices.
     """
-    _check_divisible(batch, num_devices)
+    _check_batch(batch, num_devices)
     return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
 
 
@@ -140,7 +140,9 @@ def _mesh(devices: Sequence[jax.Device] | None) -> Mesh:
     return Mesh(devices, (AXIS_NAME,), axis_types=(AxisType.Auto,))
 
 
-def _check_divisible(batch: Batch, num_devices: int) -> None:
-    for size in {x.shape[0] for x in jax.tree.leaves(batch)}:
-        if size % num_devices:
-            raise ValueError(f"a batch of {size} does not divide among {num_devices} devices")
+def _check_batch(batch: Batch, num_devices: int) -> None:
+    sizes = sorted({x.shape[0] for x in jax.tree.leaves(batch)})
+    if len(sizes) != 1:
+        raise ValueError(f"the arrays of a batch have {sizes} rows, expected equally many")
+    if sizes[0] == 0 or sizes[0] % num_devices:
+        raise ValueError(f"a batch of {sizes[0]} does not divide among {num_devices} devices")

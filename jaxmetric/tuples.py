@@ -1,10 +1,13 @@
 """The pairs of a batch, and quadruplets drawn from them: static shapes, randomness only through a key."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxmetric.ordering import sums_above
 
 
 class Pairs(NamedTuple):
@@ -34,6 +37,7 @@ def all_pairs(batch: int, *, self_pairs: bool = False) -> Pairs:
     return Pairs(first, second)
 
 
+@partial(jax.jit, static_argnames=("num_samples", "num_levels"))
 def sample_ordered(
     key: jax.Array,
     lower: jax.Array,
@@ -60,20 +64,24 @@ def sample_ordered(
       Indices a and b, `[num_samples]` each, and a boolean: whether any such ordered pair exists.
     """
     near_key, far_key = jax.random.split(key)
+    near_weights = weights * sums_above(weights, lower, num_levels)[upper]
+    near = _draw(near_key, near_weights, jnp.zeros(num_samples, jnp.int32))
     # Far items in order of their level: those above level u are a suffix.
     by_level = jnp.argsort(lower)
-    reached = jnp.cumsum(weights[by_level])
-    below = jnp.append(0, reached)[jnp.searchsorted(lower[by_level], jnp.arange(num_levels), side="right")]
-    beyond = reached[-1] - below
-    near = _draw(near_key, jnp.cumsum(weights * beyond[upper]), 0.0, num_samples)
-    far = by_level[_draw(far_key, reached, below[upper[near]], num_samples)]
-    return near, far, jnp.sum(weights * beyond[upper]) > 0
+    end_of_level = jnp.searchsorted(lower[by_level], jnp.arange(num_levels), side="right")
+    far = by_level[_draw(far_key, weights[by_level], end_of_level[upper[near]])]
+    return near, far, jnp.any(near_weights > 0)
 
 
-def _draw(key: jax.Array, cumulative: jax.Array, start: jax.Array | float, num_samples: int) -> jax.Array:
-    """Indices of `cumulative` drawn in proportion to its increments beyond the value `start`."""
-    uniform = jax.random.uniform(key, (num_samples,), cumulative.dtype)
-    target = start + uniform * (cumulative[-1] - start)
-    drawn = jnp.searchsorted(cumulative, target, side="right")
-    last = jnp.searchsorted(cumulative, cumulative[-1], side="left")  # rounding may reach the end of the scale
-    return jnp.minimum(drawn, last)
+def _draw(key: jax.Array, weights: jax.Array, start: jax.Array) -> jax.Array:
+    """For each entry of `start`: an index not below it, drawn in proportion to the weights."""
+    cumulative = jnp.append(0, jnp.cumsum(weights))
+    before = cumulative[start]
+    uniform = jax.random.uniform(key, start.shape, weights.dtype)
+    target = before + uniform * (cumulative[-1] - before)
+    drawn = jnp.maximum(jnp.searchsorted(cumulative[1:], target, side="right"), start)
+    # Rounding of the sums may point at an item of weight 0, or beyond the last: the next one with a weight is meant.
+    index = jnp.arange(weights.size)
+    last = jnp.max(jnp.where(weights > 0, index, 0))
+    following = jax.lax.cummin(jnp.where(weights > 0, index, last), reverse=True)
+    return following[jnp.minimum(drawn, last)]

@@ -16,7 +16,7 @@ def check_embeddings(embeddings: Any) -> jax.Array:
     if not jnp.issubdtype(embeddings.dtype, jnp.floating):
         raise TypeError(f"embeddings has dtype {embeddings.dtype}, expected a floating-point dtype")
     if embeddings.ndim != 2 or embeddings.shape[1] == 0:
-        raise ValueError(f"embeddings has shape {embeddings.shape}, expected [B, D]")
+        raise ValueError(f"embeddings has shape {embeddings.shape}, expected [B, D] with D >= 1")
     return as_float(embeddings)
 
 

@@ -57,7 +57,7 @@ def normalized_softmax_loss(
       A. Zhai, H.-Y. Wu, Classification is a Strong Baseline for Deep Metric Learning, BMVC 2019, arXiv 1811.12649.
     """
     embeddings, labels, proxies, weights = check_class_vectors(
-        embeddings, labels, where, weights, proxies=proxies, num_axes=2
+        embeddings, labels, proxies, where, weights, name="proxies", num_axes=2
     )
     scores = pairwise_dot_product(embeddings, safe_normalize(proxies))
     losses = class_cross_entropy(scores, labels, scale=scale, margin=margin)
@@ -69,40 +69,42 @@ def class_cross_entropy(scores: jax.Array, labels: jax.Array, *, scale: float, m
     """Cross entropy of softmax(scale (scores - margin [c = y])) for `[B, C]` scores and `[B]` labels: `[B]`."""
     checks.check_scalar("scale", scale, above=0)
     checks.check_scalar("margin", margin)
-    right = labels[:, None] == jnp.arange(scores.shape[1])
+    right = labels[:, None] == jnp.arange(scores.shape[1])[None, :]
     logits = scale * (scores - jnp.where(right, margin, 0))
-    right_logit = jnp.sum(jnp.where(right, logits, 0), axis=1)
-    losses = jax.nn.logsumexp(logits, axis=1) - right_logit
+    right_logit = jnp.sum(jnp.where(right, logits, 0), axis=1, keepdims=True)
+    # The right logit is taken off first: off the sum, it would cancel to rounding where the loss is small.
+    losses = jax.nn.logsumexp(logits - right_logit, axis=1)
     return jnp.where((labels >= 0) & (labels < scores.shape[1]), losses, jnp.nan)
 
 
 def check_class_vectors(
     embeddings: jax.Array,
     labels: jax.Array,
+    vectors: jax.Array,
     where: jax.Array | None,
     weights: jax.Array | None,
     *,
+    name: str,
     num_axes: int,
-    **named_vectors: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Checks the arguments of a class-vector loss and neutralises masked rows.
 
     Args:
       embeddings: see the loss.
       labels: see the loss.
+      vectors: the class vectors.
       where: see the loss.
       weights: see the loss.
+      name: what the loss calls the class vectors.
       num_axes: 2 for `[C, D]` proxies, 3 for `[C, K, D]` centres.
-      **named_vectors: the class vectors under the name they have in the loss.
 
     Returns:
-      Embeddings and class vectors as floats, labels `[B]` and weights `[B]`; a masked example has label 0.
+      Embeddings, labels `[B]`, class vectors and weights `[B]`; a masked example has a zero embedding and label 0.
     """
     embeddings = checks.check_embeddings(embeddings)
     labels = checks.check_class_labels(embeddings, labels)
     weights = checks.example_weights(embeddings, where, weights)
-    ((name, given),) = named_vectors.items()
-    vectors = checks.check_class_parameters(name, given, num_axes)
+    vectors = checks.check_class_parameters(name, vectors, num_axes)
     if vectors.shape[-1] != embeddings.shape[1]:
         raise ValueError(f"{name} has shape {vectors.shape}, expected last axis {embeddings.shape[1]} as embeddings")
     labels = jnp.where(weights > 0, labels, 0)

@@ -70,9 +70,10 @@ def triplet_loss(
         per_anchor = LossStats(weights, weights, weights)
     else:
         same = labels[:, None] == labels[None, :]
-        positives = same & ~jnp.eye(labels.size, dtype=bool)
+        valid = weights[None, :] > 0
+        positives, negatives = same & valid & ~jnp.eye(labels.size, dtype=bool), ~same & valid
         distances = pairwise_squared_euclidean(embeddings)
-        sums = _TRIPLETS[mining](distances, positives, ~same, weights, margin)
+        sums = _TRIPLETS[mining](distances, positives, negatives, weights, margin)
         per_anchor = LossStats(*(weights * jnp.where(weights > 0, each, 0) for each in sums))
     stats = LossStats(*(jnp.sum(each) for each in per_anchor))
     loss = per_anchor.total if reduction == "none" else reduce_stats(stats, reduction)
@@ -93,16 +94,17 @@ def _all_triplets(
 def _semi_hard_triplets(
     distances: jax.Array, positives: jax.Array, negatives: jax.Array, weights: jax.Array, margin: float
 ) -> LossStats:
-    positives, negatives = positives & (weights > 0), negatives & (weights > 0)
     index = semi_hard_negatives(distances, negatives)
-    weight = jnp.where(positives & jnp.any(negatives, axis=1, keepdims=True), weights * weights[index], 0)
-    return _row_sums(distances, jnp.take_along_axis(distances, index, axis=1), weight, margin)
+    weight = jnp.where(positives & jnp.any(negatives, axis=1, keepdims=True), weights[None, :] * weights[index], 0)
+    sums = _row_sums(distances, jnp.take_along_axis(distances, index, axis=1), weight, margin)
+    # A negative at a distance of NaN sorts last and is not chosen; it must be seen all the same.
+    not_a_number = 0 * jnp.sum(jnp.where(negatives, distances, 0), axis=1)
+    return sums._replace(total=sums.total + not_a_number)
 
 
 def _hard_triplets(
     distances: jax.Array, positives: jax.Array, negatives: jax.Array, weights: jax.Array, margin: float
 ) -> LossStats:
-    positives, negatives = positives & (weights > 0), negatives & (weights > 0)
     near, far = hardest_positives(distances, positives), hardest_negatives(distances, negatives)
     exists = jnp.any(positives, axis=1) & jnp.any(negatives, axis=1)
     weight = jnp.where(exists, weights[near] * weights[far], 0)

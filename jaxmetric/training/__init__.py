@@ -3,13 +3,14 @@
 There is no trainer class: `experiments/train.py` is a loop over these functions, to be read and copied.
 """
 
-from jaxmetric.training.checkpoints import open_checkpoints, restore_latest, save_checkpoint
+from jaxmetric.training.checkpoints import CheckpointError, open_checkpoints, restore_latest, save_checkpoint
 from jaxmetric.training.loop import MetricWindow, NonFiniteLossError, stop_on_signals
 from jaxmetric.training.state import TrainState, create_state, make_optimizer
 from jaxmetric.training.step import make_embed, make_train_step
 from jaxmetric.training.writers import MetricWriter, read_metrics
 
 __all__ = [
+    "CheckpointError",
     "MetricWindow",
     "MetricWriter",
     "NonFiniteLossError",

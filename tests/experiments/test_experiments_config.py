@@ -1,0 +1,110 @@
+"""The command line, the configuration file and the checks before a run."""
+
+import dataclasses
+
+import pytest
+
+from experiments.config import Config, ConfigError, check_config, flatten, load_config, parse, save_config
+from experiments.presets import DEFAULT, PRESETS
+
+
+def _replace(config, group, **fields):
+    return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **fields)})
+
+
+def _count_leaves(nested):
+    return sum(_count_leaves(value) if isinstance(value, dict) else 1 for value in nested.values())
+
+
+def test_every_field_has_a_flag_of_its_own():
+    nested = dataclasses.asdict(Config())
+    assert len(flatten(nested)) == _count_leaves(nested)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_passes_its_checks(name):
+    config = PRESETS[name]
+    if config.data.source == "csv":
+        config = _replace(config, "data", csv="pictures.csv")
+    check_config(config)
+
+
+def test_the_default_preset_and_its_directory_need_no_words():
+    name, config, workdir = parse(PRESETS, DEFAULT, [])
+    assert (name, config, str(workdir)) == ("emoji_people", PRESETS["emoji_people"], "runs/emoji_people")
+
+
+def test_fields_of_every_group_are_set_without_prefix(tmp_path):
+    words = [
+        "debug",
+        "--steps",
+        "7",
+        "--columns",
+        "skin",
+        "role",
+        "--quadruplet-margin",
+        "0.3",
+        "--workdir",
+        str(tmp_path),
+    ]
+    name, config, workdir = parse(PRESETS, DEFAULT, words)
+    assert (name, workdir) == ("debug", tmp_path)
+    expected = _replace(PRESETS["debug"], "data", columns=("skin", "role"))
+    assert config == dataclasses.replace(_replace(expected, "loss", quadruplet_margin=0.3), steps=7)
+
+
+def test_an_unknown_preset_lists_those_there_are():
+    with pytest.raises(SystemExit, match="no preset is called 'emoji'; there are emoji_people, debug"):
+        parse(PRESETS, DEFAULT, ["emoji"])
+
+
+def test_help_names_every_field(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(PRESETS, DEFAULT, ["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in text for name in flatten(dataclasses.asdict(Config())))
+
+
+@pytest.mark.parametrize(
+    ("group", "fields", "message"),
+    [
+        ("batch", {"classes_per_batch": 1, "pictures_per_class": 1}, "fewer than 2 pictures"),
+        ("batch", {"classes_per_batch": -1}, "classes_per_batch -1"),
+        ("batch", {"crop_scale": (0.9, 0.5)}, r"crop_scale is \(0.9, 0.5\)"),
+        ("batch", {"colour": 1.0}, "colour is 1.0"),
+        ("loss", {"quadruplet_weight": 0.0, "soft_triple_weight": 0.0}, "every loss has weight 0"),
+        ("loss", {"quadruplet_weight": -1.0}, "quadruplet_weight is -1.0, expected at least 0"),
+        ("loss", {"gamma": 0.0}, "gamma is 0.0, expected a number above 0"),
+        ("loss", {"centers_per_class": 0}, "centers_per_class is 0, expected at least 1"),
+        ("update", {"learning_rate": float("nan")}, "learning_rate is nan"),
+        ("data", {"source": "csv"}, "--csv says which"),
+        ("data", {"source": "tfds", "tfds_name": "cars196", "columns": ()}, "--columns names the features"),
+    ],
+)
+def test_a_configuration_that_cannot_run_names_the_field(group, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        check_config(_replace(PRESETS["debug"], group, **fields))
+
+
+def test_a_configuration_survives_its_file(tmp_path):
+    config = _replace(PRESETS["debug"], "loss", label_weights=(2.0, 1.0, 1.0))
+    save_config(config, tmp_path / "run")
+    assert load_config(tmp_path / "run") == config
+    save_config(config, tmp_path / "run")
+
+
+def test_a_directory_with_another_configuration_is_left_alone(tmp_path):
+    save_config(PRESETS["debug"], tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match="seed is 0 there and 1 here"):
+        save_config(dataclasses.replace(PRESETS["debug"], seed=1), tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="holds no run"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"stepz": 3}')
+    with pytest.raises(ConfigError, match="not a configuration of this version"):
+        load_config(tmp_path)

@@ -1,0 +1,166 @@
+"""Runs from the command line: to the end, stopped and continued, and with input that cannot be used."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import evaluate, train
+from experiments.config import load_config
+from experiments.setup import load_experiment, make_state
+from jaxmetric.training import open_checkpoints, restore_latest
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["debug", "--steps", "12", "--log-every", "4", "--checkpoint-every", "6", "--evaluate-every", "6"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    assert train.main([*SMALL, "--workdir", str(workdir)]) == 0
+    return workdir
+
+
+def _final_params(workdir):
+    with open_checkpoints(workdir / "checkpoints") as checkpoints:
+        state = restore_latest(checkpoints, make_state(load_experiment(load_config(workdir))))
+    assert int(state.step) == 12
+    return state.params
+
+
+def _metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _write_pictures(folder, identities=6, each=4):
+    rng = np.random.default_rng(0)
+    rows = []
+    for identity in range(identities):
+        for number in range(each):
+            name = f"{identity}_{number}.png"
+            Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(folder / name)
+            rows.append(f"{name},person {identity},{['left', 'right'][identity % 2]},{0 if number < 2 else number - 1}")
+    return rows
+
+
+def test_a_run_leaves_its_files(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "checkpoints", "config.json", "evaluation.json", "metrics.jsonl", "report.html", "tensorboard",
+    }  # fmt: skip
+    losses = [line for line in _metrics(finished) if "loss" in line]
+    assert [line["step"] for line in losses] == [1, 4, 6, 8, 12]
+    assert all(np.isfinite(line["loss"]) for line in losses)
+    assert losses[0]["loss"] == pytest.approx(
+        5 * losses[0]["loss/quadruplet"] + losses[0]["loss/soft_triple"], rel=1e-5
+    )
+    validated = [line["step"] for line in _metrics(finished) if "validation/role/recall@1" in line]
+    assert validated == [6, 12]
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    assert set(evaluation["columns"]) == set(evaluation["untrained"]["columns"]) == {"role", "gender", "skin"}
+    assert (evaluation["queries"], evaluation["gallery"]) == (288, 2016)
+
+
+def test_evaluating_again_gives_the_same(finished, capsys):
+    before = (finished / "evaluation.json").read_text()
+    (finished / "evaluation.json").unlink()
+    assert evaluate.main(["--workdir", str(finished)]) == 0
+    assert (finished / "evaluation.json").read_text() == before
+    assert "role Recall@1" in capsys.readouterr().out
+
+
+def test_a_run_that_ctrl_c_stops_goes_on_to_the_same_numbers(finished, tmp_path):
+    command = [sys.executable, "-u", "-m", "experiments.train", *SMALL, "--workdir", str(tmp_path / "stopped")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("step 1/"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stdout.read()
+        code = process.wait()
+    stopped = re.search(r"stopped by SIGINT after step (\d+)", rest)
+    assert code == 130, rest
+    assert 1 <= int(stopped[1]) < 12, rest
+    assert train.main([*SMALL, "--workdir", str(tmp_path / "stopped")]) == 0
+    jax.tree.map(np.testing.assert_array_equal, _final_params(tmp_path / "stopped"), _final_params(finished))
+    assert _metrics(tmp_path / "stopped")[-1] == _metrics(finished)[-1]
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(finished):
+    before = (finished / "metrics.jsonl").read_text()
+    assert train.main([*SMALL, "--workdir", str(finished)]) == 0
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    explode = ["--optimizer", "sgd", "--learning-rate", "1e30", "--loss-rate", "1e30", "--schedule", "constant"]
+    words = [*SMALL, *explode, "--warmup", "7", "--evaluate-every", "0", "--checkpoint-every", "1"]
+    assert train.main([*words, "--workdir", str(tmp_path)]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    step = int(re.fullmatch(r"error: the loss was (?:nan|inf) at step (\d+); the last good checkpoint .*", error)[1])
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert kept[-1] == step - 1
+
+
+def test_a_csv_of_ones_own_trains_with_missing_labels_and_skips_what_is_bad(tmp_path, capsys):
+    rows = _write_pictures(tmp_path)
+    rows[1] = rows[1].replace("left", "")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "0_0.png").read_bytes()[:200])
+    (tmp_path / "people.csv").write_text("\n".join(["image,person,side,split", *rows, "torn.png,person 1,right,0"]))
+    words = ["quadruplet_csv", "--csv", str(tmp_path / "people.csv"), "--steps", "2", "--encoder", "tiny"]
+    words += ["--width", "4", "--image-size", "16", "--stored-size", "16"]
+    words += ["--classes-per-batch", "4", "--pictures-per-class", "2"]
+    assert train.main([*words, "--workdir", str(tmp_path / "run")]) == 1
+    assert re.search(r"error: .*people.csv:26: .*torn.png", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+    assert train.main([*words, "--skip-bad", "--workdir", str(tmp_path / "run")]) == 0
+    assert "left out 1 bad row" in capsys.readouterr().err
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (evaluation["queries"], evaluation["gallery"]) == (6, 12)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["debug", "--classes-per-batch", "100"], "a batch of 100 different classes cannot be drawn from 72 classes"),
+        (["debug", "--classes-per-batch", "3", "--pictures-per-class", "1"], "does not divide among 8 devices"),
+        (["debug", "--label-weights", "1", "2"], "label_weights has 2 entries, expected one for each of the columns"),
+        (["debug", "--columns", "hat"], "columns must be some of"),
+        (["debug", "--split", "given"], "split is given, but emoji_people has none of its own"),
+        (["quadruplet_csv", "--csv", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line_and_leaves_nothing_behind(words, message, tmp_path, capsys):
+    assert train.main([*words, "--workdir", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_centers_than_pictures_is_a_warning(tmp_path, capsys):
+    words = ["debug", "--steps", "1", "--centers-per-class", "29", "--evaluate-every", "0", "--workdir", str(tmp_path)]
+    assert train.main(words) == 0
+    assert "centers_per_class is 29, but role" in capsys.readouterr().err
+
+
+def test_a_file_system_that_refuses_to_write_ends_the_run_with_one_line(tmp_path):
+    words = [*SMALL, "--workdir", str(tmp_path / "run")]
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300));"
+        "from experiments import train; sys.exit(train.main(sys.argv[1:]))"
+    )
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: [Errno 27] File too large"

@@ -1,0 +1,41 @@
+"""What surrounds the step: means of what it returned, a loss that is no number, a wish to stop."""
+
+import signal
+
+import jax.numpy as jnp
+import pytest
+
+from jaxmetric.training import MetricWindow, NonFiniteLossError, stop_on_signals
+
+
+def test_a_summary_is_the_mean_since_the_last_one():
+    window = MetricWindow()
+    for step, loss in enumerate((1.0, 2.0, 6.0), 1):
+        window.add(step, {"loss": jnp.float32(loss)}, pictures=4)
+    assert window.summary()["loss"] == 3.0
+    window.add(4, {"loss": jnp.float32(5.0)}, pictures=4)
+    summary = window.summary()
+    assert summary["loss"] == 5.0
+    assert summary["images_per_second"] > 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_first_step_whose_loss_is_not_finite_is_named(bad):
+    window = MetricWindow()
+    for step, loss in enumerate((1.0, bad, bad), 7):
+        window.add(step, {"loss": jnp.float32(loss)}, pictures=4)
+    with pytest.raises(NonFiniteLossError, match="at step 8") as caught:
+        window.summary()
+    assert caught.value.step == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_a_wish_and_a_second_one_an_interrupt(number):
+    former = signal.getsignal(number)
+    with stop_on_signals() as stop:
+        assert stop["signal"] is None
+        signal.raise_signal(number)
+        assert stop["signal"] == number.name
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is former

@@ -1,0 +1,79 @@
+"""The optimiser's parts, and what a fresh state holds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmetric.encoders import make_encoder
+from jaxmetric.training import create_state, make_optimizer
+from jaxmetric.training.state import make_schedule
+
+
+def _params():
+    return {
+        "encoder": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+        "loss": {"centers": jnp.ones((3, 2, 2))},
+    }
+
+
+def _first_update(optimizer, gradient):
+    params = _params()
+    gradients = jax.tree.map(lambda x: jnp.full_like(x, gradient), params)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    return updates
+
+
+def test_centers_have_a_rate_of_their_own():
+    updates = _first_update(make_optimizer("adam", optax.constant_schedule(0.1), loss_rate=100.0), 1.0)
+    # The first step of Adam is the sign of the gradient, times the rate.
+    np.testing.assert_allclose(updates["encoder"]["bias"], -0.1, rtol=1e-5)
+    np.testing.assert_allclose(updates["loss"]["centers"], -10.0, rtol=1e-5)
+
+
+def test_adamw_decays_kernels_only():
+    updates = _first_update(make_optimizer("adamw", optax.constant_schedule(0.1), weight_decay=0.5), 0.0)
+    np.testing.assert_allclose(updates["encoder"]["kernel"], -0.1 * 0.5 * 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(updates["encoder"]["bias"], 0)
+    np.testing.assert_array_equal(updates["loss"]["centers"], 0)
+
+
+def test_adam_adds_the_decay_to_the_gradient():
+    updates = _first_update(make_optimizer("adam", optax.constant_schedule(0.1), weight_decay=0.5), 0.0)
+    np.testing.assert_allclose(updates["encoder"]["kernel"], -0.1, rtol=1e-5)
+
+
+def test_sgd_has_nesterov_momentum():
+    updates = _first_update(make_optimizer("sgd", optax.constant_schedule(0.1)), 1.0)
+    np.testing.assert_allclose(updates["encoder"]["kernel"], -0.1 * (1 + 0.9), rtol=1e-6)
+
+
+def test_clipping_bounds_the_norm_of_the_whole_gradient():
+    updates = _first_update(make_optimizer("sgd", optax.constant_schedule(1.0), clip_norm=0.1), 100.0)
+    assert float(optax.tree.norm(updates)) == pytest.approx(0.1 * 1.9, rel=1e-5)
+
+
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.0), (5, 0.5), (10, 1.0), (55, 0.5), (100, 0.0)])
+def test_cosine_rises_linearly_and_falls_to_zero(step, rate):
+    assert float(make_schedule("cosine", peak=1.0, steps=100, warmup=10)(step)) == pytest.approx(rate, abs=1e-6)
+
+
+def test_unknown_names_are_errors():
+    with pytest.raises(ValueError, match="schedule is 'linear', expected one of cosine"):
+        make_schedule("linear", peak=1.0, steps=10)
+    with pytest.raises(ValueError, match="optimizer is 'lion', expected one of adamw"):
+        make_optimizer("lion", optax.constant_schedule(1.0))
+
+
+def test_the_state_holds_the_loss_parameters_and_their_moments():
+    optimizer = make_optimizer("adam", optax.constant_schedule(0.1))
+    encoder = make_encoder("tiny", embedding_dim=4)
+    key = jax.random.key(0, impl="unsafe_rbg")
+    centers = {"centers": jnp.ones((3, 2, 4))}
+    state = create_state(key, encoder, image_size=8, loss_params=centers, optimizer=optimizer)
+    assert int(state.step) == 0
+    np.testing.assert_array_equal(state.params["loss"]["centers"], centers["centers"])
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (3, 2, 4)]
+    assert len(moments) == 2
+    assert jax.tree.leaves(state.batch_stats)
