@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.config import Config, ConfigError, flatten, load_config
+from experiments.config import ConfigError, flatten, load_config
 from experiments.setup import Experiment, load_experiment, make_embedder, make_state
 from jaxmetric.data import LEARNING, TEST, VALIDATION
 from jaxmetric.metrics import evaluate_embeddings, knn_labels
@@ -182,12 +182,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     workdir = tyro.cli(command, args=argv, prog="python -m experiments.evaluate")
     try:
-        config: Config = load_config(workdir)
-        experiment = load_experiment(config)
+        config = load_config(workdir)
         with open_checkpoints(workdir / "checkpoints") as checkpoints:
-            state = restore_latest(checkpoints, make_state(experiment))
-        if state is None:
-            raise ConfigError(f"{workdir} holds no checkpoint yet")
+            if checkpoints.latest_step() is None:
+                raise ConfigError(f"{workdir} holds no checkpoint yet")
+            experiment = load_experiment(config)
+            initial = make_state(experiment)
+            state = restore_latest(checkpoints, initial) or initial
         print(evaluate_run(experiment, state, workdir))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -42,7 +42,7 @@ class _Order(NamedTuple):
     reach: jax.Array  # the number of values below each value + margin
 
 
-# Compiled here, so that a loss called outside of `jit` does not trace the loops over levels again at every call.
+# Compiled here, so that a loss called outside of `jit` does not compile the loops over levels again at every call.
 @partial(jax.jit, static_argnames="num_levels")
 def ordered_hinge(
     values: jax.Array,
@@ -82,10 +82,11 @@ def ordered_hinge(
     return OrderedHinge(total, _pairs_weight(constants, num_levels), active)
 
 
+@partial(jax.jit, static_argnames="num_levels")
 def level_sums(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
     """Returns `[num_levels]`: the sum of the `[P]` weights on each level."""
-    one_level = jax.vmap(lambda level: jnp.sum(jnp.where(levels == level, weights, 0)))
-    return one_level(jnp.arange(num_levels))
+    # One level after the other, to hold P weights at a time.
+    return jax.lax.map(lambda level: jnp.sum(jnp.where(levels == level, weights, 0)), jnp.arange(num_levels))
 
 
 def sums_above(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:

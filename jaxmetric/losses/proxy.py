@@ -70,10 +70,10 @@ def class_cross_entropy(scores: jax.Array, labels: jax.Array, *, scale: float, m
     checks.check_scalar("scale", scale, above=0)
     checks.check_scalar("margin", margin)
     right = labels[:, None] == jnp.arange(scores.shape[1])[None, :]
-    logits = scale * (scores - jnp.where(right, margin, 0))
-    right_logit = jnp.sum(jnp.where(right, logits, 0), axis=1, keepdims=True)
-    # The right logit is taken off first: off the sum, it would cancel to rounding where the loss is small.
-    losses = jax.nn.logsumexp(logits - right_logit, axis=1)
+    right_score = jnp.sum(jnp.where(right, scores, 0), axis=1, keepdims=True)
+    # Relative to the right class, whose own logit is then exactly 0: small losses keep their digits.
+    logits = jnp.where(right, 0, scale * (scores - right_score + margin))
+    losses = jax.nn.logsumexp(logits, axis=1)
     return jnp.where((labels >= 0) & (labels < scores.shape[1]), losses, jnp.nan)
 
 

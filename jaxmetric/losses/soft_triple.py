@@ -186,10 +186,12 @@ def _relaxed_similarity(embeddings: jax.Array, centers: jax.Array, gamma: float)
     # Centre-major, so that the softmax over the centres runs along whole rows of classes: twice as fast on a CPU.
     rows = centers.transpose(1, 0, 2).reshape(num_centers * num_classes, dim)
     similarity = pairwise_dot_product(embeddings, rows).reshape(-1, num_centers, num_classes)
-    # A softmax divided once, at the end: this keeps half as many [B, K, C] arrays as `jax.nn.softmax` does.
-    nearest = jax.lax.stop_gradient(jnp.max(similarity, axis=1, keepdims=True))
-    share = jnp.exp((similarity - nearest) / gamma)
-    return jnp.sum(share * similarity, axis=1) / jnp.sum(share, axis=1)
+    # Relative to the nearest centre, nothing cancels when gamma is small; that the softmax is divided only once saves
+    # half of the [B, K, C] arrays.
+    nearest = jax.lax.stop_gradient(jnp.max(similarity, axis=1))
+    excess = similarity - nearest[:, None, :]
+    share = jnp.exp(excess / gamma)
+    return nearest + jnp.sum(share * excess, axis=1) / jnp.sum(share, axis=1)
 
 
 def _num_clusters(centers: jax.Array, tolerance: float) -> jax.Array:

@@ -1,0 +1,229 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxmetric.ordering import level_sums, ordered_hinge, sums_above
+
+
+def brute_force(values, lower, upper, near_weights, far_weights, margin):
+    """Total, valid, active and the gradient, over all P^2 ordered pairs (a, b), in float64."""
+    values = np.asarray(values, np.float64)
+    weight = np.where(np.less.outer(upper, lower), np.multiply.outer(near_weights, far_weights), 0.0)
+    difference = np.subtract.outer(values, values) + margin
+    violated = weight * (difference > 0)
+    return (violated * difference).sum(), weight.sum(), violated.sum(), violated.sum(1) - violated.sum(0)
+
+
+def with_gradient(values, *arrays, margin, num_levels):
+    """The same four from the engine."""
+
+    def total(values):
+        hinge = ordered_hinge(values, *arrays, margin=margin, num_levels=num_levels)
+        return hinge.total, hinge
+
+    (_, hinge), gradient = jax.value_and_grad(total, has_aux=True)(values)
+    return *hinge, gradient
+
+
+engine = jax.jit(with_gradient, static_argnames="num_levels")
+
+
+def quarters(rng, low, high, size):
+    """Multiples of 1/4: their sums, differences and products are exact in float32, and they are often tied."""
+    return rng.integers(4 * low, 4 * high + 1, size).astype(np.float32) / 4
+
+
+def random_problem(rng, size, num_levels, *, intervals):
+    lower = rng.integers(0, num_levels, size).astype(np.int32)
+    upper = rng.integers(lower, num_levels).astype(np.int32) if intervals else lower
+    near_weights, far_weights = rng.choice(np.float32([0, 0.25, 1, 1, 3]), (2, size))
+    return quarters(rng, -2, 2, size), lower, upper, near_weights, far_weights
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_levels=st.integers(1, 6),
+    intervals=st.booleans(),
+    margin=st.sampled_from([-0.75, 0.0, 0.25, 1.0, 100.0]),
+)
+def test_equals_all_ordered_pairs_exactly(seed, num_levels, intervals, margin):
+    problem = random_problem(np.random.default_rng(seed), 14, num_levels, intervals=intervals)
+    result = engine(*problem, margin=margin, num_levels=num_levels)
+    for value, expected in zip(result, brute_force(*problem, margin), strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3])
+def test_equals_all_ordered_pairs_of_very_few_values(size):
+    for seed in range(5):
+        problem = random_problem(np.random.default_rng(seed), size, 2, intervals=True)
+        result = engine(*problem, margin=0.25, num_levels=2)
+        for value, expected in zip(result, brute_force(*problem, 0.25), strict=True):
+            np.testing.assert_array_equal(value, expected)
+
+
+def test_equals_all_ordered_pairs_of_real_values():
+    rng = np.random.default_rng(0)
+    _, lower, upper, _, _ = random_problem(rng, 14, 6, intervals=True)
+    values, near_weights, far_weights = rng.random((3, 14), np.float32) * [[5], [1], [1]]
+    problem = np.float32(values), lower, upper, np.float32(near_weights), np.float32(far_weights)
+    result = engine(*problem, margin=0.3, num_levels=6)
+    for value, expected in zip(result, brute_force(*problem, 0.3), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+
+
+def one_pair(near, far, margin):
+    ones, levels = np.ones(2, np.float32), np.array([0, 1], np.int32)
+    return engine(np.float32([near, far]), levels, levels, ones, ones, margin=margin, num_levels=2)
+
+
+def test_one_pair_is_the_hinge():
+    # relu(2 - 1.5 + 0.25) = 0.75, gradient +1 for the near value and -1 for the far one
+    total, valid, active, gradient = one_pair(2.0, 1.5, 0.25)
+    assert (total, valid, active, *gradient) == (0.75, 1, 1, 1, -1)
+
+
+def test_the_corner_of_the_hinge_is_not_active():
+    total, valid, active, gradient = one_pair(1.25, 1.5, 0.25)
+    assert (total, valid, active, *gradient) == (0, 1, 0, 0, 0)
+
+
+def test_the_two_zeros_are_equal():
+    assert one_pair(0.0, -0.0, 0.0)[2] == one_pair(-0.0, 0.0, 0.0)[2] == 0
+
+
+def test_pairs_on_one_level_or_on_overlapping_intervals_are_not_compared():
+    ones = np.ones(3, np.float32)
+    lower, upper = np.int32([[0, 1, 0], [1, 2, 2]])
+    assert engine(np.float32([3, 2, 1]), lower, upper, ones, ones, margin=5.0, num_levels=6)[1] == 0
+    assert engine(np.float32([3, 2, 1]), upper, upper, ones, ones, margin=5.0, num_levels=1)[1] == 0
+
+
+def test_margin_may_be_traced_and_has_no_gradient():
+    problem = random_problem(np.random.default_rng(0), 14, 6, intervals=False)
+
+    def total(margin, near_weights, far_weights):
+        hinge = ordered_hinge(*problem[:3], near_weights, far_weights, margin=margin, num_levels=6)
+        return hinge.total + hinge.valid + hinge.active
+
+    gradients = jax.grad(total, argnums=(0, 1, 2))(0.5, *map(jnp.asarray, problem[3:]))
+    assert not any(np.any(gradient) for gradient in gradients)
+
+
+def test_vmap_equals_one_at_a_time():
+    rng = np.random.default_rng(0)
+    problems = [random_problem(rng, 14, 6, intervals=True) for _ in range(3)]
+    stacked = [np.stack(arrays) for arrays in zip(*problems, strict=True)]
+    together = jax.vmap(lambda *arrays: with_gradient(*arrays, margin=0.25, num_levels=6))(*stacked)
+    for n, problem in enumerate(problems):
+        for value, expected in zip(together, brute_force(*problem, 0.25), strict=True):
+            np.testing.assert_array_equal(value[n], expected)
+
+
+def test_float64_gradient_equals_finite_differences():
+    rng = np.random.default_rng(0)
+    _, lower, upper, near_weights, far_weights = random_problem(rng, 14, 6, intervals=True)
+    values = rng.random(14)
+    with jax.enable_x64(True):
+        *_, gradient = engine(values, lower, upper, near_weights, far_weights, margin=0.3, num_levels=6)
+        for n, step in enumerate(1e-6 * np.eye(14)):
+            above, below = (
+                engine(moved, lower, upper, near_weights, far_weights, margin=0.3, num_levels=6)[0]
+                for moved in (values + step, values - step)
+            )
+            assert above.dtype == jnp.float64
+            np.testing.assert_allclose(gradient[n], (above - below) / 2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
+def test_what_is_not_finite_stays_visible(bad):
+    for at in range(3):
+        values = np.float32([1, 2, 3])
+        values[at] = bad
+        levels, ones = np.int32([0, 1, 1]), np.ones(3, np.float32)
+        total, _, _, gradient = engine(values, levels, levels, ones, ones, margin=0.5, num_levels=2)
+        assert np.isnan(total)
+        assert np.isnan(gradient).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_without_weight_does_not_matter(bad):
+    rng = np.random.default_rng(0)
+    values, lower, upper, near_weights, far_weights = random_problem(rng, 14, 6, intervals=True)
+    near_weights[:2] = far_weights[:2] = 0
+    expected = brute_force(values, lower, upper, near_weights, far_weights, 0.25)
+    values[:2] = bad
+    result = engine(values, lower, upper, near_weights, far_weights, margin=0.25, num_levels=6)
+    for value, wanted in zip(result, expected, strict=True):
+        np.testing.assert_array_equal(value, wanted)
+
+
+def histogram_brute_force(values, levels, margin, num_levels, resolution):
+    """All ordered pairs of the few distinct values, each as often as it occurs: exact for any number of values."""
+    places = np.rint(values * resolution).astype(int)
+    counts = np.zeros((num_levels, places.max() + 1))
+    np.add.at(counts, (levels, places), 1)
+    grid = np.arange(counts.shape[1]) / resolution
+    hinge = np.maximum(np.subtract.outer(grid, grid) + margin, 0)
+    above = counts.sum(0) - np.cumsum(counts, axis=0)
+    below = np.cumsum(counts, axis=0) - counts
+    violated = (hinge > 0).astype(float)
+    gradient = above @ violated.T - below @ violated
+    total = sum(counts[level] @ hinge @ above[level] for level in range(num_levels))
+    active = sum(counts[level] @ violated @ above[level] for level in range(num_levels))
+    return total, (counts.sum(1) * above.sum(1)).sum(), active, gradient[levels, places]
+
+
+def test_two_hundred_thousand_values_without_overflow_or_loss_of_accuracy():
+    size, num_levels, resolution = 200_000, 5, 1024
+    rng = np.random.default_rng(0)
+    values = (rng.integers(0, 2 * resolution, size) / resolution).astype(np.float32)
+    levels = rng.integers(0, num_levels, size).astype(np.int32)
+    margin = np.float32(0.1)
+    total, valid, active, gradient = histogram_brute_force(values, levels, margin, num_levels, resolution)
+    assert active > 2**31
+    ones = np.ones(size, np.float32)
+    result = engine(values, levels, levels, ones, ones, margin=margin, num_levels=num_levels)
+    np.testing.assert_allclose(result[0], total, rtol=1e-5)
+    np.testing.assert_allclose(result[1:3], [valid, active], rtol=1e-6)
+    np.testing.assert_array_equal(result[3], gradient)
+
+
+def test_one_value_far_away_costs_no_accuracy():
+    rng = np.random.default_rng(0)
+    values = np.append(rng.random(999), 1e7).astype(np.float32)
+    levels = np.append(rng.integers(0, 2, 999), 1).astype(np.int32)
+    problem = values, levels, levels, np.ones(1000, np.float32), np.ones(1000, np.float32)
+    result = engine(*problem, margin=0.125, num_levels=2)
+    np.testing.assert_allclose(result[0], brute_force(*problem, 0.125)[0], rtol=1e-5)
+
+
+def test_small_hinges_of_large_values_are_not_cancelled_away():
+    rng = np.random.default_rng(0)
+    values = (1e4 + np.arange(1000)).astype(np.float32)
+    levels = np.sort(rng.integers(0, 2, 1000)).astype(np.int32)
+    problem = values, levels, levels, np.ones(1000, np.float32), np.ones(1000, np.float32)
+    margin = 1.0 + 2.0**-8
+    total, *_ = brute_force(*problem, margin)
+    assert total == 2.0**-8
+    np.testing.assert_allclose(engine(*problem, margin=margin, num_levels=2)[0], total, rtol=1e-5)
+
+
+def test_memory_grows_with_the_number_of_values_and_not_of_levels():
+    def temporary_bytes(size, num_levels):
+        floats, integers = jax.ShapeDtypeStruct((size,), "float32"), jax.ShapeDtypeStruct((size,), "int32")
+        lowered = engine.lower(floats, integers, integers, floats, floats, margin=0.1, num_levels=num_levels)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    small = temporary_bytes(2000, 3)
+    assert small < 100 * 2000
+    assert temporary_bytes(32_000, 40) < 17 * small
+
+
+def test_level_sums_and_sums_above():
+    weights, levels = jnp.array([1.0, 2.0, 4.0, 8.0]), jnp.array([2, 0, 2, 3])
+    assert level_sums(weights, levels, 5).tolist() == [2, 0, 5, 8, 0]
+    assert sums_above(weights, levels, 5).tolist() == [13, 13, 8, 0, 0]
