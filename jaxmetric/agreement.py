@@ -133,14 +133,15 @@ def disagreement_levels(
     return PairLevels(lower, upper, len(values))
 
 
-def known_labels(labels: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def known_labels(labels: jax.Array, where: jax.Array | None, name: str = "labels") -> tuple[jax.Array, jax.Array]:
     """Returns labels as `[B, T]` and, as booleans of that shape, which of them are valid.
 
     Args:
       labels: `[B]` or `[B, T]` integers.
       where: `None`, `[B]` or `[B, T]` booleans.
+      name: what error messages call the labels.
     """
-    return _columns("labels", labels, "where", where)
+    return _columns(name, labels, "where", where)
 
 
 def _columns(name: str, labels: jax.Array, where_name: str, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:

@@ -88,7 +88,9 @@ def test_levels_number_the_distinct_disagreements(label_weights, ordinal):
         ordinal=ordinal,
     )
     rules = label_weights or (1, 1, 1), ordinal or (0, 0, 0)
-    bounds = np.array([pair_bounds(*pair, *rules) for pair in zip(first, second, first_known, second_known, strict=True)])
+    bounds = np.array(
+        [pair_bounds(*pair, *rules) for pair in zip(first, second, first_known, second_known, strict=True)]
+    )
     steps = [weight * np.arange((largest or 1) + 1) for weight, largest in zip(*rules, strict=True)]
     values = np.unique(np.round(np.add.outer(np.add.outer(steps[0], steps[1]), steps[2]), 6))
     assert levels.num_levels == len(values)
@@ -157,7 +159,10 @@ def test_bad_input_is_named(kwargs, error, message):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"ordinal": (0, 0, True)}, r"ordinal\[2\] is True, expected the largest \|a - b\| of the column as an integer"),
+        (
+            {"ordinal": (0, 0, True)},
+            r"ordinal\[2\] is True, expected the largest \|a - b\| of the column as an integer",
+        ),
         ({"ordinal": (10**9, 0, 0)}, f"ordinal has the entry 1000000000, expected a largest .* below {MAX_LEVELS}"),
         (
             {"ordinal": (99, 99, 0), "label_weights": (1, 1.0123, 1)},

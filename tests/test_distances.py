@@ -47,7 +47,9 @@ def test_float64_stays_float64():
 @pytest.mark.parametrize("function", ALL)
 def test_asks_for_the_highest_matmul_precision(function):
     products = [
-        equation for equation in jax.make_jaxpr(function)(jnp.ones((3, 2))).eqns if equation.primitive.name == "dot_general"
+        equation
+        for equation in jax.make_jaxpr(function)(jnp.ones((3, 2))).eqns
+        if equation.primitive.name == "dot_general"
     ]
     assert len(products) == 1
     assert set(products[0].params["precision"]) == {jax.lax.Precision.HIGHEST}

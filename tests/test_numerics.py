@@ -45,7 +45,9 @@ def test_safe_normalize_leaves_zero_at_zero_with_gradient_zero():
     np.testing.assert_array_equal(pullback(jnp.ones((2, 3)))[0], np.zeros((2, 3)))
 
 
-@pytest.mark.parametrize(("dtype", "scale"), [("float32", 1e-30), ("float32", 1e30), ("float16", 1e-4), ("float16", 1e4)])
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [("float32", 1e-30), ("float32", 1e30), ("float16", 1e-4), ("float16", 1e4)]
+)
 def test_safe_normalize_of_lengths_whose_squares_leave_the_range(dtype, scale):
     x = jnp.array([3 * scale, 4 * scale], dtype)
     np.testing.assert_allclose(safe_normalize(x).astype(float), [0.6, 0.8], rtol=2e-2 if dtype == "float16" else 1e-6)

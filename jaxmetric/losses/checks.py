@@ -10,22 +10,22 @@ import numpy as np
 from jaxmetric.numerics import as_float
 
 
-def check_embeddings(embeddings: Any) -> jax.Array:
+def check_embeddings(embeddings: Any, name: str = "embeddings") -> jax.Array:
     """Returns `[B, D]` embeddings in float32 (or float64)."""
     embeddings = jnp.asarray(embeddings)
     if not jnp.issubdtype(embeddings.dtype, jnp.floating):
-        raise TypeError(f"embeddings has dtype {embeddings.dtype}, expected a floating-point dtype")
+        raise TypeError(f"{name} has dtype {embeddings.dtype}, expected a floating-point dtype")
     if embeddings.ndim != 2 or embeddings.shape[1] == 0:
-        raise ValueError(f"embeddings has shape {embeddings.shape}, expected [B, D] with D >= 1")
+        raise ValueError(f"{name} has shape {embeddings.shape}, expected [B, D] with D >= 1")
     return as_float(embeddings)
 
 
 def check_rows(embeddings: jax.Array, **arrays: Any) -> None:
     """Raises unless each array (or None) has one row for each embedding."""
     for name, array in arrays.items():
-        if array is not None and jnp.shape(array)[:1] != embeddings.shape[:1]:
+        if array is not None and np.shape(array)[:1] != embeddings.shape[:1]:
             raise ValueError(
-                f"{name} has shape {jnp.shape(array)}, expected {embeddings.shape[0]} rows as embeddings "
+                f"{name} has shape {np.shape(array)}, expected {embeddings.shape[0]} rows as embeddings "
                 f"{embeddings.shape}"
             )
 
@@ -47,8 +47,8 @@ def example_weights(embeddings: jax.Array, where: Any, weights: Any) -> jax.Arra
     """Returns one weight for each embedding, `[B]`: `weights` (default 1), 0 where `where` is False."""
     count = embeddings.shape[0]
     for name, array in (("where", where), ("weights", weights)):
-        if array is not None and jnp.shape(array) != (count,):
-            raise ValueError(f"{name} has shape {jnp.shape(array)}, expected ({count},) as embeddings")
+        if array is not None and np.shape(array) != (count,):
+            raise ValueError(f"{name} has shape {np.shape(array)}, expected ({count},) as embeddings")
     if where is not None and jnp.asarray(where).dtype != bool:
         raise TypeError(f"where has dtype {jnp.asarray(where).dtype}, expected bool")
     result = jnp.ones(count, embeddings.dtype) if weights is None else jnp.asarray(weights, embeddings.dtype)
@@ -58,8 +58,8 @@ def example_weights(embeddings: jax.Array, where: Any, weights: Any) -> jax.Arra
 
 def check_scalar(name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf) -> Any:
     """Raises unless `value` is a finite scalar in range; a traced scalar is only checked for its shape."""
-    if jnp.ndim(value) != 0:
-        raise ValueError(f"{name} has shape {jnp.shape(value)}, expected a scalar")
+    if np.ndim(value) != 0:
+        raise ValueError(f"{name} has shape {np.shape(value)}, expected a scalar")
     if isinstance(value, (bool, str, np.bool_)) or not isinstance(
         value, (int, float, np.number, jax.Array, np.ndarray)
     ):

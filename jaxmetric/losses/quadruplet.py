@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmetric.agreement import PairLevels, disagreement_levels, known_labels
 from jaxmetric.distances import pairwise_squared_euclidean
@@ -178,8 +179,8 @@ def sampled_quadruplet_loss(
     if isinstance(num_quadruplets, bool) or not isinstance(num_quadruplets, int) or num_quadruplets < 1:
         raise ValueError(f"num_quadruplets is {num_quadruplets!r}, expected a static integer of at least 1")
     embeddings = checks.check_embeddings(embeddings)
-    if where is not None and jnp.ndim(where) != 1:
-        raise ValueError(f"where has shape {jnp.shape(where)}, expected [B]: one boolean for each example")
+    if where is not None and np.ndim(where) != 1:
+        raise ValueError(f"where has shape {np.shape(where)}, expected [B]: one boolean for each example")
     labels, known, weights = _check_labels(embeddings, labels, where, weights)
     embeddings = checks.leave_out(embeddings, weights)
     if embeddings.shape[0] < 2:
@@ -233,8 +234,8 @@ def quadruplet_hinge(embeddings4: jax.Array, labels4: jax.Array, *, margin: floa
       H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
       Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
     """
-    embeddings4 = checks.check_embeddings(embeddings4)
-    labels4, _ = known_labels(labels4, None)
+    embeddings4 = checks.check_embeddings(embeddings4, "embeddings4")
+    labels4, _ = known_labels(labels4, None, "labels4")
     if embeddings4.shape[0] != 4 or labels4.shape[0] != 4:
         raise ValueError(
             f"embeddings4 and labels4 have {embeddings4.shape[0]} and {labels4.shape[0]} rows, expected 4 and 4"

@@ -234,7 +234,7 @@ def test_gradient_is_the_finite_difference(name):
 
 
 # Eager operations are compiled one by one: one loss of each kind, small, is slow enough.
-@pytest.mark.parametrize("name", ["quadruplet", "triplet, semi-hard", "soft triple"])
+@pytest.mark.parametrize("name", ["quadruplet", "soft triple"])
 def test_jit_equals_eager(name):
     parameters, embeddings, labels = example(name)
     eager = ROWS[name].call(parameters, embeddings, labels)

@@ -105,6 +105,15 @@ def test_gamma_towards_0_counts_the_nearest_center_only():
         assert np.isfinite(gradient).all()
 
 
+def test_gradients_keep_their_digits_when_gamma_is_small():
+    embeddings, labels, centers = example(batch=20)
+    gradient = jax.grad(soft_triple_loss)
+    single = gradient(*as_f32(embeddings, labels, centers), gamma=1e-3, tau=0.0)
+    with jax.enable_x64(True):
+        double = np.asarray(gradient(embeddings, labels, centers, gamma=1e-3, tau=0.0))
+    np.testing.assert_allclose(single, double, atol=1e-5 * np.abs(double).max())
+
+
 def test_a_large_gamma_averages_the_centers():
     embeddings, labels, centers = as_f32(*example())
     mean = unit(centers).mean(axis=1)

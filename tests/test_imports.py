@@ -1,0 +1,124 @@
+import ast
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxmetric
+
+PACKAGE = Path(jaxmetric.__file__).parent
+
+# Each room may import from those named before it and, without a circle, from those beside it.
+LAYERS = [
+    {"numerics"},
+    {"distances", "agreement"},
+    {"ordering"},
+    {"tuples", "mining"},
+    {"losses", "search"},
+    {"metrics"},
+    {"parallel"},
+    {"encoders", "data", "training", "report"},
+]
+LIGHT = {room for layer in LAYERS[:-1] for room in layer}
+
+
+def imported_modules(path):
+    """Absolute names of what a file imports, wherever in it."""
+    package = ["jaxmetric", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_room_has_its_place():
+    rooms = {room_of(path) for path in FILES} - {"__init__"}
+    assert rooms == {room for layer in LAYERS for room in layer}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    if path == PACKAGE / "__init__.py":
+        allowed = LIGHT
+    else:
+        level = next(number for number, layer in enumerate(LAYERS) if room_of(path) in layer)
+        allowed = {room for layer in LAYERS[: level + 1] for room in layer}
+    rooms = {name.split(".")[1] for name in imported_modules(path) if name.startswith("jaxmetric.")}
+    assert rooms <= allowed | {"__version__"}, f"{path.name} imports {sorted(rooms - allowed)}"
+
+
+def test_rooms_do_not_import_each_other_in_a_circle():
+    knows = {room: set() for layer in LAYERS for room in layer}
+    for path in FILES:
+        if room_of(path) in knows:
+            names = [name.split(".") for name in imported_modules(path) if name.startswith("jaxmetric.")]
+            knows[room_of(path)] |= {name[1] for name in names if name[1] in knows} - {room_of(path)}
+    while knows:
+        bottom = [room for room, others in knows.items() if not others & knows.keys()]
+        assert bottom, f"a circle among {sorted(knows)}"
+        for room in bottom:
+            del knows[room]
+
+
+@pytest.mark.parametrize("room", sorted(LIGHT))
+def test_the_core_needs_jax_and_numpy_alone(room):
+    allowed = {"jax", "numpy", "jaxmetric"} | set(sys.stdlib_module_names)
+    for path in FILES:
+        if room_of(path) == room:
+            assert {name.split(".")[0] for name in imported_modules(path)} <= allowed, path
+
+
+def test_import_brings_in_nothing_heavy():
+    heavy = [
+        *("flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow", "PIL", "matplotlib", "sklearn"),
+        *("tyro", "tqdm", "scipy.stats", "pandas", "torch", "chex"),
+    ]
+    script = (
+        "import sys, json, jax; before = set(sys.modules); import jaxmetric; "
+        f"print(json.dumps(sorted(set({heavy!r}) & (set(sys.modules) - before))))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout) == []
+
+
+def test_exports_are_sorted_and_exist():
+    assert list(jaxmetric.__all__) == sorted(set(jaxmetric.__all__))
+    assert all(hasattr(jaxmetric, name) for name in jaxmetric.__all__)
+
+
+@pytest.mark.parametrize("name", jaxmetric.__all__)
+def test_exports_are_documented(name):
+    exported = getattr(jaxmetric, name)
+    documentation = inspect.getdoc(exported)
+    if name.startswith("pairwise_") or inspect.isclass(exported):
+        assert "[A, B]" in documentation or "Attributes:" in documentation
+        return
+    arguments = documentation.split("Args:")[1].split("Returns:")[0]
+    for argument in inspect.signature(exported).parameters:
+        assert f"  {argument}: " in arguments, f"{name} does not document {argument}"
+    assert "Raises:" in documentation
+    assert "Example:" in documentation
+
+
+@pytest.mark.parametrize("name", [name for name in jaxmetric.__all__ if name.endswith("_loss")])
+def test_losses_share_one_grammar(name):
+    parameters = inspect.signature(getattr(jaxmetric, name)).parameters
+    positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert [p for p in positional if p not in ("key", "centers", "proxies")] == ["embeddings", "labels"]
+    keywords = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert keywords[-4:] == ["where", "weights", "reduction", "has_aux"]
+    defaults = {name: parameters[name].default for name in keywords[-4:]}
+    assert defaults == {"where": None, "weights": None, "reduction": "mean", "has_aux": False}
