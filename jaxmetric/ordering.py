@@ -165,8 +165,8 @@ def _near_sums(values: jax.Array, order: _Order, constants: _Constants, num_leve
 
     def add_level(level: int, sums: _NearSums) -> _NearSums:
         weights = jnp.where(constants.lower > level, constants.far_weights, 0)
-        below = _running_sum(_at(order.slot, weights))
-        integral = _running_sum(below[:-1] * gaps)
+        below = jnp.cumsum(_at(order.slot, weights))
+        integral = jnp.cumsum(below[:-1] * gaps)
         reached = below[order.reach]
         here = constants.upper == level
         return _NearSums(
@@ -183,7 +183,7 @@ def _far_violations(order: _Order, constants: _Constants, num_levels: int) -> ja
 
     def add_level(level: int, violations: jax.Array) -> jax.Array:
         weights = jnp.where(constants.upper < level, constants.near_weights, 0)
-        reaching = _running_sum(_at(order.reach, weights), reverse=True)
+        reaching = jax.lax.cumsum(_at(order.reach, weights), reverse=True)
         return jnp.where(constants.lower == level, reaching[order.slot], violations)
 
     return jax.lax.fori_loop(1, num_levels, add_level, jnp.zeros_like(order.ascending))
@@ -194,11 +194,6 @@ def _at(index: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.zeros(weights.size + 1, weights.dtype).at[index].add(weights)
 
 
-def _running_sum(x: jax.Array, *, reverse: bool = False) -> jax.Array:
-    # Twice as fast as `jnp.cumsum` on CPUs.
-    return jax.lax.associative_scan(jnp.add, x, reverse=reverse)
-
-
 def _totals(values: jax.Array, near: _NearSums, constants: _Constants) -> tuple[jax.Array, jax.Array]:
     total = jnp.sum(constants.near_weights * near.hinges)
     return total + _nan_of(values), jnp.sum(constants.near_weights * near.violations)
@@ -206,4 +201,4 @@ def _totals(values: jax.Array, near: _NearSums, constants: _Constants) -> tuple[
 
 def _nan_of(values: jax.Array) -> jax.Array:
     """Returns 0, or NaN if one of the values is not finite: a comparison with it says nothing."""
-    return 0 * jnp.sum(values)
+    return jnp.sum(0 * values)

@@ -79,5 +79,5 @@ def test_a_nan_stays_visible(function):
 @pytest.mark.parametrize("shapes", [((3,), (3,)), ((2, 3), (2, 4)), ((2, 2, 3), (2, 2, 3))])
 def test_shapes_which_do_not_fit_are_named(function, shapes):
     x, y = (np.ones(shape, np.float32) for shape in shapes)
-    with pytest.raises(ValueError, match="x and y have shapes .* expected \\[A, D\\] and \\[B, D\\]"):
+    with pytest.raises(ValueError, match=r"x and y have shapes .* expected \[A, D\] and \[B, D\]"):
         function(x, y)

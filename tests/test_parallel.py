@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxmetric
 from jaxmetric.parallel import (
@@ -130,6 +130,10 @@ def test_every_exported_loss_is_driven():
     assert set(LOSSES) == {name for name in jaxmetric.__all__ if name.endswith("_loss")}
 
 
+def mesh_of(count):
+    return Mesh(jax.devices()[:count], (AXIS_NAME,), axis_types=(AxisType.Auto,))
+
+
 @every_driver
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_any_number_of_devices_equals_one_with_the_global_batch(driver, count):
@@ -212,10 +216,9 @@ def test_with_check_vma_gradients_would_come_out_n_times_too_large(count):
     kernel, batch = initial_state()["params"]["kernel"], next(batches())
     batch = {"x": batch["x"], "y": batch["y"]}
     expected = jax.grad(lambda kernel: jnp.mean(jnp.square((batch["x"] @ kernel).mean(0) - batch["y"].mean())))(kernel)
-    mesh = jax.make_mesh((count,), (AXIS_NAME,), devices=jax.devices()[:count], axis_types=(jax.sharding.AxisType.Auto,))
     checked = jax.shard_map(
         lambda kernel, batch: step(kernel, batch, axis_name=AXIS_NAME)[1],
-        mesh=mesh,
+        mesh=mesh_of(count),
         in_specs=(PartitionSpec(), PartitionSpec(AXIS_NAME)),
         out_specs=PartitionSpec(),
         check_vma=True,
@@ -281,11 +284,9 @@ def test_a_replicated_state_is_compiled_for_once(driver):
 
 @pytest.mark.parametrize("driver", [on_pmap, on_shard_map])
 def test_a_step_moves_nothing_between_host_and_devices(driver):
-    devices = jax.devices()[:4]
     driven = driver(make_step(LOSSES["normalized_softmax_loss"]), 4)
-    mesh = jax.make_mesh((4,), (AXIS_NAME,), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
-    state = replicate(initial_state(), devices=devices)
-    placed = [jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS_NAME))) for batch in batches()]
+    state = replicate(initial_state(), devices=jax.devices()[:4])
+    placed = [jax.device_put(batch, NamedSharding(mesh_of(4), PartitionSpec(AXIS_NAME))) for batch in batches()]
     with jax.transfer_guard("disallow"):
         for batch in placed:
             state, metrics = driven(state, batch)

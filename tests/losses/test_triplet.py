@@ -204,7 +204,7 @@ def test_all_triplets_need_memory_quadratic_in_the_batch():
         ({"where": np.ones((12, 1), bool)}, ValueError, r"where has shape \(12, 1\), expected \(12,\)"),
         ({"weights": np.ones(11)}, ValueError, r"weights has shape \(11,\), expected \(12,\)"),
     ],
-    ids=lambda value: str(list(value)[0]) if isinstance(value, dict) else "",
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
 def test_bad_input_is_one_clear_line(changes, error, message):
     embeddings, labels = example()

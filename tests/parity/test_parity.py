@@ -53,9 +53,7 @@ def test_soft_triple(tau):
         return gradient - (gradient * embeddings).sum(1, keepdims=True) * embeddings
 
     loss, gradients = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(embeddings, centers)
-    assert_equal(
-        (loss, projected(gradients[0]), gradients[1]), (value, of_embeddings, of_centers.T.reshape(C, K, D))
-    )
+    assert_equal((loss, projected(gradients[0]), gradients[1]), (value, of_embeddings, of_centers.T.reshape(C, K, D)))
 
 
 def test_coinciding_centers_have_a_gradient_here_and_none_there():
@@ -103,21 +101,16 @@ def test_all_triplets(reduction, reducer, normalized):
 
 
 def chosen_here(embeddings, labels, mining):
-    """The triplets that `triplet_loss` weighs, one anchor, positive and negative at a time."""
+    """The triplets (anchor, positive, negative) that `triplet_loss` chooses."""
     squared = ((embeddings[:, None] - embeddings[None]) ** 2).sum(-1)
     same = labels[:, None] == labels[None]
     for a in range(B):
         for p in np.flatnonzero(same[a] & (np.arange(B) != a)):
-            negatives = np.flatnonzero(~same[a])
-            if mining == "hard":
-                positives = np.flatnonzero(same[a] & (np.arange(B) != a))
-                if p == positives[squared[a, positives].argmax()]:
-                    yield a, p, negatives[squared[a, negatives].argmin()]
-            else:
-                farther = negatives[squared[a, negatives] > squared[a, p]]
-                yield a, p, farther[squared[a, farther].argmin()] if len(farther) else negatives[
-                    squared[a, negatives].argmax()
-                ]
+            negatives = sorted(np.flatnonzero(~same[a]), key=lambda n: squared[a, n])
+            if mining == "semi-hard":
+                yield a, p, next((n for n in negatives if squared[a, n] > squared[a, p]), negatives[-1])
+            elif squared[a, p] == squared[a, same[a]].max():
+                yield a, p, negatives[0]
 
 
 @pytest.mark.parametrize(("mining", "type_of_triplets"), [("semi-hard", "semihard"), ("hard", "hard")])

@@ -1,0 +1,123 @@
+"""How candidates are compared: run in turns in one process, so that what slows the machine slows all of them.
+
+`compiled` and `torch_step` make candidates of functions, `compare` times them and prints a table.
+"""
+
+import ctypes
+import importlib.util
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+HAVE_PEERS = all(importlib.util.find_spec(name) for name in ("torch", "pytorch_metric_learning"))
+NO_PEERS = "PyTorch and pytorch-metric-learning are not installed: pip install -e '.[parity]' adds their rows."
+
+
+class Candidate(NamedTuple):
+    """Something to be timed.
+
+    Attributes:
+      name: of the row.
+      run: computes the result and waits for it.
+      temporary: bytes that its compiled program allocates beside arguments and results, if known.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    temporary: int | None = None
+
+
+def compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Candidate:
+    """A candidate that runs a JAX function, compiled beforehand."""
+    program = jax.jit(function).lower(*arguments).compile()
+    arguments = jax.device_put(arguments)
+    memory = program.memory_analysis()
+    temporary = memory.temp_size_in_bytes if memory else None
+    return Candidate(name, lambda: jax.block_until_ready(program(*arguments)), temporary)
+
+
+def torch_step(name: str, loss: Callable[[], Any], parameters: Sequence[Any]) -> Candidate:
+    """A candidate that computes a PyTorch loss and its gradients."""
+
+    def run() -> Any:
+        for parameter in parameters:
+            parameter.grad = None
+        value = loss()
+        value.backward()
+        return value.item()
+
+    return Candidate(name, run)
+
+
+def compare(title: str, candidates: Sequence[Candidate], *, rounds: int = 15, seconds: float = 20.0) -> None:
+    """Times the candidates in turns and prints a table of ratios to the first.
+
+    Args:
+      title: what is compared.
+      candidates: the first is what the others are divided by.
+      rounds: how often each runs, at most.
+      seconds: after which a candidate sits out the remaining rounds (it runs twice at least).
+    """
+    resident = [_resident_growth(candidate.run) for candidate in candidates]  # warms up as well
+    times: list[list[float]] = [[] for _ in candidates]
+    for _ in range(rounds):
+        for spent, candidate in zip(times, candidates, strict=True):
+            if len(spent) < 2 or sum(spent) < seconds:
+                start = time.perf_counter()
+                candidate.run()
+                spent.append(time.perf_counter() - start)
+    medians = [float(np.median(spent)) for spent in times]
+    fastest = [min(spent) for spent in times]
+    print(f"\n{title}")
+    print(f"{'':52}{'median':>11}{'fastest':>11}{'ratio':>9}{'temporary':>12}{'resident':>11}")
+    for row, candidate in enumerate(candidates):
+        print(
+            f"  {candidate.name:50}{_milliseconds(medians[row])}{_milliseconds(fastest[row])}"
+            f"{medians[row] / medians[0]:>8.2f}x{_megabytes(candidate.temporary):>12}{_megabytes(resident[row]):>11}"
+        )
+
+
+def print_environment() -> None:
+    """Prints versions and devices, and what the columns mean."""
+    packages = ("jaxmetric", "jax", "jaxlib", "numpy", *(("torch", "pytorch-metric-learning") if HAVE_PEERS else ()))
+    print(", ".join(f"{package} {version(package)}" for package in packages))
+    print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPUs, Python {platform.python_version()}, float32")
+    print("ratio: median time divided by that of the first row, in this run. temporary: what the compiled program")
+    print("allocates beside arguments and results. resident: growth of the process's memory during one call.")
+    if not HAVE_PEERS:
+        print(NO_PEERS)
+
+
+def _resident_growth(run: Callable[[], Any]) -> int | None:
+    """Bytes by which the resident memory of this process rises at most during a second call; None if unknown."""
+    run()
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier calls freed goes back to the system
+        reset.write_text("5")  # the peak starts anew
+        before = _kilobytes(status.read_text(), "VmRSS")
+        run()
+        return 1024 * max(_kilobytes(status.read_text(), "VmHWM") - before, 0)
+    except OSError:
+        return None
+
+
+def _kilobytes(status: str, field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found.group(1)) if found else 0
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:>8.2f} ms"
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.1f} MB"
