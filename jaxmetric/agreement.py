@@ -71,7 +71,7 @@ def label_agreement(
     rows, rows_known = (labels, known) if other is None else _columns("other", other, "other_where", other_where)
     if rows.shape[1] != labels.shape[1]:
         raise ValueError(f"other has {rows.shape[1]} label columns, labels has {labels.shape[1]}")
-    scale = _column_scale(labels.shape[1], label_weights, ordinal)
+    scale = column_scale(labels.shape[1], label_weights, ordinal)
     agreement: jax.Array | int = 0
     for t, (weight, largest) in enumerate(scale):
         difference = _column_disagreement(labels[:, t, None], rows[None, :, t], largest)
@@ -109,7 +109,7 @@ def disagreement_levels(
     """
     if agreement not in ("count", "any"):
         raise ValueError(f"agreement is {agreement!r}, expected 'count' or 'any'")
-    scale = _column_scale(first.shape[-1], label_weights, ordinal)
+    scale = column_scale(first.shape[-1], label_weights, ordinal)
     known_sum: jax.Array | int = 0
     unknown_sum: jax.Array | int = 0
     for t, (weight, largest) in enumerate(scale):
@@ -164,7 +164,7 @@ def _columns(name: str, labels: jax.Array, where_name: str, where: jax.Array | N
     return labels, jnp.broadcast_to(where.reshape(labels.shape[0], -1), labels.shape)
 
 
-def _column_scale(
+def column_scale(
     num_columns: int,
     label_weights: Sequence[float] | None,
     ordinal: Sequence[int | bool | None] | None,

@@ -151,7 +151,9 @@ def test_what_is_not_finite_stays_visible(bad):
 
 def test_finite_values_whose_sum_is_not_are_no_nan():
     levels, ones = np.int32([0, 1, 1]), np.ones(3, np.float32)
-    total, _, active, gradient = engine(np.float32([2e38, 3e38, 3e38]), levels, levels, ones, ones, margin=1, num_levels=2)
+    total, _, active, gradient = engine(
+        np.float32([2e38, 3e38, 3e38]), levels, levels, ones, ones, margin=1, num_levels=2
+    )
     assert (total, active, *gradient) == (0, 0, 0, 0, 0)
 
 

@@ -69,6 +69,11 @@ def class_cross_entropy(scores: jax.Array, labels: jax.Array, *, scale: float, m
     """Cross entropy of softmax(scale (scores - margin [c = y])) for `[B, C]` scores and `[B]` labels: `[B]`."""
     checks.check_scalar("scale", scale, above=0)
     checks.check_scalar("margin", margin)
+    return _class_cross_entropy(scores, labels, scale, margin)
+
+
+@jax.jit
+def _class_cross_entropy(scores: jax.Array, labels: jax.Array, scale: float, margin: float) -> jax.Array:
     right = labels[:, None] == jnp.arange(scores.shape[1])[None, :]
     right_score = jnp.sum(jnp.where(right, scores, 0), axis=1, keepdims=True)
     # Relative to the right class, whose own logit is then exactly 0: small losses keep their digits.

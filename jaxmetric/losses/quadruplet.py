@@ -10,12 +10,14 @@ the paper does; `quadruplet_loss` averages it over all quadruplets of the batch,
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmetric.agreement import PairLevels, disagreement_levels, known_labels
+from jaxmetric.agreement import PairLevels, column_scale, disagreement_levels, known_labels
 from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.losses import checks
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_each, reduce_stats
@@ -97,30 +99,20 @@ def quadruplet_loss(
     labels, known, weights = _check_labels(embeddings, labels, where, weights)
     embeddings = checks.leave_out(embeddings, weights)
 
-    batch = embeddings.shape[0]
-    pairs = all_pairs(batch, self_pairs=self_pairs)
-    levels = _pair_levels(pairs, labels, known, agreement, label_weights, ordinal)
-    pair_weights = weights[pairs.first] * weights[pairs.second]
-    distances = pairwise_squared_euclidean(embeddings)[pairs.first, pairs.second]
-    if self_pairs:
-        itself = pairs.first == pairs.second
-        distances = jnp.where(itself, 0, distances)
-        pair_weights = jnp.where(itself, pair_weights / 2, pair_weights)
-        levels = levels._replace(lower=jnp.where(itself, 0, levels.lower), upper=jnp.where(itself, 0, levels.upper))
-    near_weights = far_weights = pair_weights
-    if balance == "levels":
-        near_weights = _share_of_level(pair_weights, levels.upper, levels.num_levels)
-        far_weights = _share_of_level(pair_weights, levels.lower, levels.num_levels)
-    stats = LossStats(
-        *ordered_hinge(
-            distances,
-            levels.lower,
-            levels.upper,
-            near_weights,
-            far_weights,
-            margin=margin,
-            num_levels=levels.num_levels,
-        )
+    label_weights, ordinal = _static(label_weights), _static(ordinal)
+    column_scale(labels.shape[1], label_weights, ordinal)  # raises what is wrong with them
+
+    stats = _quadruplet_stats(
+        embeddings,
+        labels,
+        known,
+        weights,
+        margin,
+        agreement=agreement,
+        self_pairs=self_pairs,
+        balance=balance,
+        label_weights=label_weights,
+        ordinal=ordinal,
     )
     loss = reduce_stats(stats, reduction)
     return (loss, stats) if has_aux else loss
@@ -188,19 +180,7 @@ def sampled_quadruplet_loss(
         loss, stats = reduce_each(nothing, nothing, reduction)
         return (loss, stats) if has_aux else loss
 
-    pairs = all_pairs(embeddings.shape[0])
-    levels = _pair_levels(pairs, labels, known, "count", None, None)
-    near, far, exists = sample_ordered(
-        key,
-        levels.lower,
-        levels.upper,
-        weights[pairs.first] * weights[pairs.second],
-        num_samples=num_quadruplets,
-        num_levels=levels.num_levels,
-    )
-    quadruplets = jnp.stack([pairs.first[near], pairs.second[near], pairs.first[far], pairs.second[far]], axis=1)
-    losses = jax.vmap(lambda four: quadruplet_hinge(embeddings[four], labels[four], margin=margin))(quadruplets)
-    drawn = jnp.broadcast_to(exists, losses.shape).astype(losses.dtype)
+    losses, drawn = _sampled_losses(key, embeddings, labels, known, weights, margin, num_quadruplets)
     loss, stats = reduce_each(losses, drawn, reduction)
     return (loss, stats) if has_aux else loss
 
@@ -256,6 +236,72 @@ def _check_labels(
     return labels, known, checks.example_weights(embeddings, jnp.any(known, axis=1), weights)
 
 
+@partial(jax.jit, static_argnames=("agreement", "self_pairs", "balance", "label_weights", "ordinal"))
+def _quadruplet_stats(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    known: jax.Array,
+    weights: jax.Array,
+    margin: float,
+    *,
+    agreement: str,
+    self_pairs: bool,
+    balance: str,
+    label_weights: tuple[float, ...] | None,
+    ordinal: tuple[int | None, ...] | None,
+) -> LossStats:
+    pairs = all_pairs(embeddings.shape[0], self_pairs=self_pairs)
+    levels = _pair_levels(pairs, labels, known, agreement, label_weights, ordinal)
+    pair_weights = weights[pairs.first] * weights[pairs.second]
+    distances = pairwise_squared_euclidean(embeddings)[pairs.first, pairs.second]
+    if self_pairs:
+        itself = pairs.first == pairs.second
+        distances = jnp.where(itself, 0, distances)
+        pair_weights = jnp.where(itself, pair_weights / 2, pair_weights)
+        levels = levels._replace(lower=jnp.where(itself, 0, levels.lower), upper=jnp.where(itself, 0, levels.upper))
+    near_weights = far_weights = pair_weights
+    if balance == "levels":
+        near_weights = _share_of_level(pair_weights, levels.upper, levels.num_levels)
+        far_weights = _share_of_level(pair_weights, levels.lower, levels.num_levels)
+    return LossStats(
+        *ordered_hinge(
+            distances,
+            levels.lower,
+            levels.upper,
+            near_weights,
+            far_weights,
+            margin=margin,
+            num_levels=levels.num_levels,
+        )
+    )
+
+
+@partial(jax.jit, static_argnames="num_quadruplets")
+def _sampled_losses(
+    key: jax.Array,
+    embeddings: jax.Array,
+    labels: jax.Array,
+    known: jax.Array,
+    weights: jax.Array,
+    margin: float,
+    num_quadruplets: int,
+) -> tuple[jax.Array, jax.Array]:
+    """The losses of drawn quadruplets, and as their weights 1, or 0 if the batch has none to draw."""
+    pairs = all_pairs(embeddings.shape[0])
+    levels = _pair_levels(pairs, labels, known, "count", None, None)
+    near, far, exists = sample_ordered(
+        key,
+        levels.lower,
+        levels.upper,
+        weights[pairs.first] * weights[pairs.second],
+        num_samples=num_quadruplets,
+        num_levels=levels.num_levels,
+    )
+    quadruplets = jnp.stack([pairs.first[near], pairs.second[near], pairs.first[far], pairs.second[far]], axis=1)
+    losses = jax.vmap(lambda four: quadruplet_hinge(embeddings[four], labels[four], margin=margin))(quadruplets)
+    return losses, jnp.broadcast_to(exists, losses.shape).astype(losses.dtype)
+
+
 def _pair_levels(
     pairs: Pairs,
     labels: jax.Array,
@@ -273,6 +319,10 @@ def _pair_levels(
         label_weights=label_weights,
         ordinal=ordinal,
     )
+
+
+def _static(entries: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    return None if entries is None else tuple(entries)
 
 
 def _share_of_level(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:

@@ -76,7 +76,7 @@ def soft_triple_loss(
     embeddings, labels, centers, weights = check_class_vectors(
         embeddings, labels, centers, where, weights, name="centers", num_axes=3
     )
-    scores = _relaxed_similarity(embeddings, safe_normalize(centers), gamma)
+    scores = _relaxed_similarity(embeddings, centers, gamma)
     losses = class_cross_entropy(scores, labels, scale=scale, margin=margin)
     if isinstance(tau, jax.core.Tracer) or tau > 0:
         losses = losses + tau * soft_triple_regularizer(centers)
@@ -84,6 +84,7 @@ def soft_triple_loss(
     return (loss, stats) if has_aux else loss
 
 
+@jax.jit
 def soft_triple_regularizer(centers: jax.Array) -> jax.Array:
     r"""The distances between the centres of a class, which as a penalty merges them.
 
@@ -180,9 +181,11 @@ def effective_centers(centers: jax.Array, *, tolerance: float = 0.1) -> jax.Arra
     return jax.lax.map(lambda of_class: _num_clusters(of_class, tolerance), centers)
 
 
+@jax.jit
 def _relaxed_similarity(embeddings: jax.Array, centers: jax.Array, gamma: float) -> jax.Array:
     """`[B, C]`: for each class the mean of the similarities to its centres, weighed by their softmax at gamma."""
     num_classes, num_centers, dim = centers.shape
+    centers = safe_normalize(centers)
     # Centre-major, so that the softmax over the centres runs along whole rows of classes: twice as fast on a CPU.
     rows = centers.transpose(1, 0, 2).reshape(num_centers * num_classes, dim)
     similarity = pairwise_dot_product(embeddings, rows).reshape(-1, num_centers, num_classes)

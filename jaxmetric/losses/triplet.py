@@ -1,5 +1,7 @@
 """The triplet loss: an anchor lies closer to examples of its class than to others, by a margin."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -66,18 +68,23 @@ def triplet_loss(
     labels = checks.check_class_labels(embeddings, labels)
     weights = checks.example_weights(embeddings, where, weights)
     embeddings = checks.leave_out(embeddings, weights)
-    if embeddings.shape[0] == 0:
-        per_anchor = LossStats(weights, weights, weights)
-    else:
-        same = labels[:, None] == labels[None, :]
-        valid = weights[None, :] > 0
-        positives, negatives = same & valid & ~jnp.eye(labels.size, dtype=bool), ~same & valid
-        distances = pairwise_squared_euclidean(embeddings)
-        sums = _TRIPLETS[mining](distances, positives, negatives, weights, margin)
-        per_anchor = LossStats(*(weights * jnp.where(weights > 0, each, 0) for each in sums))
+    per_anchor = _sums_of_anchors(embeddings, labels, weights, margin, mining=mining)
     stats = LossStats(*(jnp.sum(each) for each in per_anchor))
     loss = per_anchor.total if reduction == "none" else reduce_stats(stats, reduction)
     return (loss, stats) if has_aux else loss
+
+
+@partial(jax.jit, static_argnames="mining")
+def _sums_of_anchors(
+    embeddings: jax.Array, labels: jax.Array, weights: jax.Array, margin: float, *, mining: str
+) -> LossStats:
+    if not labels.size:
+        return LossStats(weights, weights, weights)
+    same = labels[:, None] == labels[None, :]
+    valid = weights[None, :] > 0
+    positives, negatives = same & valid & ~jnp.eye(labels.size, dtype=bool), ~same & valid
+    sums = _TRIPLETS[mining](pairwise_squared_euclidean(embeddings), positives, negatives, weights, margin)
+    return LossStats(*(weights * jnp.where(weights > 0, each, 0) for each in sums))
 
 
 def _all_triplets(
