@@ -25,7 +25,7 @@ def emoji_people() -> Config:
             centers_per_class=3,
         ),
         update=OptimizerConfig(optimizer="adamw", learning_rate=1e-2, loss_rate=1.0),
-        steps=1100,
+        steps=1000,
         log_every=20,
         evaluate_every=200,
         checkpoint_every=200,
