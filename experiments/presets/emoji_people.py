@@ -3,7 +3,9 @@
 Both papers at once: SoftTriple on the role, so that it is found reliably, and the quadruplet loss on all labels, so
 that what lies near agrees on gender and skin as well. Disagreement on role and skin counts three times that on gender:
 the same role drawn in another skin tone differs by little else, and has to be told apart all the same. Colours are not
-jittered, as they are a label. `--split disjoint` holds whole roles out instead of pictures.
+jittered, as they are a label.
+
+`emoji_unseen` is the second paper's question on the same pictures: SoftTriple on the role alone, whole roles held out.
 """
 
 from experiments.config import BatchConfig, Config, DataConfig, EncoderConfig, LossConfig, OptimizerConfig
@@ -29,6 +31,19 @@ def emoji_people() -> Config:
         log_every=20,
         evaluate_every=200,
         checkpoint_every=200,
+    )
+
+
+def emoji_unseen() -> Config:
+    """Retrieval of roles that were never seen: learns from 48 roles, tests on 16 others."""
+    return Config(
+        data=DataConfig(source="emoji_people", columns=("role", "gender", "skin"), split="disjoint", stored_size=64),
+        batch=BatchConfig(classes_per_batch=16, pictures_per_class=8, image_size=48, colour=0.1),
+        network=EncoderConfig(encoder="resnet10", width=16, stem="imagenet", embedding_dim=128),
+        loss=LossConfig(soft_triple_weight=1.0, centers_per_class=3),
+        update=OptimizerConfig(optimizer="adamw", learning_rate=1e-2, loss_rate=1.0),
+        steps=400,
+        log_every=20,
     )
 
 

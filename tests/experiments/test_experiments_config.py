@@ -54,7 +54,7 @@ def test_fields_of_every_group_are_set_without_prefix(tmp_path):
 
 
 def test_an_unknown_preset_lists_those_there_are():
-    with pytest.raises(SystemExit, match="no preset is called 'emoji'; there are emoji_people, debug"):
+    with pytest.raises(SystemExit, match="no preset is called 'emoji'; there are emoji_people, emoji_unseen, debug"):
         parse(PRESETS, DEFAULT, ["emoji"])
 
 

@@ -235,6 +235,13 @@ def test_a_concrete_label_out_of_range_is_an_error(wrong):
         normalized_softmax_loss(embeddings, labels, centers[:, 0])
 
 
+def test_a_concrete_label_out_of_range_may_be_masked():
+    embeddings, labels, centers = as_f32(*example())
+    labels[2] = -1
+    loss = normalized_softmax_loss(embeddings, labels, centers[:, 0], where=np.arange(7) != 2)
+    assert np.isfinite(loss)
+
+
 @pytest.mark.parametrize("wrong", [-1, 5])
 def test_a_traced_label_out_of_range_is_nan_unless_masked(wrong):
     embeddings, labels, centers = as_f32(*example())
