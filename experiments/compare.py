@@ -2,7 +2,8 @@
 
     python -m experiments.compare --runs seeds=runs/a-0,runs/a-1,runs/a-2 other=runs/b-0,runs/b-1
 
-Each word is a title and the working directories of a group; the spread is the standard deviation over the group.
+Each word is a title and the working directories of a group; the spread is the standard deviation
+over the group (with n - 1).
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any
 import tyro
 
 from experiments.config import ConfigError
+from experiments.console import run_command
 from experiments.evaluate import EVALUATION_FILE
 
 
@@ -58,7 +60,11 @@ def _spread(values: Sequence[float | None]) -> str:
     defined = [value for value in values if value is not None]
     if len(defined) < len(values) or not defined:
         return "undefined"
-    return f"{statistics.mean(defined):.3f} ± {statistics.pstdev(defined):.3f}"
+    return f"{statistics.mean(defined):.3f} ± {_deviation(defined):.3f}"
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,18 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return runs
 
     words = tyro.cli(command, args=argv, prog="python -m experiments.compare")
-    try:
-        groups = {}
-        for word in words:
-            title, separator, directories = word.partition("=")
-            if not (title and separator and directories):
-                raise ConfigError(f"runs has {word!r}, expected TITLE=DIR,DIR,...")
-            groups[title] = [read_figures(Path(directory)) for directory in directories.split(",")]
-        print(table(groups))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(lambda: print(table(_read_groups(words))))
+
+
+def _read_groups(words: Sequence[str]) -> dict[str, list[dict[str, float | None]]]:
+    groups = {}
+    for word in words:
+        title, separator, directories = word.partition("=")
+        if not (title and separator and directories):
+            raise ConfigError(f"runs has {word!r}, expected TITLE=DIR,DIR,...")
+        groups[title] = [read_figures(Path(directory)) for directory in directories.split(",")]
+    return groups
 
 
 if __name__ == "__main__":

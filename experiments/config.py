@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import tyro
 
+from jaxmetric.training import write_atomically
+
 CONFIG_FILE = "config.json"
 LOSS_WEIGHTS = ("quadruplet_weight", "soft_triple_weight", "softmax_weight", "triplet_weight")
 
@@ -172,10 +174,7 @@ class Config:
 def check_config(config: Config) -> None:
     """Raises ConfigError for what can be told without the data."""
     batch, loss, update = config.batch, config.loss, config.update
-    needs = {"csv": ("csv", config.data.csv), "tfds": ("tfds_name", config.data.tfds_name)}
-    if config.data.source in needs and not needs[config.data.source][1]:
-        field, _ = needs[config.data.source]
-        raise ConfigError(f"source is {config.data.source}: --{field.replace('_', '-')} says which, and is not given")
+    _check_source(config.data)
     weights = {name: getattr(loss, name) for name in LOSS_WEIGHTS}
     if not any(weights.values()):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in LOSS_WEIGHTS)
@@ -228,8 +227,42 @@ def check_config(config: Config) -> None:
         raise ConfigError(f"crop_scale is {batch.crop_scale}, expected 0 < smallest <= largest <= 1")
     if not 0 <= batch.colour < 1:
         raise ConfigError(f"colour is {batch.colour}, expected [0, 1)")
-    if config.data.source == "tfds" and not config.data.columns:
-        raise ConfigError("source is tfds: --columns names the features to take as labels, and is not given")
+    for name in ("quadruplet_margin", "margin", "triplet_margin"):
+        if not math.isfinite(getattr(loss, name)):
+            raise ConfigError(f"{name} is {getattr(loss, name)}, expected a finite number")
+    if not all(math.isfinite(weight) and weight > 0 for weight in loss.label_weights):
+        raise ConfigError(f"label_weights is {loss.label_weights}, expected numbers above 0")
+    if config.seed >= 2**32:
+        raise ConfigError(f"seed is {config.seed}, expected less than 2^32")
+    if loss.quadruplet_samples:
+        _check_default(
+            loss,
+            ("label_weights", "quadruplet_agreement", "quadruplet_balance"),
+            f"quadruplet_samples is {loss.quadruplet_samples}: drawn quadruplets",
+        )
+        _check_default(config.data, ("ordinal",), f"quadruplet_samples is {loss.quadruplet_samples}: drawn quadruplets")
+
+
+def _check_source(data: DataConfig) -> None:
+    """Raises ConfigError if a field of another source is set, or one that this source needs is not."""
+    of_source = {
+        "csv": ("csv", "image_root", "ordinal", "skip_bad"),
+        "tfds": ("tfds_name", "tfds_dir"),
+    }
+    for source, fields in of_source.items():
+        if source != data.source:
+            _check_default(data, fields, f"source is {data.source}: it")
+    needed = {"csv": ("csv",), "tfds": ("tfds_name", "columns")}
+    for name in needed.get(data.source, ()):
+        if not getattr(data, name):
+            raise ConfigError(f"source is {data.source}: it needs --{name.replace('_', '-')}, which is not given")
+
+
+def _check_default(group: Any, names: Sequence[str], what: str) -> None:
+    defaults = type(group)()
+    for name in names:
+        if getattr(group, name) != getattr(defaults, name):
+            raise ConfigError(f"{what} cannot use {name}, which is {getattr(group, name)!r}")
 
 
 def parse(presets: dict[str, Config], default: str, argv: Sequence[str]) -> tuple[str, Config, Path]:
@@ -298,8 +331,7 @@ def save_config(config: Config, workdir: Path) -> None:
             )
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".new").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    path.with_suffix(".new").replace(path)
+    write_atomically(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def load_config(workdir: Path) -> Config:
@@ -313,7 +345,7 @@ def load_config(workdir: Path) -> Config:
         raise ConfigError(f"{workdir} holds no run: it has no {CONFIG_FILE}")
     try:
         return _from_dict(Config, json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is not a configuration of this version: {error}") from error
 
 

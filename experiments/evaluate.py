@@ -17,12 +17,20 @@ import numpy as np
 import tyro
 
 from experiments.config import ConfigError, flatten, load_config
-from experiments.setup import Experiment, load_experiment, make_embedder, make_state
-from jaxmetric.data import LEARNING, TEST, VALIDATION
+from experiments.console import run_command
+from experiments.setup import (
+    Experiment,
+    claim_workdir,
+    evaluated_split,
+    load_experiment,
+    make_embedder,
+    make_state,
+)
+from jaxmetric.data import LEARNING, SPLITS, VALIDATION
 from jaxmetric.metrics import evaluate_embeddings, knn_labels
 from jaxmetric.report import Run, write_report
 from jaxmetric.search import nearest_neighbors
-from jaxmetric.training import TrainState, open_checkpoints, read_metrics, restore_latest
+from jaxmetric.training import Embed, TrainState, open_checkpoints, read_metrics, restore_latest, write_atomically
 
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
@@ -54,11 +62,12 @@ def held_out(experiment: Experiment, part: int) -> HeldOut:
     source = experiment.source
     queries = np.flatnonzero(source.split == part)
     learnt = np.flatnonzero(source.split == LEARNING)
-    unseen = not np.isin(source.labels[queries, 0], source.labels[learnt, 0]).any()
+    identities = source.labels[queries, 0]
+    unseen = not np.isin(identities[identities >= 0], source.labels[learnt, 0]).any()
     return HeldOut(queries, queries if unseen else learnt, unseen)
 
 
-def embed_and_evaluate(experiment: Experiment, state: TrainState, embed: Any, part: HeldOut) -> Embedded:
+def embed_and_evaluate(experiment: Experiment, state: TrainState, embed: Embed, part: HeldOut) -> Embedded:
     """Embeds queries and gallery and computes every metric."""
     source = experiment.source
     queries = embed(state, _Subset(source.images, part.queries))
@@ -76,7 +85,7 @@ def embed_and_evaluate(experiment: Experiment, state: TrainState, embed: Any, pa
     return Embedded(queries, gallery, evaluation)
 
 
-def validation_metrics(experiment: Experiment, state: TrainState, embed: Any) -> dict[str, float | None]:
+def validation_metrics(experiment: Experiment, state: TrainState, embed: Embed) -> dict[str, float | None]:
     """What the learning curves show of the validation pictures; nothing if there are none."""
     part = held_out(experiment, VALIDATION)
     if len(part.queries) < 2:
@@ -89,20 +98,15 @@ def validation_metrics(experiment: Experiment, state: TrainState, embed: Any) ->
 
 
 def evaluate_run(experiment: Experiment, state: TrainState, workdir: Path) -> str:
-    """Evaluates a state on the test pictures, writes evaluation.json and report.html, and returns a summary.
-
-    Raises:
-      ConfigError: if fewer than two pictures are held out.
-    """
-    test = held_out(experiment, TEST)
-    part = test if len(test.queries) > 1 else held_out(experiment, VALIDATION)
-    if len(part.queries) < 2:
-        raise ConfigError("fewer than two pictures are held out for validation or test; there is nothing to evaluate")
+    """Evaluates a state on the held-out pictures, writes evaluation.json and report.html, and returns a summary."""
+    split = evaluated_split(experiment.source)
+    part = held_out(experiment, split)
     embed = make_embedder(experiment)
     untrained = embed_and_evaluate(experiment, make_state(experiment), embed, part).evaluation
     trained = embed_and_evaluate(experiment, state, embed, part)
-    result = {"step": int(state.step), "unseen_identities": part.unseen, **trained.evaluation, "untrained": untrained}
-    (workdir / EVALUATION_FILE).write_text(json.dumps(result, indent=2) + "\n")
+    facts = {"step": int(state.step), "split": SPLITS[split], "unseen_identities": part.unseen}
+    result = {**facts, **trained.evaluation, "untrained": untrained}
+    write_atomically(workdir / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
     write_report(workdir / REPORT_FILE, _report(experiment, workdir, part, trained, untrained))
     return _summary(trained.evaluation, untrained, workdir)
 
@@ -133,6 +137,7 @@ def _report(
         neighbor_distances=np.asarray(distances),
         predictions=knn_labels(distances[:, :voters], neighbors[:, :voters], gallery_labels),
         environment=_environment(),
+        gallery_name="the other held-out pictures" if part.unseen else "the learning set",
     )
 
 
@@ -181,19 +186,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return workdir
 
     workdir = tyro.cli(command, args=argv, prog="python -m experiments.evaluate")
-    try:
-        config = load_config(workdir)
-        with open_checkpoints(workdir / "checkpoints") as checkpoints:
-            if checkpoints.latest_step() is None:
-                raise ConfigError(f"{workdir} holds no checkpoint yet")
-            experiment = load_experiment(config)
-            initial = make_state(experiment)
-            state = restore_latest(checkpoints, initial) or initial
-        print(evaluate_run(experiment, state, workdir))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(lambda: _run(workdir))
+
+
+def _run(workdir: Path) -> None:
+    config = load_config(workdir)
+    with open_checkpoints(workdir / "checkpoints") as checkpoints:
+        if checkpoints.latest_step() is None:
+            raise ConfigError(f"{workdir} holds no checkpoint yet")
+        experiment = load_experiment(config)
+        claim_workdir(experiment, workdir)
+        initial = make_state(experiment)
+        state = restore_latest(checkpoints, initial) or initial
+    print(evaluate_run(experiment, state, workdir))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxmetric
 from experiments.config import LossConfig
@@ -22,18 +23,28 @@ def init_loss_params(key: jax.Array, loss: LossConfig, *, num_classes: int, dim:
     return params
 
 
-def make_objective(loss: LossConfig, columns: tuple[LabelColumn, ...]) -> Objective:
+def make_objective(loss: LossConfig, columns: tuple[LabelColumn, ...], *, classes: np.ndarray) -> Objective:
     """The weighted sum of the configured terms, as `jaxmetric.training.make_train_step` takes it.
 
     The identity is column 0. A label of -1 is missing: the quadruplet loss leaves out that label, the others that
     picture.
+
+    Args:
+      loss: the terms.
+      columns: the label columns.
+      classes: the identities that are learnt, ascending; those held out are no classes of a softmax.
+
+    Returns:
+      The objective.
     """
+    class_of_identity = np.zeros(len(columns[0].values), np.int32)
+    class_of_identity[classes] = np.arange(len(classes))
 
     def objective(
         key: jax.Array, params: Any, embeddings: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
         known = labels >= 0
-        identity, where = labels[:, 0], known[:, 0]
+        identity, where = jnp.asarray(class_of_identity)[labels[:, 0]], known[:, 0]
         terms: dict[str, jax.Array] = {}
         if loss.quadruplet_weight:
             terms["quadruplet"] = _quadruplet(loss, columns, key, embeddings, labels, known)

@@ -4,19 +4,25 @@ Whatever can be wrong with a configuration and its data is found here, before th
 """
 
 import dataclasses
+import hashlib
+import json
 import warnings
 from functools import partial
+from pathlib import Path
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.config import BatchConfig, Config, ConfigError, DataConfig
+from experiments.config import BatchConfig, Config, ConfigError, DataConfig, save_config
 from experiments.objective import init_loss_params, make_objective
 from jaxmetric import parallel
 from jaxmetric.data import (
     LEARNING,
+    TEST,
+    VALIDATION,
     Augmentation,
     LabelledImages,
     Plan,
@@ -30,8 +36,19 @@ from jaxmetric.data import (
     prepare,
 )
 from jaxmetric.encoders import make_encoder
-from jaxmetric.training import TrainState, create_state, make_embed, make_optimizer, make_train_step
-from jaxmetric.training.state import make_schedule
+from jaxmetric.training import (
+    Embed,
+    TrainState,
+    create_state,
+    make_embed,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+    write_atomically,
+)
+from jaxmetric.training.step import Objective
+
+DATA_FILE = "data.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +58,16 @@ class Experiment:
     config: Config
     source: LabelledImages
     encoder: nn.Module
+    objective: Objective
     optimizer: optax.GradientTransformation
-
-    @property
-    def learning(self) -> np.ndarray:
-        """Which pictures are learnt from, `[N]` booleans."""
-        return self.source.split == LEARNING
 
 
 def load_experiment(config: Config) -> Experiment:
     """Loads the data and builds the network.
 
     Raises:
-      ConfigError: if the data cannot be learnt from as configured.
-      ValueError: for bad data, see `jaxmetric.data`.
+      ConfigError: if the data cannot be learnt from, or evaluated on, as configured.
+      ValueError: for bad data, see `jaxmetric.data`, or loss options that do not fit it.
     """
     source = load_source(config.data, seed=config.seed)
     if config.loss.label_weights and len(config.loss.label_weights) != len(source.columns):
@@ -69,6 +82,7 @@ def load_experiment(config: Config) -> Experiment:
             f"classes_per_batch x pictures_per_class is a batch of {size}, "
             f"which does not divide among {devices} devices"
         )
+    evaluated_split(source)
     _warn_of_small_classes(config, source)
     network, update = config.network, config.update
     encoder = make_encoder(
@@ -88,7 +102,10 @@ def load_experiment(config: Config) -> Experiment:
         epsilon=update.epsilon,
         clip_norm=update.clip_norm or None,
     )
-    return Experiment(config, source, encoder, optimizer)
+    objective = make_objective(config.loss, source.columns, classes=learnt_identities(source))
+    experiment = Experiment(config, source, encoder, objective, optimizer)
+    _trace_objective(experiment, batch_size=size)
+    return experiment
 
 
 def learning_rate(config: Config) -> optax.Schedule:
@@ -128,6 +145,45 @@ def load_source(data: DataConfig, *, seed: int) -> LabelledImages:
     )
 
 
+def learnt_identities(source: LabelledImages) -> np.ndarray:
+    """The codes of the identity column that learning pictures bear, ascending: class c of the losses is entry c."""
+    identities = np.unique(source.labels[source.split == LEARNING, 0])
+    return identities[identities >= 0]
+
+
+def evaluated_split(source: LabelledImages) -> int:
+    """The split that evaluation asks: test, or validation where fewer than two pictures are for test.
+
+    Raises:
+      ConfigError: if fewer than two pictures are held out for either.
+    """
+    for split in (TEST, VALIDATION):
+        if (source.split == split).sum() > 1:
+            return split
+    raise ConfigError("fewer than two pictures are held out for validation or test; there is nothing to evaluate")
+
+
+def claim_workdir(experiment: Experiment, workdir: Path) -> None:
+    """Makes the directory of a run, or checks that the run in it has the same configuration and data.
+
+    Raises:
+      ConfigError: if the configuration, or the pictures and labels behind it, are others.
+    """
+    save_config(experiment.config, workdir)
+    source, path = experiment.source, workdir / DATA_FILE
+    digest = hashlib.sha256(source.labels.tobytes() + source.split.tobytes())
+    digest.update("\n".join(source.names).encode())
+    facts = {
+        "pictures": len(source),
+        "labels": [column.name for column in source.columns],
+        "digest": digest.hexdigest(),
+    }
+    if not path.exists():
+        write_atomically(path, json.dumps(facts, indent=2) + "\n")
+    elif json.loads(path.read_text()) != facts:
+        raise ConfigError(f"{workdir} holds a run on other data: pictures, labels or split have changed since it began")
+
+
 def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) -> Plan:
     """Which pictures make each batch: P identities x K pictures, or uniformly drawn ones."""
     learning = source.split == LEARNING
@@ -148,12 +204,7 @@ def make_state(experiment: Experiment) -> TrainState:
     # Drawing all weights under one jit compiles many times sooner with this generator than with the default one.
     encoder_key = jax.random.key(config.seed, impl="unsafe_rbg")
     loss_key = jax.random.key(config.seed)
-    loss_params = init_loss_params(
-        loss_key,
-        config.loss,
-        num_classes=len(experiment.source.columns[0].values),
-        dim=config.network.embedding_dim,
-    )
+    loss_params = _init_loss_params(loss_key, config, experiment.source)
     return create_state(
         encoder_key,
         experiment.encoder,
@@ -174,16 +225,34 @@ def make_step(experiment: Experiment) -> parallel.Step:
 
     return make_train_step(
         apply_fn=experiment.encoder.apply,
-        objective=make_objective(experiment.config.loss, experiment.source.columns),
+        objective=experiment.objective,
         optimizer=experiment.optimizer,
         preprocess=preprocess,
         seed=experiment.config.seed,
     )
 
 
-def make_embedder(experiment: Experiment):  # type: ignore[no-untyped-def]
+def make_embedder(experiment: Experiment) -> Embed:
     """`(state, images) -> [N, D]` embeddings; see `jaxmetric.training.make_embed`."""
     return make_embed(experiment.encoder.apply, partial(prepare, image_size=experiment.config.batch.image_size))
+
+
+def _init_loss_params(key: jax.Array, config: Config, source: LabelledImages) -> dict[str, jax.Array]:
+    num_classes = len(learnt_identities(source))
+    return init_loss_params(key, config.loss, num_classes=num_classes, dim=config.network.embedding_dim)
+
+
+def _trace_objective(experiment: Experiment, *, batch_size: int) -> None:
+    """Traces the loss on shapes alone, so that options which do not fit the data are errors before anything runs."""
+    config, source = experiment.config, experiment.source
+    jax.eval_shape(
+        lambda key, embeddings, labels: experiment.objective(
+            key, _init_loss_params(key, config, source), embeddings, labels
+        ),
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((batch_size, config.network.embedding_dim), jnp.float32),
+        jax.ShapeDtypeStruct((batch_size, len(source.columns)), jnp.int32),
+    )
 
 
 def _warn_of_small_classes(config: Config, source: LabelledImages) -> None:

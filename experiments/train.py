@@ -6,10 +6,8 @@ Everything of a run is written into its working directory: config.json, metrics.
 evaluation.json and report.html. The same command on the same directory goes on where the run was stopped.
 """
 
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +15,13 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from experiments.config import check_config, parse, save_config
+from experiments.config import Config, check_config, parse
+from experiments.console import run_command
 from experiments.evaluate import evaluate_run, validation_metrics
 from experiments.presets import DEFAULT, PRESETS
 from experiments.setup import (
     Experiment,
+    claim_workdir,
     learning_rate,
     load_experiment,
     make_batch_plan,
@@ -32,10 +32,8 @@ from experiments.setup import (
 from jaxmetric import parallel
 from jaxmetric.data import SPLITS, PictureError, Plan, batches
 from jaxmetric.training import (
-    CheckpointError,
     MetricWindow,
     MetricWriter,
-    NonFiniteLossError,
     TrainState,
     open_checkpoints,
     restore_latest,
@@ -47,26 +45,20 @@ from jaxmetric.training import (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     name, config, workdir = parse(PRESETS, DEFAULT, sys.argv[1:] if argv is None else argv)
-    with _plain_messages():
-        try:
-            check_config(config)
-            experiment = load_experiment(config)
-            plan = make_batch_plan(config.batch, experiment.source, seed=config.seed)
-            save_config(config, workdir)
-        except (ValueError, OSError) as error:
-            return _fail(error)
-        print(f"{name} -> {workdir}\n{_describe(experiment)}", flush=True)
-        try:
-            state, signal = train(experiment, plan, workdir)
-            if signal:
-                print(f"stopped by {signal} after step {int(state.step)}; the same command goes on from there")
-                return 130 if signal == "SIGINT" else 0
-            report = evaluate_run(experiment, state, workdir)
-        except NonFiniteLossError as error:
-            return _fail(f"{error}; the last good checkpoint is kept in {workdir / 'checkpoints'}")
-        except (CheckpointError, OSError, PictureError) as error:
-            return _fail(error)
-    print(report)
+    return run_command(lambda: _run(name, config, workdir))
+
+
+def _run(name: str, config: Config, workdir: Path) -> int:
+    check_config(config)
+    experiment = load_experiment(config)
+    plan = make_batch_plan(config.batch, experiment.source, seed=config.seed)
+    claim_workdir(experiment, workdir)
+    print(f"{name} -> {workdir}\n{_describe(experiment)}", flush=True)
+    state, signal = train(experiment, plan, workdir)
+    if signal:
+        print(f"stopped by {signal} after step {int(state.step)}; the same command goes on from there")
+        return 130 if signal == "SIGINT" else 0
+    print(evaluate_run(experiment, state, workdir))
     return 0
 
 
@@ -82,7 +74,9 @@ def train(experiment: Experiment, plan: Plan, workdir: Path) -> tuple[TrainState
       The state, and the name of the signal that stopped the run early, or None.
 
     Raises:
-      NonFiniteLossError: if the loss is not finite; no checkpoint is written from then on.
+      NonFiniteLossError: if the loss or the parameters are not finite; no checkpoint is written from then on.
+      CheckpointError: if a checkpoint cannot be read or written.
+      PictureError: if a picture cannot be read any more.
     """
     config = experiment.config
     state = make_state(experiment)
@@ -105,7 +99,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path) -> tuple[TrainState
                 save = last or step % config.checkpoint_every == 0
                 evaluate = config.evaluate_every and (step == config.steps or step % config.evaluate_every == 0)
                 if save or evaluate or step % config.log_every == 0 or step == start + 1:
-                    summary = window.summary()  # raises if a loss was not finite, so that no such state is saved
+                    summary = window.summary()  # raises if anything was not finite, so that no such state is saved
                     writer.write(step, {**summary, "learning_rate": float(rate(step - 1))})
                     show(step, summary)
                 if save:
@@ -116,7 +110,8 @@ def train(experiment: Experiment, plan: Plan, workdir: Path) -> tuple[TrainState
                 if last:
                     break
     if unreadable:
-        print(f"warning: {len(unreadable)} pictures could not be read and were replaced, the first: {unreadable[0]}")
+        distinct = sorted({str(error) for error in unreadable})
+        print(f"warning: {len(distinct)} pictures could not be read and were replaced, such as {distinct[0]}")
     return state, stop["signal"] if int(state.step) < config.steps else None
 
 
@@ -152,22 +147,6 @@ def _progress(start: int, steps: int) -> Iterator[Callable[[int, dict[str, float
 
 def _numbers(metrics: dict[str, float]) -> str:
     return f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.0f} images/s"
-
-
-@contextmanager
-def _plain_messages() -> Iterator[None]:
-    """Shows warnings as one line each, and no tracebacks of orbax's threads, whose errors arrive as exceptions."""
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-        yield
-
-
-def _fail(error: object) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

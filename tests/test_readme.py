@@ -14,4 +14,4 @@ def test_the_examples_print_what_the_readme_says():
 
 def test_ci_finds_the_test_command():
     assert '\npip install -e ".[test]" && pytest\n' in (ROOT / "README.md").read_text()
-    assert 'grep -m 1 \'^pip install -e "\\.\\[test\\]"\' README.md' in (ROOT / ".ci" / "run").read_text()
+    assert "grep -m 1 '^pip install -e \"\\.\\[test\\]\"' README.md" in (ROOT / ".ci" / "run").read_text()

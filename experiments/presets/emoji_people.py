@@ -15,15 +15,13 @@ def emoji_people() -> Config:
     """Role, gender and skin of people, identity and soft labels in one embedding."""
     return Config(
         data=DataConfig(source="emoji_people", columns=("role", "gender", "skin"), stored_size=64),
-        batch=BatchConfig(
-            classes_per_batch=16, pictures_per_class=8, image_size=48, crop_scale=(0.8, 1.0), colour=0.0
-        ),
+        batch=BatchConfig(classes_per_batch=16, pictures_per_class=8, image_size=48, crop_scale=(0.8, 1.0), colour=0.0),
         network=EncoderConfig(encoder="resnet10", width=16, stem="imagenet", embedding_dim=128),
         loss=LossConfig(
             quadruplet_weight=20.0,
             quadruplet_margin=0.3,
             label_weights=(3.0, 1.0, 3.0),
-            soft_triple_weight=3.0,
+            soft_triple_weight=2.5,
             centers_per_class=3,
         ),
         update=OptimizerConfig(optimizer="adamw", learning_rate=1e-2, loss_rate=1.0),

@@ -169,7 +169,7 @@ def _checked(plan: Plan) -> Plan:
     if not plan.groups or not len(plan.groups[0]):
         raise ValueError("there is no picture to draw batches from")
     if len(plan.groups) < P:
-        raise ValueError(f"a batch of {P} different classes cannot be drawn from {len(plan.groups)} classes")
+        raise ValueError(f"classes_per_batch is {P}, but there are only {len(plan.groups)} classes to draw from")
     if plan.seed < 0:
         raise ValueError(f"seed must not be negative, got {plan.seed}")
     return plan

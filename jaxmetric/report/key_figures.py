@@ -40,7 +40,7 @@ def lead(run: Run) -> str:
     evaluation, identity = run.evaluation, run.columns[0].name
     sentences = [
         f"{evaluation['queries']:,} held-out pictures, each compared with {evaluation['gallery']:,} pictures "
-        "of the learning set."
+        f"of {escape(run.gallery_name)}."
     ]
     now, before = (_recall_at_1(result, identity) for result in (evaluation, run.baseline))
     if now is not None and before is not None:
@@ -104,7 +104,7 @@ def _identity(run: Run, name: str, chance: float | None) -> KeyFigure:
         title=escape(name),
         kind="Recall@1",
         value=value,
-        meaning=f"For {_of_100(value)} of 100 pictures, the nearest learning-set picture has the same {escape(name)}.",
+        meaning=f"For {_of_100(value)} of 100 pictures, the nearest other picture has the same {escape(name)}.",
         color=color(run.columns, name),
         undefined=WHY_UNDEFINED["retrieval"],
         untrained=_recall_at_1(run.baseline, name),
@@ -187,7 +187,7 @@ def _recall_at_1(result: Mapping[str, Any] | None, name: str) -> float | None:
 
 
 def _chance(run: Run, column: int) -> float | None:
-    """How often a learning-set picture drawn at random has the query's value, over queries that have a match."""
+    """How often a gallery picture drawn at random has the query's value, over queries that have a match."""
     queries, gallery = (np.asarray(labels)[:, column] for labels in (run.query_labels, run.gallery_labels))
     gallery = gallery[gallery >= 0]
     if not gallery.size:

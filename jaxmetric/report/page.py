@@ -131,8 +131,8 @@ the axes have no unit. Point at a picture to see its neighbours, or focus the ma
 def _gallery(run: Run, shown: int) -> str:
     names = ", ".join(escape(column.name) for column in run.columns)
     return f"""<p class="note">{_which(run, shown)} Large: the query, and the labels that its neighbours predict.
-Row: its nearest learning-set pictures and their distances. The dots below each stand for the labels ({names}):
-filled where they agree, dotted where one is unknown.</p>
+Row: the nearest pictures of {escape(run.gallery_name)} and their distances. The dots below each stand for
+the labels ({names}): filled where they agree, dotted where one is unknown.</p>
 <div class="controls" id="gallery-controls"></div>
 <div id="cards"></div>
 <p><button type="button" id="more">Show more</button></p>"""

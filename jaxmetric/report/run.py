@@ -1,7 +1,7 @@
 """What a report is made of: the dataclass `Run`, and `check_run`, which refuses one that does not fit together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,7 +48,7 @@ class Run:
         neighbor_distances: float [Q, k].
         predictions: int [Q, T], the predicted codes; -1 where nothing was predicted.
         environment: versions and devices, by name.
-        extra: further evaluation results by title, each shown as a table.
+        gallery_name: what the gallery pictures are, as in "the nearest of the learning set".
     """
 
     name: str
@@ -67,7 +67,7 @@ class Run:
     neighbor_distances: np.ndarray
     predictions: np.ndarray
     environment: Mapping[str, str]
-    extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    gallery_name: str = "the learning set"
 
 
 def check_run(run: Run) -> None:

@@ -19,10 +19,9 @@ counted, never averaged in.</p>"""
 
 
 def metrics(run: Run) -> str:
-    """The evaluation, and each further evaluation of the run."""
-    tables = [_evaluation(run, run.evaluation, run.baseline, "Held-out pictures against the learning set")]
-    tables += [_evaluation(run, evaluation, None, title) for title, evaluation in run.extra.items()]
-    return "".join(tables) + GLOSSARY
+    """The evaluation, and what its words mean."""
+    title = f"Held-out pictures against {run.gallery_name}"
+    return _evaluation(run, run.evaluation, run.baseline, title) + GLOSSARY
 
 
 def configuration(run: Run) -> str:

@@ -5,12 +5,13 @@ There is no trainer class: `experiments/train.py` is a loop over these functions
 
 from jaxmetric.training.checkpoints import CheckpointError, open_checkpoints, restore_latest, save_checkpoint
 from jaxmetric.training.loop import MetricWindow, NonFiniteLossError, stop_on_signals
-from jaxmetric.training.state import TrainState, create_state, make_optimizer
-from jaxmetric.training.step import make_embed, make_train_step
-from jaxmetric.training.writers import MetricWriter, read_metrics
+from jaxmetric.training.state import TrainState, create_state, make_optimizer, make_schedule
+from jaxmetric.training.step import Embed, make_embed, make_train_step
+from jaxmetric.training.writers import MetricWriter, read_metrics, write_atomically
 
 __all__ = [
     "CheckpointError",
+    "Embed",
     "MetricWindow",
     "MetricWriter",
     "NonFiniteLossError",
@@ -18,10 +19,12 @@ __all__ = [
     "create_state",
     "make_embed",
     "make_optimizer",
+    "make_schedule",
     "make_train_step",
     "open_checkpoints",
     "read_metrics",
     "restore_latest",
     "save_checkpoint",
     "stop_on_signals",
+    "write_atomically",
 ]

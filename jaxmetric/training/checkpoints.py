@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -11,11 +12,12 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxmetric.training.state import TrainState
 
+_UNWRITTEN = "a checkpoint could not be written"
 _HEADROOM = 8 * 2**20  # bytes, for checkpoints' metadata, metrics and the report
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; those written before are not touched. One line."""
+    """A checkpoint could not be written or read; the others are not touched. One line."""
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def open_checkpoints(directory: Path, *, keep: int = 2) -> Iterator[ocp.Checkpoi
     try:
         yield manager
     finally:
-        _call(manager.close)
+        _call(_UNWRITTEN, manager.close)
 
 
 def save_checkpoint(manager: ocp.CheckpointManager, state: TrainState) -> None:
@@ -50,7 +52,7 @@ def save_checkpoint(manager: ocp.CheckpointManager, state: TrainState) -> None:
         raise CheckpointError(
             f"no room for a checkpoint of {size / 2**20:.1f} MiB: {manager.directory} has {free / 2**20:.1f} MiB free"
         )
-    _call(lambda: manager.save(step, args=ocp.args.StandardSave(state)))
+    _call(_UNWRITTEN, lambda: manager.save(step, args=ocp.args.StandardSave(state)))
 
 
 def restore_latest(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
@@ -59,19 +61,23 @@ def restore_latest(manager: ocp.CheckpointManager, like: TrainState) -> TrainSta
     Args:
       manager: see `open_checkpoints`.
       like: a state with the arrays' shapes and dtypes.
+
+    Raises:
+      CheckpointError: if the checkpoint cannot be read, or holds other arrays than `like`.
     """
     step = manager.latest_step()
     if step is None:
         return None
-    return manager.restore(step, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)))
+    wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    what = f"the checkpoint of step {step} in {manager.directory} could not be read"
+    return _call(what, lambda: manager.restore(step, args=ocp.args.StandardRestore(wanted)))
 
 
-def _call(write: Callable[[], object]) -> None:
+def _call(what: str, action: Callable[[], Any]) -> Any:
     """Calls orbax, which raises whatever its storage raises: no common type, and a page of where it was."""
     try:
-        write()
-        return
+        return action()
     except Exception as error:
         reason = str(error).split("\n")[0].split(" [")[0].rsplit(": ", 1)[-1]
     # Raised outside the handler: a chained exception would keep orbax's half-done coroutines until the process ends.
-    raise CheckpointError(f"a checkpoint could not be written: {reason}")
+    raise CheckpointError(f"{what}: {reason}")

@@ -11,10 +11,11 @@ import numpy as np
 
 
 class NonFiniteLossError(RuntimeError):
-    """The training loss was NaN or infinite."""
+    """The training loss, or the state that a step led to, was NaN or infinite."""
 
     def __init__(self, step: int, loss: float):
-        super().__init__(f"the loss was {loss} at step {step}")
+        what = "the parameters were not finite after" if np.isfinite(loss) else f"the loss was {loss} at"
+        super().__init__(f"{what} step {step}")
         self.step = step
 
 
@@ -35,17 +36,16 @@ class MetricWindow:
         """Returns the means since the last summary and the pictures per second, and starts anew.
 
         Raises:
-          NonFiniteLossError: if a loss was NaN or infinite; it names the first such step.
+          NonFiniteLossError: if a step was not `"finite"`; it names the first such step.
         """
         pending, self._pending = self._pending, []
         steps = [step for step, _ in pending]
         fetched = jax.device_get([metrics for _, metrics in pending])
         for step, metrics in zip(steps, fetched, strict=True):
-            if not np.isfinite(metrics["loss"]):
+            if not metrics["finite"]:
                 raise NonFiniteLossError(step, float(metrics["loss"]))
-        result = {
-            name: float(np.mean([metrics[name] for metrics in fetched])) for name in (fetched[0] if fetched else ())
-        }
+        names = [name for name in fetched[0] if name != "finite"] if fetched else []
+        result = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in names}
         result["images_per_second"] = self._pictures / max(time.monotonic() - self._since, 1e-9)
         self.restart_clock()
         return result

@@ -51,7 +51,7 @@ def create_state(
       key: a `jax.random` key for the encoder's parameters.
       encoder: a Linen module, called as `encoder(images, train=...)`.
       image_size: side of the pictures it will see.
-      loss_params: parameters of the losses, see `experiments.objective`.
+      loss_params: a tree of the losses' own parameters, such as centres; may be empty.
       optimizer: see `make_optimizer`.
 
     Returns:

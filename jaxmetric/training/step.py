@@ -12,6 +12,7 @@ from jaxmetric.parallel import Step, average, gather
 from jaxmetric.training.state import TrainState
 
 Objective = Callable[[jax.Array, Any, jax.Array, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
+Embed = Callable[[TrainState, Sequence[np.ndarray]], np.ndarray]
 Preprocess = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -40,7 +41,8 @@ def make_train_step(
 
     Returns:
       `step(state, batch, *, axis_name) -> (state, metrics)`, where the batch holds this device's share of `"image"` and
-      `"label"`.
+      `"label"`. The metrics are the loss and its terms, the norm of the gradient, and whether the loss and the new
+      state are `"finite"`.
     """
 
     def train_step(
@@ -62,21 +64,26 @@ def make_train_step(
         (loss, (terms, batch_stats)), gradients = value_and_grad(state.params)
         gradients = average(gradients, axis_name)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        )
-        norm = optax.tree.norm(gradients)
-        return new_state, {"loss": loss, "gradient_norm": norm, **{f"loss/{k}": v for k, v in terms.items()}}
+        params = optax.apply_updates(state.params, updates)
+        new_state = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.tree.norm(gradients),
+            "finite": _all_finite((loss, params, batch_stats, opt_state)),
+            **{f"loss/{name}": term for name, term in terms.items()},
+        }
+        return new_state, metrics
 
     return train_step
 
 
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
 def make_embed(
     apply_fn: Callable[..., Any], prepare: Callable[[jax.Array], jax.Array], *, batch_size: int = 256
-) -> Callable[[TrainState, Sequence[np.ndarray]], np.ndarray]:
+) -> Embed:
     """A function `(state, images) -> [N, D]` embeddings as numpy, in batches of one compiled size.
 
     Args:

@@ -13,6 +13,16 @@ import tensorboardX
 METRICS_FILE = "metrics.jsonl"
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that it is there whole, or as it was before."""
+    aside = path.with_name(f"{path.name}.new")
+    try:
+        aside.write_text(text)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`; a last line that a crash cut off is left out."""
     path = workdir / METRICS_FILE
@@ -27,19 +37,18 @@ class MetricWriter:
 
     def __init__(self, workdir: Path, *, step: int = 0):
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        path, rewritten = workdir / METRICS_FILE, workdir / f"{METRICS_FILE}.new"
-        rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(rewritten, path)
+        path = workdir / METRICS_FILE
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
         self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Appends the metrics of a step; undefined ones (None) are `null`, and no point of a curve."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        """Appends the metrics of a step; those that are None or not finite are `null`, and no point of a curve."""
+        defined = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **dict.fromkeys(metrics), **defined}) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            if value is not None and math.isfinite(value):
-                self._tensorboard.add_scalar(name, value, step)
+        for name, value in defined.items():
+            self._tensorboard.add_scalar(name, value, step)
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -47,5 +56,7 @@ class MetricWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        try:
+            self._file.close()
+        finally:
+            self._tensorboard.close()

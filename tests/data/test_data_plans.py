@@ -140,7 +140,7 @@ def test_where_limits_the_pictures_and_keeps_their_indices():
         (0, 4, "got 0 classes x 4 pictures"),
         (2, 0, "got 2 classes x 0 pictures"),
         (1, 1, "at least 2 pictures"),
-        (4, 2, "4 different classes cannot be drawn from 3 classes"),
+        (4, 2, "classes_per_batch is 4, but there are only 3 classes"),
     ],
 )
 def test_a_batch_that_cannot_be_p_x_k_is_refused(classes, pictures, message):

@@ -78,8 +78,12 @@ def test_help_names_every_field(capsys):
         ("loss", {"gamma": 0.0}, "gamma is 0.0, expected a number above 0"),
         ("loss", {"centers_per_class": 0}, "centers_per_class is 0, expected at least 1"),
         ("update", {"learning_rate": float("nan")}, "learning_rate is nan"),
-        ("data", {"source": "csv"}, "--csv says which"),
-        ("data", {"source": "tfds", "tfds_name": "cars196", "columns": ()}, "--columns names the features"),
+        ("loss", {"margin": float("nan")}, "margin is nan, expected a finite number"),
+        ("loss", {"label_weights": (0.0, 1.0, 1.0)}, r"label_weights is \(0.0, 1.0, 1.0\), expected numbers above 0"),
+        ("loss", {"quadruplet_samples": 9, "label_weights": (2.0, 1.0, 1.0)}, "cannot use label_weights"),
+        ("data", {"source": "csv"}, "source is csv: it needs --csv, which is not given"),
+        ("data", {"source": "tfds", "tfds_name": "cars196", "columns": ()}, "it needs --columns, which is not given"),
+        ("data", {"csv": "people.csv"}, "source is emoji_people: it cannot use csv, which is 'people.csv'"),
     ],
 )
 def test_a_configuration_that_cannot_run_names_the_field(group, fields, message):

@@ -53,7 +53,7 @@ def _write_pictures(folder, identities=6, each=4):
 
 def test_a_run_leaves_its_files(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "checkpoints", "config.json", "evaluation.json", "metrics.jsonl", "report.html", "tensorboard",
+        "checkpoints", "config.json", "data.json", "evaluation.json", "metrics.jsonl", "report.html", "tensorboard",
     }  # fmt: skip
     losses = [line for line in _metrics(finished) if "loss" in line]
     assert [line["step"] for line in losses] == [1, 4, 6, 8, 12]
@@ -129,7 +129,7 @@ def test_a_csv_of_ones_own_trains_with_missing_labels_and_skips_what_is_bad(tmp_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["debug", "--classes-per-batch", "100"], "a batch of 100 different classes cannot be drawn from 72 classes"),
+        (["debug", "--classes-per-batch", "100"], "classes_per_batch is 100, but there are only 72 classes"),
         (["debug", "--classes-per-batch", "3", "--pictures-per-class", "1"], "does not divide among 8 devices"),
         (["debug", "--label-weights", "1", "2"], "label_weights has 2 entries, expected one for each of the columns"),
         (["debug", "--columns", "hat"], "columns must be some of"),

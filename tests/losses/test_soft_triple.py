@@ -78,9 +78,9 @@ def as_f32(embeddings, labels, *parameters):
 
 
 def test_a_small_loss_keeps_its_digits():
-    # Two opposite classes: -log(1 / (1 + exp(-2 scale))).
-    embeddings, centers = np.float32([[1, 0]]), np.float32([[[1, 0]], [[-1, 0]]])
-    loss = soft_triple_loss(embeddings, np.array([0]), centers, scale=6.0, margin=0.0)
+    # Similarities 1 and 0.6: log(1 + exp(scale (0.6 - 1))), where float32 resolves 2e-6 around logits of 30.
+    embeddings, centers = np.float32([[1, 0]]), np.float32([[[1, 0]], [[0.6, 0.8]]])
+    loss = soft_triple_loss(embeddings, np.array([0]), centers, scale=30.0, margin=0.0)
     np.testing.assert_allclose(loss, np.log1p(np.exp(-12.0)), rtol=0.02)
 
 

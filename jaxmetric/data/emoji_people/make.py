@@ -2,8 +2,9 @@
 
     npm pack emoji-datasource-google@16.0.0 && npm pack emoji-datasource-twitter@16.0.0
     mkdir google twitter
-    tar xzf emoji-datasource-google-16.0.0.tgz -C google && tar xzf emoji-datasource-twitter-16.0.0.tgz -C
-    twitter python -m jaxmetric.data.emoji_people.make google/package twitter/package
+    tar xzf emoji-datasource-google-16.0.0.tgz -C google
+    tar xzf emoji-datasource-twitter-16.0.0.tgz -C twitter
+    python -m jaxmetric.data.emoji_people.make google/package twitter/package
 
 A role is taken if all its 3 genders x 6 skin tones x 2 vendors exist. Unicode writes them in three ways: a
 man, woman or adult joined to a thing (a farmer), a person joined to a sign of gender (a runner), and the bare
