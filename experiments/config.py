@@ -45,7 +45,7 @@ class DataConfig:
     columns: tuple[str, ...] = ()
     """Label columns, the identity first; all if empty (for tfds: feature names, at least one)."""
     split: Literal["given", "within", "disjoint"] = "within"
-    """What is held out: pictures of every identity, whole identities, or what the source gives (as a csv's column)."""
+    """What is held out: pictures of every identity, whole identities, or what the source gives. A csv's column wins."""
     stored_size: int = 64
     """Side in pixels at which pictures are kept; crops are taken from it."""
     resize: Literal["crop", "squash"] = "crop"

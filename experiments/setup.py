@@ -131,7 +131,7 @@ def load_source(data: DataConfig, *, seed: int) -> LabelledImages:
             columns=data.columns or None,
             ordinal=data.ordinal,
             skip_bad=data.skip_bad,
-            split="disjoint" if data.split == "disjoint" else "within",
+            split=data.split,
             seed=seed,
         )
     return load_tfds(

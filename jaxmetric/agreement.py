@@ -47,7 +47,8 @@ def label_agreement(
         largest possible |a - b| (which losses need), at which larger differences are clipped.
 
     Returns:
-      `[A, B]`: int32 counts, or float32 sums of weights if `label_weights` is given.
+      `[A, B]`: int32 counts, or float32 sums of weights if `label_weights` is given. An ordinal column whose labels
+      are more than 1 apart adds a negative number.
 
     Raises:
       ValueError: if shapes do not fit each other, or T is 0.

@@ -18,10 +18,10 @@ import csv
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -107,7 +107,7 @@ def load_manifest(
     columns: Sequence[str] | None = None,
     ordinal: Sequence[str] = (),
     skip_bad: bool = False,
-    split: Literal["within", "disjoint"] = "within",
+    split: Literal["given", "within", "disjoint"] = "within",
     seed: int = 0,
     memory_budget: int = 1 << 30,
 ) -> LabelledImages:
@@ -126,7 +126,8 @@ def load_manifest(
         without a header they are called class_1 ... class_T.
       ordinal: the columns whose values are integers with an order.
       skip_bad: leave bad rows out with a `ManifestWarning` that counts them, instead of raising.
-      split: how to split where the file does not: pictures of every class ("within") or whole classes ("disjoint").
+      split: how to split where the file does not: pictures of every class ("within") or whole classes ("disjoint");
+        "given" refuses a file that does not.
       seed: of that split.
       memory_budget: bytes that decoded pictures may take; beyond that they are decoded when they are asked
         for.
@@ -142,11 +143,13 @@ def load_manifest(
     """
     path = Path(path)
     check_resize(image_size, resize)
-    if split not in ("within", "disjoint"):
-        raise ValueError(f"split must be 'within' or 'disjoint', got {split!r}")
+    if split not in ("given", "within", "disjoint"):
+        raise ValueError(f"split must be 'given', 'within' or 'disjoint', got {split!r}")
     root = path.parent if root is None else Path(root)
     problems = _Problems(path)
     table = _select(_read(path, problems), columns, path)
+    if split == "given" and table.splits is None:
+        raise ManifestError([f"{path}: split is 'given', but the file has no column {_SPLIT!r}"])
     ordinal_places = _ordinal_places(table, ordinal, path)
 
     _find_bad_cells(table, ordinal_places, problems)
@@ -322,7 +325,7 @@ def _range(name: str, present: set[str]) -> list[str]:
     return [str(value) for value in range(low, high + 1)]
 
 
-def _order(values: set[str]):  # type: ignore[no-untyped-def]
+def _order(values: set[str]) -> Callable[[str], Any]:
     """The key that sorts values numerically if all are numbers, else as text."""
     try:
         numeric = all(math.isfinite(float(value)) for value in values)

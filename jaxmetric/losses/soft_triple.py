@@ -46,7 +46,7 @@ def soft_triple_loss(
       gamma: > 0, the entropy of the assignment to centres; towards 0 only the nearest centre counts.
       margin: delta, taken off the similarity to the right class.
       tau: >= 0, the weight of the regulariser; 0 leaves it out. It is part of every example's loss, so that `"sum"` and
-        `"none"` contain it as often as they contain examples.
+        `"none"` contain it as often as they contain examples, and every example counts for `"mean_active"`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0.
       reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.

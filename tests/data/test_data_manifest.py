@@ -69,6 +69,14 @@ def test_without_a_split_the_pictures_are_split_by_the_seed(folder):
     assert (np.bincount(load_manifest(path).split[::2], minlength=3)[0]) >= 1
 
 
+def test_a_split_that_must_be_given_is_not_made_up(folder):
+    assert problems(folder, "image,identity\n0.png,a\n1.png,a\n", split="given") == [
+        "list.csv: split is 'given', but the file has no column 'split'"
+    ]
+    given = load_manifest(write(folder, "image,identity,split\n0.png,a,0\n1.png,a,2\n"), split="given")
+    np.testing.assert_array_equal(given.split, [0, 2])
+
+
 def test_root_is_where_names_start(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     path = write(elsewhere, "0.png,1,0\n1.png,1,0\n")
@@ -179,7 +187,7 @@ def test_bad_arguments_are_refused(folder):
         ({"columns": ("age", "age")}, "columns must differ"),
         ({"image_size": 0}, "image_size must be at least 1"),
         ({"resize": "fit"}, "resize must be 'crop' or 'squash', got 'fit'"),
-        ({"split": "random"}, "split must be 'within' or 'disjoint', got 'random'"),
+        ({"split": "random"}, "split must be 'given', 'within' or 'disjoint', got 'random'"),
     ):
         with pytest.raises(ValueError, match=message):
             load_manifest(folder / "list.csv", **options)
