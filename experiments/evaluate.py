@@ -34,6 +34,7 @@ from jaxmetric.training import Embed, TrainState, open_checkpoints, read_metrics
 
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
+CHECKPOINTS = "checkpoints"
 GALLERY_NEIGHBORS = 8
 
 
@@ -191,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(workdir: Path) -> None:
     config = load_config(workdir)
-    with open_checkpoints(workdir / "checkpoints") as checkpoints:
+    with open_checkpoints(workdir / CHECKPOINTS) as checkpoints:
         if checkpoints.latest_step() is None:
             raise ConfigError(f"{workdir} holds no checkpoint yet")
         experiment = load_experiment(config)

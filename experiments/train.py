@@ -15,9 +15,9 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from experiments.config import Config, check_config, parse
+from experiments.config import Config, ConfigError, check_config, parse
 from experiments.console import run_command
-from experiments.evaluate import evaluate_run, validation_metrics
+from experiments.evaluate import CHECKPOINTS, evaluate_run, validation_metrics
 from experiments.presets import DEFAULT, PRESETS
 from experiments.setup import (
     Experiment,
@@ -34,6 +34,7 @@ from jaxmetric.data import SPLITS, PictureError, Plan, batches
 from jaxmetric.training import (
     MetricWindow,
     MetricWriter,
+    NonFiniteLossError,
     TrainState,
     open_checkpoints,
     restore_latest,
@@ -54,7 +55,10 @@ def _run(name: str, config: Config, workdir: Path) -> int:
     plan = make_batch_plan(config.batch, experiment.source, seed=config.seed)
     claim_workdir(experiment, workdir)
     print(f"{name} -> {workdir}\n{_describe(experiment)}", flush=True)
-    state, signal = train(experiment, plan, workdir)
+    try:
+        state, signal = train(experiment, plan, workdir)
+    except NonFiniteLossError as error:
+        raise ConfigError(f"{error}; the last good checkpoint is kept in {workdir / CHECKPOINTS}") from error
     if signal:
         print(f"stopped by {signal} after step {int(state.step)}; the same command goes on from there")
         return 130 if signal == "SIGINT" else 0
@@ -84,7 +88,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path) -> tuple[TrainState
     embed, rate = make_embedder(experiment), learning_rate(config)
     unreadable: list[PictureError] = []
     on_bad = unreadable.append if config.data.skip_bad else None
-    with open_checkpoints(workdir / "checkpoints") as checkpoints, stop_on_signals() as stop:
+    with open_checkpoints(workdir / CHECKPOINTS) as checkpoints, stop_on_signals() as stop:
         state = parallel.replicate(restore_latest(checkpoints, state) or state)
         start = int(state.step)
         if start:

@@ -104,9 +104,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     words = [*SMALL, *explode, "--warmup", "7", "--evaluate-every", "0", "--checkpoint-every", "1"]
     assert train.main([*words, "--workdir", str(tmp_path)]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    step = int(re.fullmatch(r"error: the loss was (?:nan|inf) at step (\d+); the last good checkpoint .*", error)[1])
+    what = r"error: (?:the loss was (?:nan|inf) at|the parameters were not finite after) step (\d+); the last good .*"
+    step = int(re.fullmatch(what, error)[1])
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     assert kept[-1] == step - 1
+    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
+        state = restore_latest(checkpoints, make_state(load_experiment(load_config(tmp_path))))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
 def test_a_csv_of_ones_own_trains_with_missing_labels_and_skips_what_is_bad(tmp_path, capsys):
