@@ -60,11 +60,8 @@ def _spread(values: Sequence[float | None]) -> str:
     defined = [value for value in values if value is not None]
     if len(defined) < len(values) or not defined:
         return "undefined"
-    return f"{statistics.mean(defined):.3f} ± {_deviation(defined):.3f}"
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+    mean = f"{statistics.mean(defined):.3f}"
+    return f"{mean} ± {statistics.stdev(defined):.3f}" if len(defined) > 1 else mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:

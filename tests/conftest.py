@@ -5,11 +5,12 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-_CACHE = tempfile.TemporaryDirectory(prefix="jaxmetric-cache-", ignore_cleanup_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the directory of the process that starts them
+    _CACHE = tempfile.TemporaryDirectory(prefix="jaxmetric-cache-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-from hypothesis import settings  # noqa: E402
+from hypothesis import settings
 
 # Compilations make single examples slow and uneven; the seed is fixed so that a run is repeatable.
 settings.register_profile("jaxmetric", deadline=None, max_examples=20, derandomize=True)
