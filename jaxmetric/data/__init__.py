@@ -5,15 +5,15 @@ A source (`load_emoji_people`, `load_manifest`, `load_tfds`) gives a `LabelledIm
 `prepare` run on the device.
 """
 
-from .augment import Augmentation, augment, augment_image, image_keys, prepare
-from .emoji import load_emoji_people
-from .manifest import ManifestError, ManifestWarning, load_manifest
-from .pictures import LazyPictures, decode_picture
-from .pipeline import batches, read_batch
-from .plans import Plan, batch_indices, make_plan, make_uniform_plan, visit_counts
-from .sources import LEARNING, SPLITS, TEST, VALIDATION, LabelColumn, LabelledImages, PictureError
-from .splits import split_disjoint_classes, split_within_classes
-from .tfds_source import load_tfds
+from jaxmetric.data.augment import Augmentation, augment, augment_image, image_keys, prepare
+from jaxmetric.data.emoji import load_emoji_people
+from jaxmetric.data.manifest import ManifestError, ManifestWarning, load_manifest
+from jaxmetric.data.pictures import LazyPictures, decode_picture
+from jaxmetric.data.pipeline import batches, read_batch
+from jaxmetric.data.plans import Plan, batch_indices, make_plan, make_uniform_plan, visit_counts
+from jaxmetric.data.sources import LEARNING, SPLITS, TEST, VALIDATION, LabelColumn, LabelledImages, PictureError
+from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
+from jaxmetric.data.tfds_source import load_tfds
 
 __all__ = [
     "LEARNING",

@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from .pictures import check_resize, resize_pictures
-from .sources import LabelColumn, LabelledImages
-from .splits import split_disjoint_classes, split_within_classes
+from jaxmetric.data.pictures import check_resize, resize_pictures
+from jaxmetric.data.sources import LabelColumn, LabelledImages
+from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 
 _AXES = ("vendor", "role", "gender", "skin")
 

@@ -25,9 +25,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .pictures import LazyPictures, Resize, check_resize, try_pictures
-from .sources import LEARNING, LabelColumn, LabelledImages, PictureError
-from .splits import split_disjoint_classes, split_within_classes
+from jaxmetric.data.pictures import LazyPictures, Resize, check_resize, try_pictures
+from jaxmetric.data.sources import LEARNING, LabelColumn, LabelledImages, PictureError
+from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 
 _IMAGE, _SPLIT = "image", "split"
 _SPLIT_WORDS = {

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from .sources import PictureError
+from jaxmetric.data.sources import PictureError
 
 Resize = Literal["crop", "squash"]
 _THREADS = 8

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from .plans import Plan, batch_indices
-from .sources import LabelledImages, PictureError
+from jaxmetric.data.plans import Plan, batch_indices
+from jaxmetric.data.sources import LabelledImages, PictureError
 
 
 def batches(

@@ -7,7 +7,7 @@ seen found by their likeness? (Paper 2's question.) Both return int8 `[N]`: 0 le
 
 import numpy as np
 
-from .sources import LEARNING, TEST, VALIDATION
+from jaxmetric.data.sources import LEARNING, TEST, VALIDATION
 
 
 def split_within_classes(

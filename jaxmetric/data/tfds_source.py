@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .pictures import LazyPictures, Resize, check_resize
-from .sources import LEARNING, TEST, VALIDATION, LabelColumn, LabelledImages
-from .splits import split_disjoint_classes, split_within_classes
+from jaxmetric.data.pictures import LazyPictures, Resize, check_resize
+from jaxmetric.data.sources import LEARNING, TEST, VALIDATION, LabelColumn, LabelledImages
+from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 
 _SPLIT_NAMES = {"train": LEARNING, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION, "test": TEST}
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_a_run_that_ctrl_c_stops_goes_on_to_the_same_numbers(finished, tmp_path)
     assert code == 130, rest
     assert 1 <= int(stopped[1]) < 12, rest
     assert train.main([*SMALL, "--workdir", str(tmp_path / "stopped")]) == 0
-    jax.tree.map(np.testing.assert_array_equal, _final_params(tmp_path / "stopped"), _final_params(finished))
+    chex.assert_trees_all_equal(_final_params(tmp_path / "stopped"), _final_params(finished))
     assert _metrics(tmp_path / "stopped")[-1] == _metrics(finished)[-1]
 
 

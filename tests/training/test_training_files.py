@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,10 +27,6 @@ def _state(step, value):
     return TrainState(step=jnp.int32(step), params=params, batch_stats={}, opt_state=optimizer.init(params))
 
 
-def _assert_equal(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
 def test_no_checkpoint_restores_nothing(tmp_path):
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         assert restore_latest(manager, _state(0, 0.0)) is None
@@ -41,7 +38,7 @@ def test_the_newest_checkpoint_comes_back_whole_and_two_are_kept(tmp_path):
             save_checkpoint(manager, _state(step, float(step)))
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         assert sorted(manager.all_steps()) == [2, 3]
-        _assert_equal(restore_latest(manager, _state(0, 0.0)), _state(3, 3.0))
+        chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)), _state(3, 3.0))
 
 
 def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
@@ -49,7 +46,7 @@ def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
         save_checkpoint(manager, _state(5, 1.0))
         save_checkpoint(manager, _state(5, 2.0))
     with open_checkpoints(tmp_path / "checkpoints") as manager:
-        _assert_equal(restore_latest(manager, _state(0, 0.0)), _state(5, 1.0))
+        chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)), _state(5, 1.0))
 
 
 def test_a_state_donated_to_the_next_step_while_it_is_written_is_saved_as_it_was(tmp_path):
@@ -97,4 +94,4 @@ def test_a_disk_without_room_is_one_line_and_the_last_checkpoint_stays(tmp_path,
     ):
         save_checkpoint(manager, _state(2, 2.0))
     with open_checkpoints(tmp_path / "checkpoints") as manager:
-        _assert_equal(restore_latest(manager, _state(0, 0.0)), _state(1, 1.0))
+        chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)), _state(1, 1.0))
