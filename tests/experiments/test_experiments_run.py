@@ -1,5 +1,6 @@
 """Runs from the command line: to the end, stopped and continued, and with input that cannot be used."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,7 +17,9 @@ from PIL import Image
 
 from experiments import evaluate, train
 from experiments.config import load_config
-from experiments.setup import load_experiment, make_state
+from experiments.presets import PRESETS
+from experiments.setup import learnt_identities, load_experiment, make_state
+from jaxmetric.data import LEARNING
 from jaxmetric.training import open_checkpoints, restore_latest
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +132,36 @@ def test_a_csv_of_ones_own_trains_with_missing_labels_and_skips_what_is_bad(tmp_
     assert "left out 1 bad row" in capsys.readouterr().err
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (evaluation["queries"], evaluation["gallery"]) == (6, 12)
+
+    (tmp_path / "people.csv").write_text("\n".join(["image,person,side,split", *rows[:-1]]))
+    assert train.main([*words, "--skip-bad", "--workdir", str(tmp_path / "run")]) == 1
+    assert "holds a run on other data" in capsys.readouterr().err
+
+
+def test_nothing_held_out_is_found_before_training(tmp_path, capsys):
+    rows = [f"{row.rsplit(',', 1)[0]},0" for row in _write_pictures(tmp_path)]
+    (tmp_path / "people.csv").write_text("\n".join(["image,person,side,split", *rows]))
+    words = ["quadruplet_csv", "--csv", str(tmp_path / "people.csv"), "--classes-per-batch", "4"]
+    assert train.main([*words, "--workdir", str(tmp_path / "run")]) == 1
+    assert "fewer than two pictures are held out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_identities_are_no_classes_of_the_softmax():
+    data = dataclasses.replace(PRESETS["debug"].data, split="disjoint")
+    experiment = load_experiment(dataclasses.replace(PRESETS["debug"], data=data))
+    centers = jax.eval_shape(lambda: make_state(experiment)).params["loss"]["centers"]
+    assert centers.shape[0] == 48
+    # An embedding that points at its own class's centres is right, whatever code its identity has among all 72.
+    learnt = np.flatnonzero(experiment.source.split == LEARNING)[::36][:8]
+    identities = learnt_identities(experiment.source)
+    labels = experiment.source.labels[learnt]
+    vectors = np.eye(48, 32, dtype=np.float32) + np.eye(48, 32, -32, dtype=np.float32) * -1
+    embeddings = vectors[np.searchsorted(identities, labels[:, 0])]
+    params = {"centers": np.repeat(vectors[:, None], 2, axis=1)}
+    _, right = experiment.objective(jax.random.key(0), params, embeddings, labels)
+    _, wrong = experiment.objective(jax.random.key(0), params, embeddings[::-1], labels)
+    assert right["soft_triple"] < 0.1 < 5 < wrong["soft_triple"]
 
 
 @pytest.mark.parametrize(
