@@ -265,11 +265,14 @@ def _check_default(group: Any, names: Sequence[str], what: str) -> None:
             raise ConfigError(f"{what} cannot use {name}, which is {getattr(group, name)!r}")
 
 
-def parse(presets: dict[str, Config], default: str, argv: Sequence[str]) -> tuple[str, Config, Path]:
+def parse(
+    presets: dict[str, Config], about: dict[str, str], default: str, argv: Sequence[str]
+) -> tuple[str, Config, Path]:
     """Reads `[PRESET] [--field value] [--workdir DIR]`.
 
     Args:
       presets: by name.
+      about: a line on each, for the help text.
       default: the preset taken where none is named.
       argv: the command line without the program.
 
@@ -283,9 +286,11 @@ def parse(presets: dict[str, Config], default: str, argv: Sequence[str]) -> tupl
     name, rest = (argv[0], argv[1:]) if named else (default, argv)
     if name not in presets:
         sys.exit(f"error: no preset is called {name!r}; there are {', '.join(presets)}")
+    lines = "\n".join(f"  {preset}: {line}" for preset, line in about.items())
     description = (
-        f"Train on pictures with labels, evaluate, and write a report.\n\nPresets: {', '.join(presets)} "
-        f"(default: {default}). Values below are those of {name}."
+        "Train on pictures with labels, evaluate, and write a report:\n"
+        "python -m experiments.train [PRESET] [--field value] [--workdir DIR]\n\n"
+        f"Presets (without one, {default}):\n{lines}\n\nThe values below are those of {name}."
     )
     command = _command(presets[name], f"runs/{name}")
     parsed = tyro.cli(

@@ -153,7 +153,10 @@ def _summary(evaluation: Mapping[str, Any], untrained: Mapping[str, Any], workdi
     def number(value: float | None) -> str:
         return "undefined" if value is None else f"{value:9.3f}"
 
-    lines = [f"{'':24s}{'trained':>9s}{'untrained':>12s}"]
+    lines = [
+        f"{evaluation['queries']:,} held-out pictures, each compared with {evaluation['gallery']:,} others:",
+        f"{'':24s}{'trained':>9s}{'untrained':>12s}",
+    ]
     for name, column in evaluation["columns"].items():
         before = untrained["columns"][name]["recall"]["1"]
         lines.append(f"{name + ' Recall@1':24s}{number(column['recall']['1'])}{number(before):>12s}")

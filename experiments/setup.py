@@ -185,8 +185,18 @@ def claim_workdir(experiment: Experiment, workdir: Path) -> None:
 
 
 def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) -> Plan:
-    """Which pictures make each batch: P identities x K pictures, or uniformly drawn ones."""
+    """Which pictures make each batch: P identities x K pictures, or uniformly drawn ones.
+
+    Raises:
+      ConfigError: if there are fewer than P identities to learn.
+    """
     learning = source.split == LEARNING
+    groups = len(np.unique(source.labels[learning, 0]))  # a missing identity is a group of its own
+    if batch.classes_per_batch > groups:
+        raise ConfigError(
+            f"classes_per_batch is {batch.classes_per_batch}, but the learning pictures have {groups} different "
+            f"{source.columns[0].name}s; give --classes-per-batch {groups} or less"
+        )
     if not batch.classes_per_batch:
         return make_uniform_plan(len(source), batch_size=batch.pictures_per_class, seed=seed, where=learning)
     return make_plan(

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from experiments.config import Config, ConfigError, check_config, parse
 from experiments.console import run_command
 from experiments.evaluate import CHECKPOINTS, evaluate_run, validation_metrics
-from experiments.presets import DEFAULT, PRESETS
+from experiments.presets import ABOUT, DEFAULT, PRESETS
 from experiments.setup import (
     Experiment,
     claim_workdir,
@@ -45,7 +45,7 @@ from jaxmetric.training import (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    name, config, workdir = parse(PRESETS, DEFAULT, sys.argv[1:] if argv is None else argv)
+    name, config, workdir = parse(PRESETS, ABOUT, DEFAULT, sys.argv[1:] if argv is None else argv)
     return run_command(lambda: _run(name, config, workdir))
 
 
@@ -140,11 +140,17 @@ def _progress(start: int, steps: int) -> Iterator[Callable[[int, dict[str, float
 
             yield move
         return
-    began = time.monotonic()
+    first: list[tuple[int, float]] = []  # the first step compiles, so that time is counted from its end
 
     def tell(step: int, metrics: dict[str, float]) -> None:
-        left = (time.monotonic() - began) / (step - start) * (steps - step)
-        print(f"step {step}/{steps}, {_numbers(metrics)}, {tqdm.format_interval(left)} left", flush=True)
+        line = f"step {step}/{steps}, {_numbers(metrics)}"
+        if first:
+            began_step, began = first[0]
+            left = (time.monotonic() - began) / (step - began_step) * (steps - step)
+            line += f", {tqdm.format_interval(left)} left"
+        else:
+            first.append((step, time.monotonic()))
+        print(line, flush=True)
 
     yield tell
 

@@ -6,10 +6,7 @@ from experiments.presets.emoji_people import debug, emoji_people, emoji_unseen
 
 DEFAULT = "emoji_people"
 
-PRESETS: dict[str, Config] = {
-    "emoji_people": emoji_people(),
-    "emoji_unseen": emoji_unseen(),
-    "debug": debug(),
-    "quadruplet_csv": quadruplet_csv(),
-    "soft_triple_csv": soft_triple_csv(),
-}
+_FUNCTIONS = (emoji_people, emoji_unseen, debug, quadruplet_csv, soft_triple_csv)
+
+PRESETS: dict[str, Config] = {function.__name__: function() for function in _FUNCTIONS}
+ABOUT: dict[str, str] = {function.__name__: (function.__doc__ or "").split("\n")[0] for function in _FUNCTIONS}

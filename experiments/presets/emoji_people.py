@@ -46,7 +46,7 @@ def emoji_unseen() -> Config:
 
 
 def debug() -> Config:
-    """The same in seconds, with a network that learns little: to see that everything runs."""
+    """The data of emoji_people in seconds, with a network that learns little: to see that everything runs."""
     return Config(
         data=DataConfig(source="emoji_people", columns=("role", "gender", "skin"), stored_size=32),
         batch=BatchConfig(classes_per_batch=8, pictures_per_class=4, image_size=16),

@@ -293,16 +293,15 @@ def _decode(images: LazyPictures, table: _Table, problems: _Problems, memory_bud
 
 
 def _find_lonely_classes(table: _Table, problems: _Problems) -> None:
-    """Notes classes of which one picture is left: it can neither be a positive nor be found."""
-    good = [
-        (line, row[0]) for line, row in zip(table.lines, table.labels, strict=True) if line not in problems.bad_lines
-    ]
-    counts = Counter(value for _, value in good)
+    """Notes classes with a single picture, before or after bad rows: it can neither be a positive nor be found."""
+    rows = list(zip(table.lines, (row[0] for row in table.labels), strict=True))
+    listed = Counter(value for _, value in rows)
+    good = [(line, value) for line, value in rows if line not in problems.bad_lines]
+    left = Counter(value for _, value in good)
     for line, value in good:
-        if value and counts[value] == 1:
-            problems.add(
-                line, f"the only picture of {table.columns[0]} {value!r} (leave that empty to keep the picture)"
-            )
+        if value and left[value] == 1:
+            only = "the only picture" if listed[value] == 1 else "the only good picture"
+            problems.add(line, f"{only} of {table.columns[0]} {value!r} (leave that empty to keep the picture)")
 
 
 def _encode(table: _Table, ordinal_places: set[int]) -> tuple[np.ndarray, tuple[LabelColumn, ...]]:

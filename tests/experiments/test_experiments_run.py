@@ -167,7 +167,10 @@ def test_held_out_identities_are_no_classes_of_the_softmax():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["debug", "--classes-per-batch", "100"], "classes_per_batch is 100, but there are only 72 classes"),
+        (
+            ["debug", "--classes-per-batch", "100"],
+            "the learning pictures have 72 different roles; give --classes-per-batch 72 or less",
+        ),
         (["debug", "--classes-per-batch", "3", "--pictures-per-class", "1"], "does not divide among 8 devices"),
         (["debug", "--label-weights", "1", "2"], "label_weights has 2 entries, expected one for each of the columns"),
         (["debug", "--columns", "hat"], "columns must be some of"),
