@@ -29,13 +29,13 @@ from experiments.setup import (
 from jaxmetric.data import LEARNING, SPLITS, VALIDATION
 from jaxmetric.metrics import evaluate_embeddings, knn_labels
 from jaxmetric.report import Run, write_report
+from jaxmetric.report.page import SHOWN_NEIGHBORS
 from jaxmetric.search import nearest_neighbors
 from jaxmetric.training import Embed, TrainState, open_checkpoints, read_metrics, restore_latest, write_atomically
 
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
 CHECKPOINTS = "checkpoints"
-GALLERY_NEIGHBORS = 8
 
 
 class HeldOut(NamedTuple):
@@ -117,7 +117,7 @@ def _report(
 ) -> Run:
     source = experiment.source
     itself = np.arange(len(part.queries)) if part.unseen else None
-    count = min(max(GALLERY_NEIGHBORS, experiment.config.neighbors), len(part.gallery) - part.unseen)
+    count = min(max(SHOWN_NEIGHBORS, experiment.config.neighbors), len(part.gallery) - part.unseen)
     distances, neighbors = nearest_neighbors(trained.queries, trained.gallery, count, exclude=itself)
     voters = min(experiment.config.neighbors, count)
     gallery_labels = source.labels[part.gallery]
