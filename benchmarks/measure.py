@@ -28,20 +28,24 @@ class Candidate(NamedTuple):
       name: of the row.
       run: computes the result and waits for it.
       temporary: bytes that its compiled program allocates beside arguments and results, if known.
+      compilation: seconds that tracing and compiling took, without a cache, if it was compiled.
     """
 
     name: str
     run: Callable[[], Any]
     temporary: int | None = None
+    compilation: float | None = None
 
 
 def compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Candidate:
     """A candidate that runs a JAX function, compiled beforehand."""
+    start = time.perf_counter()
     program = jax.jit(function).lower(*arguments).compile()
+    compilation = time.perf_counter() - start
     arguments = jax.device_put(arguments)
     memory = program.memory_analysis()
     temporary = memory.temp_size_in_bytes if memory else None
-    return Candidate(name, lambda: jax.block_until_ready(program(*arguments)), temporary)
+    return Candidate(name, lambda: jax.block_until_ready(program(*arguments)), temporary, compilation)
 
 
 def torch_step(name: str, loss: Callable[[], Any], parameters: Sequence[Any]) -> Candidate:
@@ -57,14 +61,23 @@ def torch_step(name: str, loss: Callable[[], Any], parameters: Sequence[Any]) ->
     return Candidate(name, run)
 
 
-def compare(title: str, candidates: Sequence[Candidate], *, rounds: int = 15, seconds: float = 20.0) -> None:
-    """Times the candidates in turns and prints a table of ratios to the first.
+class Measurement(NamedTuple):
+    """What running a candidate took: seconds of its calls, and bytes by which the process grew in one, if known."""
+
+    seconds: list[float]
+    resident: int | None
+
+
+def measure(candidates: Sequence[Candidate], *, rounds: int = 15, seconds: float = 20.0) -> list[Measurement]:
+    """Runs the candidates in turns.
 
     Args:
-      title: what is compared.
-      candidates: the first is what the others are divided by.
+      candidates: what to run.
       rounds: how often each runs, at most.
       seconds: after which a candidate sits out the remaining rounds (it runs twice at least).
+
+    Returns:
+      One measurement for each.
     """
     resident = [_resident_growth(candidate.run) for candidate in candidates]  # warms up as well
     times: list[list[float]] = [[] for _ in candidates]
@@ -74,14 +87,19 @@ def compare(title: str, candidates: Sequence[Candidate], *, rounds: int = 15, se
                 start = time.perf_counter()
                 candidate.run()
                 spent.append(time.perf_counter() - start)
-    medians = [float(np.median(spent)) for spent in times]
-    fastest = [min(spent) for spent in times]
+    return [Measurement(*each) for each in zip(times, resident, strict=True)]
+
+
+def compare(title: str, candidates: Sequence[Candidate], *, rounds: int = 15, seconds: float = 20.0) -> None:
+    """Times the candidates in turns and prints a table of ratios to the first; see `measure` for the arguments."""
+    measured = measure(candidates, rounds=rounds, seconds=seconds)
+    medians = [float(np.median(each.seconds)) for each in measured]
     print(f"\n{title}")
     print(f"{'':52}{'median':>11}{'fastest':>11}{'ratio':>9}{'temporary':>12}{'resident':>11}")
-    for row, candidate in enumerate(candidates):
+    for candidate, median, (spent, resident) in zip(candidates, medians, measured, strict=True):
         print(
-            f"  {candidate.name:50}{_milliseconds(medians[row])}{_milliseconds(fastest[row])}"
-            f"{medians[row] / medians[0]:>8.2f}x{_megabytes(candidate.temporary):>12}{_megabytes(resident[row]):>11}"
+            f"  {candidate.name:50}{_milliseconds(median)}{_milliseconds(min(spent))}"
+            f"{median / medians[0]:>8.2f}x{megabytes(candidate.temporary):>12}{megabytes(resident):>11}"
         )
 
 
@@ -119,5 +137,6 @@ def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:>8.2f} ms"
 
 
-def _megabytes(size: int | None) -> str:
+def megabytes(size: int | None) -> str:
+    """A size in bytes as a table shows it; nothing if it is unknown."""
     return "" if size is None else f"{size / 1e6:.1f} MB"

@@ -1,13 +1,16 @@
-"""Pairwise distances and similarities between the rows of two matrices, each by one matrix product.
+"""Pairwise distances and similarities between the rows of two matrices, in O(A B) memory.
 
-All are computed in float32 (float64 if given) and ask for the highest matmul precision: TPUs and recent GPUs round the
-operands of a default product to bfloat16 or TF32, which is coarser than the distances that metric learning orders.
+All but `pairwise_lp` are one matrix product. They are computed in float32 (float64 if given) and ask for the highest
+matmul precision: TPUs and recent GPUs round the operands of a default product to bfloat16 or TF32, which is coarser
+than the distances that metric learning orders.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.numerics import as_float, safe_normalize
+from jaxmetric.numerics import as_float, safe_divide, safe_normalize, safe_sqrt
 
 
 def pairwise_dot_product(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
@@ -34,6 +37,145 @@ def pairwise_squared_euclidean(x: jax.Array, y: jax.Array | None = None) -> jax.
     squared = jnp.sum(jnp.square(x), axis=1)[:, None] + jnp.sum(jnp.square(y), axis=1)[None, :]
     # Rounding can push the difference below 0; relu, unlike maximum, has gradient 0 there.
     return jax.nn.relu(squared - 2 * pairwise_dot_product(x, y))
+
+
+def pairwise_euclidean(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
+    """Returns `[A, B]` Euclidean distances of the rows of `x` `[A, D]` and `y` `[B, D]` (or `x`).
+
+    A distance which rounding cannot tell from 0 is 0, with gradient 0. That is one below about 1e-3 of the rows'
+    length in float32: the squares are subtracted before the root is taken.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> pairwise_euclidean(jnp.array([[0.0, 0.0], [3.0, 4.0]])).tolist()
+      [[0.0, 5.0], [5.0, 0.0]]
+    """
+    x, y = _matrices(x, y)
+    squared = pairwise_squared_euclidean(x, y)
+    lengths = jnp.sum(jnp.square(x), axis=1)[:, None] + jnp.sum(jnp.square(y), axis=1)[None, :]
+    noise = jax.lax.stop_gradient(4 * jnp.finfo(x.dtype).eps * lengths)
+    return safe_sqrt(jnp.where(squared <= noise, 0, squared))
+
+
+def pairwise_cosine_distance(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
+    """Returns `[A, B]`, in [0, 2], 1 minus the cosines of the rows of `x` `[A, D]` and `y` `[B, D]` (or `x`).
+
+    To a zero row every distance is 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> pairwise_cosine_distance(jnp.array([[1.0, 0.0], [0.0, 3.0], [-2.0, 0.0]])).tolist()
+      [[0.0, 1.0, 2.0], [1.0, 0.0, 1.0], [2.0, 1.0, 0.0]]
+    """
+    return jax.nn.relu(1 - pairwise_cosine_similarity(x, y))
+
+
+def pairwise_snr(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
+    r"""The signal-to-noise-ratio distances from anchors to others: how loud their difference is beside the anchor.
+
+    :math:`d(x_i, y_j) = \mathrm{var}(x_i - y_j) / \mathrm{var}(x_i)`, variances over the D coordinates. Not symmetric,
+    and blind to a constant added to all coordinates of a row.
+
+    Args:
+      x: `[A, D]` anchors.
+      y: `[B, D]` others; `x` itself if not given.
+
+    Returns:
+      `[A, B]` distances >= 0; 0 from an anchor without signal, that is one whose coordinates are all equal to rounding
+      or whose variance is less than 1e-19 (float32) of the largest square in `x` and `y`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> pairwise_snr(jnp.array([[1.0, -1.0], [2.0, -2.0]])).tolist()  # differences of variance 1; signals 1 and 4
+      [[0.0, 1.0], [0.25, 0.0]]
+
+    References:
+      T. Yuan, W. Deng, J. Tang, Y. Tang, B. Chen, Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric
+      Learning, CVPR 2019.
+    """
+    x, y = _matrices(x, y)
+    # The ratio does not depend on a common scale; at this one the squares neither overflow nor vanish.
+    x, y = (matrix / jnp.where(largest > 0, largest, 1) for largest in [_largest(x, y)] for matrix in (x, y))
+    x, y = _centered(x), _centered(y)
+    signal = jnp.sum(jnp.square(x), axis=1, keepdims=True)
+    signal = jnp.where(signal < math.sqrt(jnp.finfo(x.dtype).tiny), 0, signal)
+    return safe_divide(pairwise_squared_euclidean(x, y), signal)
+
+
+def pairwise_lp(x: jax.Array, y: jax.Array | None = None, *, p: float, power: float = 1) -> jax.Array:
+    r"""Lp distances, to a power: :math:`\left(\sum_d |x_{id} - y_{jd}|^p\right)^{\text{power} / p}`.
+
+    For p = 2 by a matrix product; otherwise anchor by anchor, forwards and backwards, so that no array of coordinate
+    differences `[A, B, D]` exists.
+
+    Args:
+      x: `[A, D]`.
+      y: `[B, D]`; `x` itself if not given.
+      p: >= 1, a static number; `math.inf` for the largest difference of a coordinate.
+      power: > 0, a static number.
+
+    Returns:
+      `[A, B]` distances >= 0; the gradient of coinciding points is 0.
+
+    Raises:
+      ValueError: if a shape does not fit, `p` is below 1 or `power` not above 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> points = jnp.array([[0.0, 0.0], [3.0, -4.0]])
+      >>> pairwise_lp(points, p=1).tolist(), pairwise_lp(points, p=math.inf).tolist()
+      ([[0.0, 7.0], [7.0, 0.0]], [[0.0, 4.0], [4.0, 0.0]])
+    """
+    if not p >= 1:
+        raise ValueError(f"p is {p}, expected a number of at least 1")
+    if not 0 < power < math.inf:
+        raise ValueError(f"power is {power}, expected a finite number above 0")
+    x, y = _matrices(x, y)
+    if p == 2:
+        return pairwise_squared_euclidean(x, y) if power == 2 else _power(pairwise_euclidean(x, y), power)
+    columns = y.T  # summing over the first axis lets a CPU work on whole rows of others
+
+    def from_anchor(anchor: jax.Array) -> jax.Array:
+        return _power(_lp_norms(anchor[:, None] - columns, p), power)
+
+    return jax.lax.map(jax.checkpoint(from_anchor), x)
+
+
+def _lp_norms(differences: jax.Array, p: float) -> jax.Array:
+    """The Lp norms of the columns of `[D, B]`, with gradient 0 at a column of zeros."""
+    absolute = jnp.abs(differences)
+    if p == 1:
+        return jnp.sum(absolute, axis=0)
+    largest = jnp.max(absolute, axis=0, initial=0)
+    if p == math.inf:
+        return largest
+    empty = largest < jnp.finfo(absolute.dtype).tiny
+    # The norm does not depend on this scale, so that it may be taken for a constant.
+    unit = jax.lax.stop_gradient(jnp.where(empty, 1, largest))
+    total = jnp.sum(jnp.power(absolute / unit[None, :], p), axis=0)
+    return jnp.where(empty, 0 * largest, unit * jnp.power(jnp.where(empty, 1, total), 1 / p))
+
+
+def _power(distances: jax.Array, power: float) -> jax.Array:
+    """`distances` >= 0 to a power > 0, with gradient 0 at 0 whatever the power."""
+    if power == 1:
+        return distances
+    empty = distances == 0
+    return jnp.where(empty, 0, jnp.power(jnp.where(empty, 1, distances), power))
+
+
+def _largest(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The largest finite absolute value of both matrices, as a constant."""
+    absolute = (jnp.abs(jax.lax.stop_gradient(matrix)) for matrix in (x, y))
+    return jnp.maximum(*(jnp.max(each, where=jnp.isfinite(each), initial=0) for each in absolute))
+
+
+def _centered(x: jax.Array) -> jax.Array:
+    """The rows of `x` without their mean; rows whose coordinates are equal to rounding become zeros."""
+    centered = x - jnp.mean(x, axis=1, keepdims=True)
+    rounding = 4 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), axis=1, keepdims=True, initial=0)
+    equal = jnp.max(jnp.abs(centered), axis=1, keepdims=True, initial=0) <= rounding
+    return jnp.where(jax.lax.stop_gradient(equal), 0, centered)
 
 
 def _matrices(x: jax.Array, y: jax.Array | None) -> tuple[jax.Array, jax.Array]:

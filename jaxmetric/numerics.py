@@ -55,3 +55,36 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """
     empty = denominator == 0
     return jnp.where(empty, 0 * numerator, numerator / jnp.where(empty, 1, denominator))
+
+
+def masked_logsumexp(x: jax.Array, where: jax.Array, *, axis: int = -1, weights: jax.Array | None = None) -> jax.Array:
+    """The logarithm of the (weighted) sum of exponentials of the selected entries: log sum of w exp(x).
+
+    Where nothing is selected it is -inf, with gradient zero, so that `jax.nn.softplus` of it is 0 and flat. Entries
+    which are not selected, or weigh 0, may be anything; a NaN among the selected stays visible.
+
+    Args:
+      x: an array of floats.
+      where: booleans that broadcast to `x`: which entries are selected.
+      axis: the axis that is summed.
+      weights: weights >= 0 that broadcast to `x`; 1 if not given.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.log(jnp.array([[1.0, 3.0, 9.0], [1.0, 3.0, 9.0]]))
+      >>> jnp.exp(masked_logsumexp(x, jnp.array([[True, True, False], [False, False, False]]))).round(3).tolist()
+      [4.0, 0.0]
+    """
+    x = as_float(x)
+    selected = jnp.broadcast_to(where, x.shape)
+    if weights is not None:
+        weights = jnp.broadcast_to(jnp.asarray(weights, x.dtype), x.shape)
+        selected &= weights != 0
+        x = x + jnp.log(jnp.where(selected, weights, 1))
+    largest = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True, where=selected, initial=-jnp.inf))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    # Both the argument and the result are masked: the gradient of exp must not see what is not selected.
+    terms = jnp.where(selected, jnp.exp(jnp.where(selected, x - largest, 0)), 0)
+    total = jnp.sum(terms, axis=axis)
+    empty = total == 0
+    return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1, total)) + jnp.squeeze(largest, axis))

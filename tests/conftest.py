@@ -10,8 +10,18 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the directory of 
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import pytest
 from hypothesis import settings
 
 # Compilations make single examples slow and uneven; the seed is fixed so that a run is repeatable.
 settings.register_profile("jaxmetric", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("jaxmetric")
+
+
+def pytest_collection_modifyitems(items):
+    """Keeps together what shares compiled programs: the tests of a file, and in the conformance suite those of a loss."""
+    for item in items:
+        group = item.path.name
+        if group == "test_loss_conformance.py" and hasattr(item, "callspec"):
+            group = f"conformance of {item.callspec.params['name']}"
+        item.add_marker(pytest.mark.xdist_group(group))

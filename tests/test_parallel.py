@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from loss_rows import ROWS, C, D, T
 
 import jaxmetric
 from jaxmetric.parallel import (
@@ -18,7 +19,7 @@ from jaxmetric.parallel import (
     split_batch,
 )
 
-B, FEATURES, DIM, CLASSES, STEPS = 16, 6, 3, 4, 3
+B, FEATURES, STEPS = 16, 6, 3
 RATE, MOMENTUM = 0.05, 0.9
 
 
@@ -37,24 +38,10 @@ def on_vmap(step, count):
 DRIVERS = [on_pmap, on_shard_map, on_vmap]
 every_driver = pytest.mark.parametrize("driver", DRIVERS)
 
-# Losses as (centers, embeddings, labels, where).
-LOSSES = {
-    "quadruplet_loss": lambda centers, x, y, where: jaxmetric.quadruplet_loss(x, y, margin=1.0, where=where),
-    "sampled_quadruplet_loss": lambda centers, x, y, where: jaxmetric.sampled_quadruplet_loss(
-        jax.random.key(5), x, y, num_quadruplets=50, margin=1.0, where=where
-    ),
-    "triplet_loss": lambda centers, x, y, where: jaxmetric.triplet_loss(x, y[:, 0], margin=1.0, where=where),
-    "soft_triple_loss": lambda centers, x, y, where: jaxmetric.soft_triple_loss(x, y[:, 0], centers, where=where),
-    "normalized_softmax_loss": lambda centers, x, y, where: jaxmetric.normalized_softmax_loss(
-        x, y[:, 0], centers[:, 0], where=where
-    ),
-}
-
-
-def initial_state():
+def initial_state(name):
     rng = np.random.default_rng(0)
-    params = {"kernel": rng.normal(size=(FEATURES, DIM)), "centers": rng.normal(size=(CLASSES, 2, DIM))}
-    return jax.tree.map(jnp.float32, {"params": params, "velocity": params, "mean": np.zeros(DIM)})
+    params = {"kernel": rng.normal(size=(FEATURES, D)), "loss": rng.normal(size=ROWS[name].parameters or (0,))}
+    return jax.tree.map(jnp.float32, {"params": params, "velocity": params, "mean": np.zeros(D)})
 
 
 def batches():
@@ -65,7 +52,7 @@ def batches():
         where[: B // 4] = False
         yield {
             "x": rng.normal(size=(B, FEATURES)).astype(np.float32),
-            "y": rng.integers(0, CLASSES, (B, 2)),
+            "y": rng.integers(0, C, (B, T)),
             "where": where,
         }
 
@@ -84,7 +71,7 @@ def make_step(loss):
             features = jnp.tanh(batch["x"] @ params["kernel"])
             mean = average(features.mean(0), axis_name)
             embeddings, labels, where = gather((features - mean, batch["y"], batch["where"]), axis_name)
-            return loss(params["centers"], embeddings, labels, where), mean
+            return loss(params["loss"], embeddings, labels, where=where), mean
 
         (value, mean), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
         gradients = average(gradients, axis_name)
@@ -101,7 +88,7 @@ def make_global_step(loss):
         def loss_fn(params):
             features = jnp.tanh(batch["x"] @ params["kernel"])
             mean = features.mean(0)
-            return loss(params["centers"], features - mean, batch["y"], batch["where"]), mean
+            return loss(params["loss"], features - mean, batch["y"], where=batch["where"]), mean
 
         (value, mean), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
         return updated(state, gradients, mean), {"loss": value, "gradients": gradients}
@@ -119,15 +106,11 @@ def run(step, state):
 
 @cache
 def expected_of(name):
-    return run(make_global_step(LOSSES[name]), initial_state())
+    return run(make_global_step(ROWS[name].call), initial_state(name))
 
 
 def assert_equal_to_rounding(actual, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected)
-
-
-def test_every_exported_loss_is_driven():
-    assert set(LOSSES) == {name for name in jaxmetric.__all__ if name.endswith("_loss")}
 
 
 def mesh_of(count):
@@ -137,15 +120,17 @@ def mesh_of(count):
 @every_driver
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_any_number_of_devices_equals_one_with_the_global_batch(driver, count):
-    name = "normalized_softmax_loss"
-    assert_equal_to_rounding(run(driver(make_step(LOSSES[name]), count), initial_state()), expected_of(name))
+    name = "normalized softmax"
+    assert_equal_to_rounding(run(driver(make_step(ROWS[name].call), count), initial_state(name)), expected_of(name))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ROWS)
 def test_every_loss_on_many_devices_equals_one_with_the_global_batch(name):
     expected = expected_of(name)
     assert all(np.abs(metrics["gradients"]["kernel"]).max() > 1e-3 for _, metrics in expected)
-    assert_equal_to_rounding(run(on_pmap(make_step(LOSSES[name]), 8), initial_state()), expected)
+    for count in (2, 4, 8):
+        actual = run(on_pmap(make_step(ROWS[name].call), count), initial_state(name))
+        assert_equal_to_rounding(actual, expected)
 
 
 def test_the_train_step_with_synchronised_batch_norm_equals_one_device():
@@ -213,7 +198,7 @@ def test_with_check_vma_gradients_would_come_out_n_times_too_large(count):
 
         return kernel, average(jax.grad(loss_fn)(kernel), axis_name)
 
-    kernel, batch = initial_state()["params"]["kernel"], next(batches())
+    kernel, batch = initial_state("normalized softmax")["params"]["kernel"], next(batches())
     batch = {"x": batch["x"], "y": batch["y"]}
     expected = jax.grad(lambda kernel: jnp.mean(jnp.square((batch["x"] @ kernel).mean(0) - batch["y"].mean())))(kernel)
     checked = jax.shard_map(
@@ -284,8 +269,8 @@ def test_a_replicated_state_is_compiled_for_once(driver):
 
 @pytest.mark.parametrize("driver", [on_pmap, on_shard_map])
 def test_a_step_moves_nothing_between_host_and_devices(driver):
-    driven = driver(make_step(LOSSES["normalized_softmax_loss"]), 4)
-    state = replicate(initial_state(), devices=jax.devices()[:4])
+    driven = driver(make_step(ROWS["normalized softmax"].call), 4)
+    state = replicate(initial_state("normalized softmax"), devices=jax.devices()[:4])
     placed = [jax.device_put(batch, NamedSharding(mesh_of(4), PartitionSpec(AXIS_NAME))) for batch in batches()]
     with jax.transfer_guard("disallow"):
         for batch in placed:

@@ -1,6 +1,7 @@
 """The checks at the public edge of every loss: they run at trace time and raise one line each."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -30,27 +31,27 @@ def check_rows(embeddings: jax.Array, **arrays: Any) -> None:
             )
 
 
-def check_class_labels(embeddings: jax.Array, labels: Any) -> jax.Array:
+def check_class_labels(embeddings: jax.Array, labels: Any, name: str = "labels") -> jax.Array:
     """Returns one integer label for each embedding, `[B]`, from `[B]` or `[B, 1]`."""
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels has dtype {labels.dtype}, expected integers")
+        raise TypeError(f"{name} has dtype {labels.dtype}, expected integers")
     if labels.shape not in ((embeddings.shape[0],), (embeddings.shape[0], 1)):
         raise ValueError(
-            f"labels has shape {labels.shape}, expected one column of {embeddings.shape[0]} as embeddings "
+            f"{name} has shape {labels.shape}, expected one column of {embeddings.shape[0]} as embeddings "
             f"{embeddings.shape}"
         )
     return labels.reshape(-1)
 
 
-def example_weights(embeddings: jax.Array, where: Any, weights: Any) -> jax.Array:
+def example_weights(embeddings: jax.Array, where: Any, weights: Any, prefix: str = "") -> jax.Array:
     """Returns one weight for each embedding, `[B]`: `weights` (default 1), 0 where `where` is False."""
     count = embeddings.shape[0]
     for name, array in (("where", where), ("weights", weights)):
         if array is not None and np.shape(array) != (count,):
-            raise ValueError(f"{name} has shape {np.shape(array)}, expected ({count},) as embeddings")
+            raise ValueError(f"{prefix}{name} has shape {np.shape(array)}, expected ({count},) as embeddings")
     if where is not None and jnp.asarray(where).dtype != bool:
-        raise TypeError(f"where has dtype {jnp.asarray(where).dtype}, expected bool")
+        raise TypeError(f"{prefix}where has dtype {jnp.asarray(where).dtype}, expected bool")
     result = jnp.ones(count, embeddings.dtype) if weights is None else jnp.asarray(weights, embeddings.dtype)
     result = result if where is None else jnp.where(jnp.asarray(where), result, 0)
     return jax.lax.stop_gradient(result)
@@ -70,6 +71,20 @@ def check_scalar(name: str, value: Any, *, above: float = -math.inf, least: floa
             bound = f" above {above:g}" if above > -math.inf else f" of at least {least:g}" if least > -math.inf else ""
             raise ValueError(f"{name} is {number:g}, expected a finite number{bound}")
     return value
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises unless `value` is one of the names in `choices`."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}, expected one of {', '.join(choices)}, static")
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises unless `value` is True or False, static."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, expected True or False, static")
 
 
 def leave_out(embeddings: jax.Array, weights: jax.Array) -> jax.Array:

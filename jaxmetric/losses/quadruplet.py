@@ -95,8 +95,9 @@ def quadruplet_loss(
     """
     check_reduction(reduction)
     checks.check_scalar("margin", margin)
-    if balance not in ("quadruplets", "levels"):
-        raise ValueError(f"balance is {balance!r}, expected 'quadruplets' or 'levels'")
+    checks.check_choice("agreement", agreement, ("count", "any"))
+    checks.check_choice("balance", balance, ("quadruplets", "levels"))
+    checks.check_flag("self_pairs", self_pairs)
     embeddings = checks.check_embeddings(embeddings)
     labels, known, weights = _check_labels(embeddings, labels, where, weights)
     embeddings = checks.leave_out(embeddings, weights)

@@ -45,6 +45,14 @@ def reduce_each(values: jax.Array, weights: jax.Array, reduction: str) -> tuple[
     return (weighed if reduction == "none" else reduce_stats(stats, reduction)), stats
 
 
+def reduce_anchors(per_anchor: LossStats, reduction: str, has_aux: bool) -> LossResult:
+    """What a loss returns, of sums `[A]` for each anchor; `"none"` gives each anchor's total."""
+    check_reduction(reduction, "none")
+    stats = LossStats(*(jnp.sum(each) for each in per_anchor))
+    loss = per_anchor.total if reduction == "none" else reduce_stats(stats, reduction)
+    return (loss, stats) if has_aux else loss
+
+
 def check_reduction(reduction: str, *more: str) -> None:
     """Raises ValueError unless `reduction` is one of `REDUCTIONS` or of `more`."""
     if reduction not in (*REDUCTIONS, *more):

@@ -1,57 +1,32 @@
-"""What every loss owes its users, one row per loss: add a row for a new loss, and all of this is asked of it."""
+"""What every loss owes its users. A new loss adds one row to `loss_rows`, and all of this is asked of it."""
 
+import inspect
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss_rows import ROWS, B, C, T, example, takes
 
 import jaxmetric
-
-B, T, D, C, K = 10, 2, 4, 3, 2
-
-
-class Row(NamedTuple):
-    """A loss as `call(parameters, embeddings [B, D], labels [B, T], **options)`."""
-
-    call: Callable[..., Any]
-    parameters: tuple[int, ...] | None = None  # shape of its class vectors
-    unreduced: bool = True  # whether it has reduction="none"
-    tolerance: float = 1e-5  # of a sampled loss, relative: two draws of the same expectation
+from jaxmetric.references import References
 
 
-def of_columns(loss: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
-    return lambda parameters, embeddings, labels, **options: loss(embeddings, labels, **fixed, **options)
+def rows_with(condition: Callable[[Any], bool]) -> Any:
+    return pytest.mark.parametrize("name", [name for name, row in ROWS.items() if condition(row)])
 
 
-def of_first_column(loss: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
-    return lambda parameters, embeddings, labels, **options: loss(embeddings, labels[:, 0], **fixed, **options)
-
-
-def of_class_vectors(loss: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda parameters, embeddings, labels, **options: loss(embeddings, labels[:, 0], parameters, **options)
-
-
-ROWS = {
-    "quadruplet": Row(of_columns(jaxmetric.quadruplet_loss), unreduced=False),
-    "sampled quadruplet": Row(
-        lambda parameters, embeddings, labels, **options: jaxmetric.sampled_quadruplet_loss(
-            jax.random.key(0), embeddings, labels, num_quadruplets=20_000, **options
-        ),
-        tolerance=0.05,
-    ),
-    "triplet, all": Row(of_first_column(jaxmetric.triplet_loss)),
-    "triplet, semi-hard": Row(of_first_column(jaxmetric.triplet_loss, mining="semi-hard")),
-    "triplet, hard": Row(of_first_column(jaxmetric.triplet_loss, mining="hard")),
-    "soft triple": Row(of_class_vectors(jaxmetric.soft_triple_loss), parameters=(C, K, D)),
-    "normalized softmax": Row(of_class_vectors(jaxmetric.normalized_softmax_loss), parameters=(C, D)),
-}
 every_loss = pytest.mark.parametrize("name", ROWS)
-every_tuple_loss = pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.parameters is None])
-every_class_loss = pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.parameters is not None])
+every_loss_with_references = rows_with(lambda row: takes(row, "references"))
+every_loss_with_pairs = rows_with(lambda row: takes(row, "pairs"))
+every_class_loss = rows_with(lambda row: row.class_vectors)
+few = settings(max_examples=5)
+seeds = st.integers(0, 2**32 - 1)
 
 
 @cache
@@ -71,34 +46,31 @@ def value_and_gradients(name, parameters, embeddings, labels, where=None, weight
     return loss, gradients
 
 
-def example(name, seed=0):
-    """Class vectors (an empty array for a loss without), embeddings and labels: `[B, T]` with values below C."""
-    rng = np.random.default_rng(seed)
-    parameters = rng.normal(size=ROWS[name].parameters or (0,)).astype(np.float32)
-    return parameters, rng.normal(size=(B, D)).astype(np.float32), rng.integers(0, C, (B, T))
-
-
-def assert_close(name, actual, expected):
-    tolerance = ROWS[name].tolerance
+def assert_close(name, actual, expected, tolerance=None):
+    tolerance = max(ROWS[name].tolerance, tolerance or 0)
     scale = max((np.abs(x).max() for x in jax.tree.leaves(expected) if np.size(x)), default=0)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=tolerance, atol=2 * tolerance * scale), actual, expected)
 
 
+def assert_finite(result):
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(result))
+
+
+def assert_zero(result):
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), result)
+
+
 def test_every_exported_loss_has_a_row():
     exported = {name for name in jaxmetric.__all__ if name.endswith("_loss")}
-    called = {name for name in exported if any(names(row.call, getattr(jaxmetric, name)) for row in ROWS.values())}
-    assert called == exported
-
-
-def names(call, loss):
-    cells = [cell.cell_contents for cell in call.__closure__ or ()]
-    return loss in [cell for cell in cells if callable(cell)] or loss.__name__ in call.__code__.co_names
+    assert {row.loss.__name__ for row in ROWS.values()} == exported
 
 
 @every_loss
-def test_masking_equals_deleting(name):
-    parameters, embeddings, labels = example(name)
-    where = np.array([1, 1, 0, 1, 1, 1, 0, 1, 0, 1], bool)
+@few
+@given(seed=seeds)
+def test_masking_equals_deleting(name, seed):
+    parameters, embeddings, labels = example(name, seed)
+    where = np.random.default_rng(seed).permutation(B) >= 3
     deleted = value_and_gradients(name, parameters, embeddings[where], labels[where])
     embeddings[~where], labels[~where] = np.nan, -7  # whatever masked rows hold
     loss, (of_parameters, of_embeddings) = value_and_gradients(name, parameters, embeddings, labels, where)
@@ -107,9 +79,11 @@ def test_masking_equals_deleting(name):
 
 
 @every_loss
-def test_weight_0_is_a_mask_and_the_scale_of_weights_is_free(name):
-    parameters, embeddings, labels = example(name)
-    weights = np.array([1, 0.5, 0, 2, 1, 3, 0, 1, 0, 1])
+@few
+@given(seed=seeds)
+def test_weight_0_is_a_mask_and_the_scale_of_weights_is_free(name, seed):
+    parameters, embeddings, labels = example(name, seed)
+    weights = np.random.default_rng(seed).choice([0, 0.5, 1, 2, 3], B)
     weighed = value_and_gradients(name, parameters, embeddings, labels, None, weights)
     assert_close(name, value_and_gradients(name, parameters, embeddings, labels, None, 8 * weights), weighed)
     masked = value_and_gradients(name, parameters, embeddings, labels, weights > 0, weights + (weights == 0))
@@ -117,17 +91,21 @@ def test_weight_0_is_a_mask_and_the_scale_of_weights_is_free(name):
 
 
 @every_loss
-def test_the_order_of_a_batch_changes_nothing(name):
-    parameters, embeddings, labels = example(name)
-    order = np.random.default_rng(1).permutation(B)
+@few
+@given(seed=seeds)
+def test_the_order_of_a_batch_changes_nothing(name, seed):
+    parameters, embeddings, labels = example(name, seed)
+    order = np.random.default_rng(seed).permutation(B)
     loss, (of_parameters, of_embeddings) = value_and_gradients(name, parameters, embeddings, labels)
     permuted = value_and_gradients(name, parameters, embeddings[order], labels[order])
     assert_close(name, permuted, (loss, (of_parameters, of_embeddings[order])))
 
 
-@every_tuple_loss
-def test_the_names_of_labels_change_nothing(name):
-    parameters, embeddings, labels = example(name)
+@rows_with(lambda row: row.relabelled and not row.class_vectors)
+@few
+@given(seed=seeds)
+def test_the_names_of_labels_change_nothing(name, seed):
+    parameters, embeddings, labels = example(name, seed)
     renamed = np.array([[17, -3, 2**31 - 1], [5, 0, -1]])[np.arange(T), labels]
     assert_close(
         name,
@@ -139,6 +117,8 @@ def test_the_names_of_labels_change_nothing(name):
 @every_class_loss
 def test_the_order_of_classes_changes_nothing(name):
     parameters, embeddings, labels = example(name)
+    if parameters.shape[0] != C:
+        pytest.skip("the parameters are shared by the classes")
     order = np.array([2, 0, 1])
     loss, (of_parameters, of_embeddings) = value_and_gradients(name, parameters, embeddings, labels)
     permuted = value_and_gradients(name, parameters[order], embeddings, np.argsort(order)[labels])
@@ -148,24 +128,17 @@ def test_the_order_of_classes_changes_nothing(name):
 @every_loss
 def test_everything_masked_is_0_without_gradient(name):
     parameters, embeddings, labels = example(name)
-    result = value_and_gradients(name, parameters, embeddings, labels, np.zeros(B, bool))
-    jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), result)
+    assert_zero(value_and_gradients(name, parameters, embeddings, labels, np.zeros(B, bool)))
 
 
-@every_tuple_loss
-@pytest.mark.parametrize("labels", [np.zeros((B, T), int), np.arange(B * T).reshape(B, T)], ids=["one class", "all"])
-def test_nothing_to_compare_is_0_without_gradient(name, labels):
+@every_loss
+@pytest.mark.parametrize("case", ["one class", "all distinct"])
+def test_degenerate_labels_are_0_where_nothing_compares_and_finite_everywhere(name, case):
     parameters, embeddings, _ = example(name)
+    distinct = np.arange(B) % C if ROWS[name].class_vectors else np.arange(B)
+    labels = np.stack([np.zeros(B, int) if case == "one class" else distinct] * T, axis=1)
     result = value_and_gradients(name, parameters, embeddings, labels)
-    jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), result)
-
-
-@every_class_loss
-@pytest.mark.parametrize("labels", [np.zeros(B, int), np.arange(B) % C], ids=["one class", "all classes"])
-def test_class_losses_are_finite_in_degenerate_batches(name, labels):
-    parameters, embeddings, _ = example(name)
-    result = value_and_gradients(name, parameters, embeddings, np.stack([labels] * T, axis=1))
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(result))
+    (assert_zero if case in ROWS[name].empty else assert_finite)(result)
 
 
 @every_loss
@@ -173,12 +146,13 @@ def test_class_losses_are_finite_in_degenerate_batches(name, labels):
 def test_degenerate_embeddings_have_finite_losses_and_gradients(name, case):
     parameters, embeddings, labels = example(name)
     if case == "duplicates":
-        embeddings[:], parameters[:] = embeddings[0], parameters[:1] if parameters.size else 0
+        embeddings[:] = embeddings[0]
+        if parameters.ndim > 1:
+            parameters[:] = parameters[:1]
     else:
         factor = {"zeros": 0, "huge": 1e8, "tiny": 1e-30}[case]
         embeddings, parameters = embeddings * np.float32(factor), parameters * np.float32(factor)
-    result = value_and_gradients(name, parameters, embeddings, labels)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(result))
+    assert_finite(value_and_gradients(name, parameters, embeddings, labels))
 
 
 @every_loss
@@ -189,14 +163,27 @@ def test_a_nan_in_a_valid_row_stays_visible(name):
 
 
 @every_loss
-def test_half_precision_is_computed_in_single(name):
+def test_a_batch_of_one_or_none_is_finite(name):
     parameters, embeddings, labels = example(name)
+    for batch in (0, 1):
+        call = partial(ROWS[name].call, parameters)
+        shapes = jax.eval_shape(jax.value_and_grad(call), embeddings[:batch], labels[:batch])
+        assert shapes[1].shape == (batch, embeddings.shape[1])
+    assert np.isfinite(ROWS[name].call(parameters, embeddings[:0], labels[:0]))
+
+
+@every_loss
+def test_jit_equals_eager_and_half_precision_is_computed_in_single(name):
+    parameters, embeddings, labels = example(name)
+    eager = ROWS[name].call(parameters, embeddings, labels)
+    np.testing.assert_allclose(eager, value_and_gradients(name, parameters, embeddings, labels)[0], rtol=1e-5)
     for dtype in (jnp.bfloat16, jnp.float16):
         half = parameters.astype(dtype), embeddings.astype(dtype)
         loss, gradients = jax.eval_shape(jax.value_and_grad(ROWS[name].call, argnums=1), *half, labels)
         assert (loss.dtype, gradients.dtype) == (np.float32, dtype)
-    single = value_and_gradients(name, *(x.astype(np.float32) for x in half), labels)[0]
-    np.testing.assert_allclose(jax.jit(ROWS[name].call)(*half, labels), single, rtol=1e-6)
+        single = ROWS[name].call(*(x.astype(np.float32) for x in half), labels)
+        np.testing.assert_allclose(ROWS[name].call(*half, labels), single, rtol=1e-6)
+        np.testing.assert_allclose(single, eager, rtol=0.25, atol=0.02)  # bf16 has 8 bits
 
 
 @every_loss
@@ -209,10 +196,12 @@ def test_single_precision_stays_single_where_double_is_enabled(name):
 
 
 @every_loss
-def test_implicit_rank_promotion_is_not_relied_on(name):
-    with jax.numpy_rank_promotion("raise"):
+def test_no_promotion_of_ranks_or_dtypes_is_relied_on(name):
+    parameters, embeddings, labels = example(name)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         call = partial(ROWS[name].call, where=np.ones(B, bool), weights=np.ones(B, np.float32))
-        assert jax.eval_shape(call, *example(name)).shape == ()
+        gradient = jax.eval_shape(jax.grad(call, argnums=1), parameters, embeddings, labels.astype(np.int32))
+        assert gradient.shape == embeddings.shape
 
 
 @every_loss
@@ -230,15 +219,8 @@ def test_gradient_is_the_finite_difference(name):
         )
         gradients = map(np.asarray, value_and_grad(*point)[1])
     slope = sum((gradient * d).sum() for gradient, d in zip(gradients, direction, strict=True))
-    np.testing.assert_allclose(slope, (above - below) / (2 * step), rtol=1e-6)
-
-
-# Eager operations are compiled one by one: one loss of each kind, small, is slow enough.
-@pytest.mark.parametrize("name", ["quadruplet", "soft triple"])
-def test_jit_equals_eager(name):
-    parameters, embeddings, labels = example(name)
-    eager = ROWS[name].call(parameters, embeddings, labels)
-    np.testing.assert_allclose(eager, value_and_gradients(name, parameters, embeddings, labels)[0], rtol=1e-6)
+    assert slope != 0
+    np.testing.assert_allclose(slope, (above - below) / (2 * step), rtol=2e-6)
 
 
 @every_loss
@@ -246,7 +228,7 @@ def test_vmap_over_seeds_is_a_loop(name):
     examples = [example(name, seed) for seed in range(3)]
     stacked = [np.stack(each) for each in zip(*examples, strict=True)]
     losses = jax.jit(jax.vmap(ROWS[name].call))(*stacked)
-    loop = [value_and_gradients(name, *each)[0] for each in examples]
+    loop = [ROWS[name].call(*each) for each in examples]
     np.testing.assert_allclose(losses, loop, rtol=1e-5)
 
 
@@ -258,27 +240,133 @@ def test_goes_through_scan_and_checkpoint(name):
     def descend(x):
         return jax.lax.scan(lambda x, _: (x - 0.1 * gradient(parameters, x), None), x, length=3)[0]
 
-    assert jax.eval_shape(descend, embeddings).shape == (B, D)
+    assert jax.eval_shape(descend, embeddings).shape == embeddings.shape
 
 
 @every_loss
 def test_reductions_are_quotients_of_the_stats(name):
     parameters, embeddings, labels = example(name)
-    weights = np.linspace(0, 2, B, dtype=np.float32)
-    loss, stats = compiled(name)(parameters, embeddings, labels, np.ones(B, bool), weights)[0]
-    assert 0 < stats.active <= stats.valid
-    reductions = ["mean_active", "sum"] + ["none"] * ROWS[name].unreduced
-    call = partial(ROWS[name].call, parameters, embeddings, labels, weights=weights)
-    losses = jax.jit(lambda: {reduction: call(reduction=reduction) for reduction in reductions})()
+    call = partial(ROWS[name].call, parameters, embeddings, labels, weights=np.linspace(0, 2, B, dtype=np.float32))
+    loss, stats = call(has_aux=True)
+    assert 0 < stats.active <= stats.valid * (1 + 1e-6)
     np.testing.assert_allclose(loss, stats.total / stats.valid, rtol=1e-5)
-    np.testing.assert_allclose(losses["mean_active"], stats.total / stats.active, rtol=1e-5)
-    np.testing.assert_allclose(losses["sum"], stats.total, rtol=1e-5)
+    np.testing.assert_allclose(call(reduction="mean_active"), stats.total / stats.active, rtol=1e-5)
+    np.testing.assert_allclose(call(reduction="sum"), stats.total, rtol=1e-5)
     if ROWS[name].unreduced:
-        assert losses["none"].ndim == 1
-        np.testing.assert_allclose(losses["none"].sum(), stats.total, rtol=1e-5)
+        each = call(reduction="none")
+        assert each.ndim == 1
+        np.testing.assert_allclose(each.sum(), stats.total, rtol=1e-5)
+
+
+@every_loss_with_references
+def test_references_that_are_the_batch_itself_change_nothing(name):
+    parameters, embeddings, labels = example(name)
+    column = labels[:, 0]
+
+    def against_itself(embeddings):
+        references = References(embeddings, column, own=jnp.arange(B))
+        return ROWS[name].call(parameters, embeddings, column[:, None], references=references)
+
+    loss, gradient = jax.jit(jax.value_and_grad(against_itself))(embeddings)
+    expected = value_and_gradients(name, parameters, embeddings, np.stack([column] * T, axis=1))
+    assert_close(name, (loss, gradient), (expected[0], expected[1][1]))
+
+
+@every_loss_with_references
+def test_masked_references_equal_deleted_ones(name):
+    parameters, embeddings, labels = example(name)
+    _, gallery, of_gallery = example(name, seed=1)
+    kept = np.arange(B) % 3 > 0
+    call = jax.jit(partial(ROWS[name].call, parameters, embeddings, labels[:, :1]))
+    deleted = call(references=References(gallery[kept], of_gallery[kept, :1]))
+    gallery[~kept], of_gallery[~kept] = np.nan, -7
+    masked = call(references=References(gallery, of_gallery[:, :1], where=kept))
+    assert float(deleted) > 0
+    assert_close(name, masked, deleted)
+    np.testing.assert_array_equal(call(references=References(gallery, of_gallery[:, :1], where=kept & False)), 0)
+
+
+@every_loss_with_pairs
+def test_pairs_leave_out_what_they_do_not_name(name):
+    parameters, embeddings, labels = example(name)
+    call = partial(ROWS[name].call, parameters, embeddings, labels)
+    np.testing.assert_allclose(call(pairs=np.ones((B, B), bool)), call(), rtol=1e-6)
+    assert call(pairs=np.zeros((B, B), bool)) == 0
+    kept = np.arange(B) % 4 > 0  # rows and columns left out are examples masked
+    masked = call(where=kept)
+    np.testing.assert_allclose(call(pairs=kept[:, None] & kept[None, :]), masked, rtol=1e-5)
+
+
+@rows_with(lambda row: takes(row, "distance") or takes(row, "similarity"))
+def test_a_given_matrix_is_what_its_name_computes(name):
+    parameters, embeddings, labels = example(name)
+    argument = "distance" if takes(ROWS[name], "distance") else "similarity"
+    function = jaxmetric.pairwise_cosine_distance if argument == "distance" else jaxmetric.pairwise_cosine_similarity
+    call = partial(ROWS[name].call, parameters, labels=labels)
+    named = call(embeddings, **{argument: "cosine"})
+    np.testing.assert_allclose(call(embeddings, **{argument: function}), named, rtol=1e-5)
+    np.testing.assert_allclose(call(embeddings, **{argument: function(embeddings)}), named, rtol=1e-5)
+    np.testing.assert_allclose(call(None, **{argument: function(embeddings)}), named, rtol=1e-5)
+
+
+@rows_with(lambda row: row.class_vectors and takes(row, "class_weights"))
+def test_class_weights_weigh_the_examples_of_a_class(name):
+    parameters, embeddings, labels = example(name)
+    class_weights = np.float32([1, 0.5, 4])
+    call = partial(ROWS[name].call, parameters, embeddings, labels)
+    weighed = call(class_weights=class_weights)
+    assert_close(name, call(class_weights=3 * class_weights), weighed)
+    assert_close(name, call(class_weights=np.ones(C, np.float32)), call())
+    assert abs(weighed - call()) > 1e-4
 
 
 @every_loss
-def test_an_unknown_reduction_is_named(name):
-    with pytest.raises(ValueError, match="reduction is 'avg', expected one of mean, mean_active, sum"):
-        ROWS[name].call(*example(name), reduction="avg")
+@pytest.mark.parametrize(
+    ("argument", "value", "error", "came"),
+    [
+        ("embeddings", np.ones(B, np.float32), ValueError, r"embeddings has shape \(10,\), expected"),
+        ("embeddings", np.ones((B, 4), int), TypeError, "embeddings has dtype int.*, expected a floating-point"),
+        ("embeddings", np.ones((B - 1, 4), np.float32), ValueError, "labels has shape .*, expected"),
+        ("labels", np.ones((B, T)), TypeError, "labels has dtype float.*, expected integers"),
+        ("where", np.ones(B, int), TypeError, "where has dtype int.*, expected bool"),
+        ("where", np.ones(B - 1, bool), ValueError, r"where has shape \(9,\), expected"),
+        ("weights", np.ones(B - 1), ValueError, r"weights has shape \(9,\), expected"),
+        ("reduction", "avg", ValueError, "reduction is 'avg', expected one of mean, mean_active, sum"),
+    ],
+)
+def test_bad_arguments_are_named_in_one_line(name, argument, value, error, came):
+    parameters, embeddings, labels = example(name)
+    arguments = {"embeddings": embeddings, "labels": labels, argument: value}
+    with pytest.raises(error, match=came) as raised:
+        ROWS[name].call(parameters, **arguments)
+    assert "\n" not in str(raised.value)
+
+
+def numbers_of(name):
+    signature = inspect.signature(ROWS[name].loss).parameters.values()
+    return [p.name for p in signature if isinstance(p.default, (int, float)) and not isinstance(p.default, bool)]
+
+
+@every_loss
+def test_hyper_parameters_that_are_no_finite_numbers_are_named(name):
+    call = partial(ROWS[name].call, *example(name))
+    for parameter in numbers_of(name):
+        for value, error in ((np.nan, ValueError), (np.inf, ValueError), ("1", TypeError), (np.ones(2), ValueError)):
+            with pytest.raises((error, TypeError), match=f"{parameter} (is|has) .*expected") as raised:
+                call(**{parameter: value})
+            assert "\n" not in str(raised.value)
+
+
+@every_loss
+def test_options_that_must_be_static_are_named_where_they_are_traced_or_unknown(name):
+    signature = inspect.signature(ROWS[name].loss).parameters.values()
+    call = partial(ROWS[name].call, *example(name))
+    for parameter in signature:
+        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.name in ("reduction", "has_aux"):
+            continue
+        if isinstance(parameter.default, str):
+            with pytest.raises(ValueError, match=f"{parameter.name} is 'nonsense', expected"):
+                call(**{parameter.name: "nonsense"})
+        if isinstance(parameter.default, (bool, str)) and parameter.name not in ("distance", "similarity"):
+            with pytest.raises((TypeError, ValueError), match=f"{parameter.name} .*expected"):
+                jax.jit(lambda traced, option=parameter.name: call(**{option: traced}))(True)

@@ -1,0 +1,97 @@
+"""Every loss over the pairs of a batch against its namesake in pytorch-metric-learning, value and gradient.
+
+`python -m benchmarks.losses [name ...]`
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxmetric
+from benchmarks.measure import HAVE_PEERS, Candidate, compiled, measure, megabytes, print_environment, torch_step
+
+DIM, PER_CLASS, BATCHES = 128, 8, (256, 1024)
+MOST_MEMORY = 12e9  # bytes that a peer may need
+
+
+class Entry(NamedTuple):
+    """A loss and its namesake.
+
+    Attributes:
+      ours: `(embeddings, labels, key)` to a scalar.
+      theirs: makes the peer's loss of its module `losses` and the number of classes; None if it has none.
+    """
+
+    ours: Callable[[jax.Array, jax.Array, jax.Array], Any]
+    theirs: Callable[[Any, int], Any] | None
+
+
+def of(loss: Callable[..., Any], theirs: str | None, **hyper_parameters: Any) -> Entry:
+    """A loss of embeddings and labels and a peer made without arguments."""
+    return Entry(
+        lambda x, y, key: loss(x, y, **hyper_parameters),
+        None if theirs is None else lambda losses, classes: getattr(losses, theirs)(),
+    )
+
+
+def example(batch: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    centers = np.repeat(rng.normal(size=(batch // PER_CLASS, DIM)), PER_CLASS, axis=0)
+    embeddings = centers + 1.5 * rng.normal(size=(batch, DIM))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return embeddings.astype(np.float32), np.repeat(np.arange(batch // PER_CLASS, dtype=np.int32), PER_CLASS)
+
+
+def candidates(name: str, entry: Entry, batch: int) -> list[Candidate]:
+    embeddings, labels = example(batch)
+    found = [compiled(name, jax.value_and_grad(entry.ours), embeddings, labels, jax.random.key(0))]
+    if HAVE_PEERS and entry.theirs is not None:
+        import torch
+        from pytorch_metric_learning import losses
+
+        loss = entry.theirs(losses, batch // PER_CLASS)
+        x, y = torch.tensor(embeddings, requires_grad=True), torch.tensor(labels)
+        found.append(torch_step(name, lambda: loss(x, y), [x]))
+    return found
+
+
+def main(names: list[str]) -> None:
+    print(f"\nLosses over pairs, value and gradient, D = {DIM}, {PER_CLASS} pictures a class, and their namesakes in PML")
+    print(f"{'':36}{'B':>5}{'ours':>11}{'PML':>12}{'ratio':>9}{'temporary':>12}{'/ 4 B^2':>9}{'PML memory':>12}{'compile':>9}")
+    for name, entry in ENTRIES.items():
+        if names and name not in names:
+            continue
+        peer_memory = 0
+        for batch in BATCHES:
+            both = candidates(name, entry, batch)
+            # A peer that enumerates triplets of a batch takes up to 4^3 times as much for a batch 4 times as large.
+            too_large = peer_memory * (BATCHES[1] / BATCHES[0]) ** 3 > MOST_MEMORY
+            measured = measure(both[:1] if too_large else both, rounds=7, seconds=6)
+            peer_memory = (measured[-1].resident or 0) if len(measured) > 1 else 0
+            _print_row(name, batch, both[0], measured, too_large)
+
+
+def _print_row(name: str, batch: int, ours: Candidate, measured: list[Any], too_large: bool) -> None:
+    medians = [float(np.median(each.seconds)) for each in measured]
+    theirs = f"{1e3 * medians[1]:>9.1f} ms" if len(medians) > 1 else f"{'too large' if too_large else 'none':>12}"
+    ratio = f"{medians[1] / medians[0]:>8.1f}x" if len(medians) > 1 else f"{'':>9}"
+    resident = megabytes(measured[1].resident) if len(medians) > 1 else ""
+    temporary = ours.temporary or 0
+    print(
+        f"  {name:34}{batch:>5}{1e3 * medians[0]:>8.1f} ms{theirs}{ratio}{megabytes(temporary):>12}"
+        f"{temporary / (4 * batch**2):>9.1f}{resident:>12}{ours.compilation or 0:>7.1f} s",
+        flush=True,
+    )
+
+
+ENTRIES = {
+    "triplet_loss": of(jaxmetric.triplet_loss, "TripletMarginLoss"),
+}
+
+
+if __name__ == "__main__":
+    print_environment()
+    main(sys.argv[1:])

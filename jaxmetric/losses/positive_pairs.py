@@ -1,0 +1,130 @@
+"""Sums over the positives of each anchor of a function of whole rows, such as of all triplets (a, p, n).
+
+A loss over triplets that no sort can order, or over ranks, costs A R values for each positive that an anchor has: to
+write them all down takes O(A R^2) memory. `sum_over_positives` takes the positives in turns, in turn j the j-th of
+every anchor, so that memory stays O(A R) forwards and backwards, and time is that of the positives there are.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+
+class PositivePair(NamedTuple):
+    """What a term sees of one anchor a and one of its positives p.
+
+    Attributes:
+      value: the value of (a, p).
+      anchor_row: `[R]`, the values of a to all references.
+      positive_row: `[R]`, the values of p to all references; None if `others` was not given.
+      positive: the index of p.
+    """
+
+    value: jax.Array
+    anchor_row: jax.Array
+    positive_row: jax.Array | None
+    positive: jax.Array
+
+
+# (pair, the anchor's rows of constants, constants) -> scalars
+Term: TypeAlias = Callable[[PositivePair, Any, Any], Any]
+
+
+def sum_over_positives(
+    term: Term,
+    values: jax.Array,
+    others: jax.Array | None,
+    positives: jax.Array,
+    rows: Any = (),
+    constants: Any = (),
+) -> Any:
+    """Sums `term` over the positives of each anchor.
+
+    Differentiable once, in reverse, in `values` and `others`; rows and constants are constants.
+
+    Args:
+      term: a function of the module's top level (it is static) that returns a tree of scalars, finite with a finite
+        gradient for any finite values.
+      values: `[A, R]` distances or similarities of anchors to references.
+      others: `[R, R]`, those of references to references, for terms that compare a positive with negatives; or None.
+      positives: `[A, R]` booleans.
+      rows: a tree of arrays `[A, ...]`, of which a term sees its anchor's, such as the mask of the negatives.
+      constants: a tree of arrays that all terms see, such as a margin.
+
+    Returns:
+      The tree of `term` with `[A]` sums, 0 for an anchor without positives.
+    """
+    return _sums(term, values, others, positives, rows, constants)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums(
+    term: Term, values: jax.Array, others: jax.Array | None, positives: jax.Array, rows: Any, constants: Any
+) -> Any:
+    def turn(remaining: jax.Array, sums: Any) -> Any:
+        exists, chosen = _next_positives(remaining)
+        terms = _terms(term, values, others, chosen, rows, constants)
+        return jax.tree.map(lambda total, one: total + jnp.where(exists, one, 0), sums, terms)
+
+    shapes = jax.eval_shape(
+        lambda: _terms(term, values, others, jnp.zeros(values.shape[0], jnp.int32), rows, constants)
+    )
+    return _in_turns(turn, positives, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+
+
+def _sums_forward(
+    term: Term, values: jax.Array, others: jax.Array | None, positives: jax.Array, rows: Any, constants: Any
+) -> tuple[Any, Any]:
+    sums = _sums(term, values, others, positives, rows, constants)
+    return sums, (values, others, positives, rows, constants)
+
+
+def _sums_backward(term: Term, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
+    values, others, positives, rows, constants = residuals
+
+    def turn(remaining: jax.Array, gradients: Any) -> Any:
+        exists, chosen = _next_positives(remaining)
+        _, pull_back = jax.vjp(lambda x, y: _terms(term, x, y, chosen, rows, constants), values, others)
+        masked = jax.tree.map(lambda cotangent: jnp.where(exists, cotangent, 0), cotangents)
+        return jax.tree.map(jnp.add, gradients, pull_back(masked))
+
+    gradients = _in_turns(turn, positives, jax.tree.map(jnp.zeros_like, (values, others)))
+    return *gradients, None, None, None
+
+
+_sums.defvjp(_sums_forward, _sums_backward)
+
+
+def _in_turns(turn: Callable[[jax.Array, Any], Any], positives: jax.Array, initial: Any) -> Any:
+    """Calls `turn(remaining, result)` until no anchor has a positive left."""
+
+    def step(_: jax.Array, state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        remaining, result = state
+        _, chosen = _next_positives(remaining)
+        taken = chosen[:, None] == jnp.arange(positives.shape[1])[None, :]
+        return remaining & ~taken, turn(remaining, result)
+
+    if not positives.size:
+        return initial
+    num_turns = jnp.max(jnp.sum(positives, axis=1))
+    return jax.lax.fori_loop(0, num_turns, step, (positives, initial))[1]
+
+
+def _next_positives(remaining: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each anchor: whether a positive is left, and the first one's index."""
+    return jnp.any(remaining, axis=1), jnp.argmax(remaining, axis=1)
+
+
+def _terms(
+    term: Term, values: jax.Array, others: jax.Array | None, chosen: jax.Array, rows: Any, constants: Any
+) -> Any:
+    def of_anchor(row: jax.Array, positive: jax.Array, of_rows: Any) -> Any:
+        # A masked sum, not an index: its transpose is a product, where that of an index is a scatter.
+        value = jnp.sum(jnp.where(jnp.arange(row.size) == positive, row, 0))
+        pair = PositivePair(value, row, None if others is None else others[positive], positive)
+        return term(pair, of_rows, constants)
+
+    return jax.vmap(of_anchor)(values, chosen, rows)
