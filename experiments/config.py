@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -266,18 +266,28 @@ def _check_default(group: Any, names: Sequence[str], what: str) -> None:
 
 
 def parse(
-    presets: dict[str, Config], about: dict[str, str], default: str, argv: Sequence[str]
-) -> tuple[str, Config, Path]:
-    """Reads `[PRESET] [--field value] [--workdir DIR]`.
+    presets: dict[str, Config],
+    about: dict[str, str],
+    default: str,
+    argv: Sequence[str],
+    *,
+    program: str,
+    purpose: str,
+    command: Callable[[str, Config], Callable[..., Any]],
+) -> tuple[str, Any]:
+    """Reads `[PRESET] [--field value]` and what else a command takes.
 
     Args:
       presets: by name.
       about: a line on each, for the help text.
       default: the preset taken where none is named.
       argv: the command line without the program.
+      program: the module that is run.
+      purpose: what it does, for the help text.
+      command: makes of a preset the function whose arguments are the flags, the configuration among them.
 
     Returns:
-      The preset's name, the resolved configuration and the working directory.
+      The preset's name, and what the function returned.
 
     Raises:
       SystemExit: after --help, or for an unknown preset or field.
@@ -288,34 +298,17 @@ def parse(
         sys.exit(f"error: no preset is called {name!r}; there are {', '.join(presets)}")
     lines = "\n".join(f"  {preset}: {line}" for preset, line in about.items())
     description = (
-        "Train on pictures with labels, evaluate, and write a report:\n"
-        "python -m experiments.train [PRESET] [--field value] [--workdir DIR]\n\n"
+        f"{purpose}:\npython -m {program} [PRESET] [--field value]\n\n"
         f"Presets (without one, {default}):\n{lines}\n\nThe values below are those of {name}."
     )
-    command = _command(presets[name], f"runs/{name}")
     parsed = tyro.cli(
-        command,
+        command(name, presets[name]),
         args=rest,
-        prog=f"python -m experiments.train {name}",
+        prog=f"python -m {program} {name}",
         description=description,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
-    return name, *parsed
-
-
-def _command(preset: Config, workdir_default: str) -> Any:
-    def command(
-        config: tyro.conf.OmitArgPrefixes[Config] = preset, workdir: Path = Path(workdir_default)
-    ) -> tuple[Config, Path]:
-        """Collects what the command line says.
-
-        Args:
-            config: The run.
-            workdir: Where everything of the run is written. A run that was stopped goes on from its last checkpoint.
-        """
-        return config, workdir
-
-    return command
+    return name, parsed
 
 
 def save_config(config: Config, workdir: Path) -> None:

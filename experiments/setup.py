@@ -62,8 +62,12 @@ class Experiment:
     optimizer: optax.GradientTransformation
 
 
-def load_experiment(config: Config) -> Experiment:
+def load_experiment(config: Config, *, num_devices: int | None = None) -> Experiment:
     """Loads the data and builds the network.
+
+    Args:
+      config: the run.
+      num_devices: among which a batch is divided; those of this process if not given.
 
     Raises:
       ConfigError: if the data cannot be learnt from, or evaluated on, as configured.
@@ -75,7 +79,7 @@ def load_experiment(config: Config) -> Experiment:
             f"label_weights has {len(config.loss.label_weights)} entries, expected one for each of the columns "
             f"{', '.join(column.name for column in source.columns)}"
         )
-    devices = jax.local_device_count()
+    devices = num_devices or jax.local_device_count()
     size = max(config.batch.classes_per_batch, 1) * config.batch.pictures_per_class
     if size % devices:
         raise ConfigError(

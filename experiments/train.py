@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import tyro
 from tqdm import tqdm
 
 from experiments.config import Config, ConfigError, check_config, parse
@@ -45,8 +46,36 @@ from jaxmetric.training import (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    name, config, workdir = parse(PRESETS, ABOUT, DEFAULT, sys.argv[1:] if argv is None else argv)
+    name, (config, workdir) = read_command_line(sys.argv[1:] if argv is None else argv)
     return run_command(lambda: _run(name, config, workdir))
+
+
+def read_command_line(argv: Sequence[str]) -> tuple[str, tuple[Config, Path]]:
+    """The preset's name, the resolved configuration and the working directory; see `experiments.config.parse`."""
+    return parse(
+        PRESETS,
+        ABOUT,
+        DEFAULT,
+        argv,
+        program="experiments.train",
+        purpose="Train on pictures with labels, evaluate, and write a report",
+        command=_command,
+    )
+
+
+def _command(name: str, preset: Config) -> Callable[..., tuple[Config, Path]]:
+    def command(
+        config: tyro.conf.OmitArgPrefixes[Config] = preset, workdir: Path = Path(f"runs/{name}")
+    ) -> tuple[Config, Path]:
+        """Collects what the command line says.
+
+        Args:
+            config: The run.
+            workdir: Where everything of the run is written. A run that was stopped goes on from its last checkpoint.
+        """
+        return config, workdir
+
+    return command
 
 
 def _run(name: str, config: Config, workdir: Path) -> int:

@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.numerics import as_float, safe_divide, safe_normalize, safe_sqrt
+from jaxmetric.numerics import as_float, safe_abs, safe_divide, safe_normalize, safe_sqrt
 
 
 def pairwise_dot_product(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
@@ -143,7 +143,7 @@ def pairwise_lp(x: jax.Array, y: jax.Array | None = None, *, p: float, power: fl
 
 def _lp_norms(differences: jax.Array, p: float) -> jax.Array:
     """The Lp norms of the columns of `[D, B]`, with gradient 0 at a column of zeros."""
-    absolute = jnp.abs(differences)
+    absolute = safe_abs(differences)
     if p == 1:
         return jnp.sum(absolute, axis=0)
     largest = jnp.max(absolute, axis=0, initial=0)

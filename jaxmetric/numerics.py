@@ -14,6 +14,17 @@ def as_float(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def safe_abs(x: jax.Array) -> jax.Array:
+    """Returns |x|, with gradient 0 at 0, where `jnp.abs` has 1.
+
+    Example:
+      >>> import jax
+      >>> float(jax.grad(safe_abs)(0.0)), float(jax.grad(safe_abs)(-4.0))
+      (0.0, -1.0)
+    """
+    return x * jnp.sign(x)
+
+
 def safe_sqrt(x: jax.Array) -> jax.Array:
     """Returns sqrt(x), with 0 and gradient 0 where `x <= 0`.
 

@@ -5,8 +5,9 @@ a's level lies below b's. With the values in ascending order, the b's that a vio
 per value and running sums per level replace the P^2 comparisons: O(P log P + L P) time and O(P) memory for L levels.
 The gradient of each value is a count of its violations, found on the way.
 
-The quadruplet loss calls it on the distances of all pairs of a batch; the batch-all triplet loss calls it under
-`vmap`, one anchor's distances at a time.
+The quadruplet loss calls `ordered_hinge` on the distances of all pairs of a batch. Where each value is either near or
+far, and perhaps only compared with those of its segment, `near_far_sums` does the same with a single sort: for the
+batch-all triplet loss, one anchor's distances at a time, and for the quadruplet loss of two margins.
 """
 
 from functools import partial
@@ -82,6 +83,89 @@ def ordered_hinge(
     return OrderedHinge(total, _pairs_weight(constants, num_levels), active)
 
 
+class NearFarSums(NamedTuple):
+    """What each value has to do with those on the other side; not differentiable (see `with_gradient`)."""
+
+    hinges: jax.Array  # [P], of a near value: the weighted sum of its hinges; of a far one 0
+    violations: jax.Array  # [P], the weight of the far values that it violates, or of the near ones that violate it
+
+
+def near_far_sums(
+    values: jax.Array,
+    near_weights: jax.Array,
+    far_weights: jax.Array,
+    segments: jax.Array,
+    *,
+    margin: float | jax.Array,
+) -> NearFarSums:
+    """Sums `relu(values[a] - values[b] + margin)` over all near a and far b of the same segment, for each value.
+
+    In O(P log P) time: near values, raised by the margin, and far values are sorted together.
+
+    Args:
+      values: `[P]` float32 or float64.
+      near_weights: `[P]` weights >= 0; 0 where a value is not near.
+      far_weights: `[P]` weights >= 0; 0 where a value is not far. No value is both.
+      segments: `[P]` integers.
+      margin: finite; may be an array.
+    """
+    values, near_weights, far_weights = jax.lax.stop_gradient((values, near_weights, far_weights))
+    is_near, used = near_weights > 0, (near_weights > 0) | (far_weights > 0)
+    heights = jnp.where(used, values + jnp.where(is_near, jnp.asarray(margin, values.dtype), 0), 0)
+    heights = jnp.where(heights == 0, 0, heights)  # -0 is not below 0
+    # Of equal heights the near come first: the corner of the hinge is not active.
+    index = jnp.arange(values.size) + jnp.where(is_near, 0, values.size)
+    segments, bits, index = jax.lax.sort((segments, _bits(heights), index), num_keys=3, is_stable=False)
+    is_near, index, ascending = index < values.size, index % values.size, _floats(bits, values.dtype)
+    bounds = _bounds(segments)
+    near_above = _until(bounds, near_weights[index])
+    # Beyond the last near value nothing counts; left out, it costs the sums of later segments no accuracy.
+    far_below = _since(bounds, jnp.where(near_above > 0, far_weights[index], 0))
+    # The integral over the weight of the far values below, in which nothing cancels, as it would in a sum of values.
+    steps = jnp.diff(ascending, prepend=ascending[:1]) * jnp.roll(far_below, 1)
+    hinges = _since(bounds, jnp.where(bounds.starts | (near_above <= 0), 0, steps))
+    sums = NearFarSums(jnp.where(is_near, hinges, 0), jnp.where(is_near, far_below, near_above))
+    in_place = (jnp.zeros_like(values).at[index].set(each, unique_indices=True) for each in sums)
+    return NearFarSums(*(each + _nan_of(heights) for each in in_place))
+
+
+class _Bounds(NamedTuple):
+    """For each element of a sorted sequence: whether its segment starts with it, and where that starts and ends."""
+
+    starts: jax.Array
+    first: jax.Array
+    last: jax.Array
+
+
+def _bounds(segments: jax.Array) -> _Bounds:
+    index = jnp.arange(segments.size)
+    change = segments[1:] != segments[:-1]
+    starts, ends = jnp.append(True, change), jnp.append(change, True)
+    return _Bounds(
+        starts,
+        jax.lax.cummax(jnp.where(starts, index, 0)),
+        jax.lax.cummin(jnp.where(ends, index, segments.size), reverse=True),
+    )
+
+
+def _since(bounds: _Bounds, x: jax.Array) -> jax.Array:
+    """The sums from the start of each one's segment."""
+    total = jnp.cumsum(x)
+    return total - (total - x)[bounds.first]
+
+
+def _until(bounds: _Bounds, x: jax.Array) -> jax.Array:
+    """The sums to the end of each one's segment."""
+    total = jax.lax.cumsum(x, reverse=True)
+    return total - (total - x)[bounds.last]
+
+
+def with_gradient(total: jax.Array, values: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Returns a scalar `total` of `values` that was found together with its gradient in them."""
+    total, gradient = jax.lax.stop_gradient((total, gradient))
+    return total + jnp.sum(gradient * (values - jax.lax.stop_gradient(values)))
+
+
 @partial(jax.jit, static_argnames="num_levels")
 def level_sums(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
     """Returns `[num_levels]`: the sum of the `[P]` weights on each level."""
@@ -136,14 +220,22 @@ def _sort(values: jax.Array, margin: jax.Array) -> _Order:
 
 def _ascending(values: jax.Array) -> jax.Array:
     """Sorts floats through integers of the same order, which XLA sorts several times faster on CPUs."""
-    integer = jnp.dtype(f"int{jnp.finfo(values.dtype).bits}")
+    return _floats(jax.lax.sort(_bits(values)), values.dtype)
 
-    def turn(bits: jax.Array) -> jax.Array:
-        # Read as integers, negative floats descend; flipping all bits but the sign turns them round, and back again.
-        return jnp.where(bits < 0, bits ^ jnp.iinfo(integer).max, bits)
 
-    bits = jax.lax.sort(turn(jax.lax.bitcast_convert_type(values, integer)))
-    return jax.lax.bitcast_convert_type(turn(bits), values.dtype)
+def _bits(values: jax.Array) -> jax.Array:
+    """Integers in the order of the floats."""
+    return _turn(jax.lax.bitcast_convert_type(values, jnp.dtype(f"int{jnp.finfo(values.dtype).bits}")))
+
+
+def _floats(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The floats of which `_bits` made integers."""
+    return jax.lax.bitcast_convert_type(_turn(bits), dtype)
+
+
+def _turn(bits: jax.Array) -> jax.Array:
+    # Read as integers, negative floats descend; flipping all bits but the sign turns them round, and back again.
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
 
 
 class _NearSums(NamedTuple):

@@ -89,23 +89,36 @@ def drive_shard_map(step: Step, *, devices: Sequence[jax.Device] | None = None) 
     whatever is replicated, and gradients averaged by the body come out N times too large.
     """
     mesh = _mesh(devices)
-    replicated, sharded = PartitionSpec(), PartitionSpec(AXIS_NAME)
-    mapped = jax.jit(
-        jax.shard_map(
-            partial(step, axis_name=AXIS_NAME),
-            mesh=mesh,
-            in_specs=(replicated, sharded),
-            out_specs=(replicated, replicated),
-            check_vma=False,
-        ),
-        donate_argnums=(0,),
-    )
+    mapped = _shard_mapped(step, mesh)
 
     def driven(state: State, batch: Batch) -> tuple[State, Metrics]:
         _check_batch(batch, mesh.size)
         return mapped(state, batch)
 
     return driven
+
+
+def compile_shard_map(step: Step, state: Any, batch: Batch, *, devices: Sequence[jax.Device]) -> jax.stages.Compiled:
+    """Compiles what `drive_shard_map` runs, for devices that need not be there, such as those of a TPU topology.
+
+    Args:
+      step: what one device does.
+      state: the state, or `jax.ShapeDtypeStruct`s in its place.
+      batch: the global batch, or `jax.ShapeDtypeStruct`s in its place.
+      devices: what to compile for.
+
+    Returns:
+      The program, which can be asked for its memory and cost.
+    """
+    mesh = _mesh(devices)
+    _check_batch(batch, mesh.size)
+
+    def placed(tree: Any, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    arguments = placed(state, PartitionSpec()), placed(batch, PartitionSpec(AXIS_NAME))
+    return _shard_mapped(step, mesh).lower(*arguments).compile()
 
 
 def drive_vmap(step: Step, *, num_devices: int) -> Driven:
@@ -133,6 +146,20 @@ def split_batch(batch: Batch, num_devices: int) -> Batch:
     """
     _check_batch(batch, num_devices)
     return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
+
+
+def _shard_mapped(step: Step, mesh: Mesh) -> Any:
+    replicated, sharded = PartitionSpec(), PartitionSpec(AXIS_NAME)
+    return jax.jit(
+        jax.shard_map(
+            partial(step, axis_name=AXIS_NAME),
+            mesh=mesh,
+            in_specs=(replicated, sharded),
+            out_specs=(replicated, replicated),
+            check_vma=False,
+        ),
+        donate_argnums=(0,),
+    )
 
 
 def _mesh(devices: Sequence[jax.Device] | None) -> Mesh:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxmetric
@@ -60,6 +61,59 @@ ROWS = {
     "triplet, all": of_one_column(jaxmetric.triplet_loss),
     "triplet, semi-hard": of_one_column(jaxmetric.triplet_loss, mining="semi-hard"),
     "triplet, hard": of_one_column(jaxmetric.triplet_loss, mining="hard"),
+    "triplet, soft margin": of_one_column(jaxmetric.triplet_loss, soft_margin=True),
+    "triplet, swap": of_one_column(jaxmetric.triplet_loss, swap=True, margin=1.0),
+    "angular": of_one_column(jaxmetric.angular_loss),
+    "quadruplet of Chen": of_one_column(jaxmetric.chen_quadruplet_loss),
+    "centroid triplet": of_one_column(jaxmetric.centroid_triplet_loss),
+    "dynamic soft margin": of_one_column(jaxmetric.dynamic_soft_margin_loss),
+    "contrastive": of_columns(jaxmetric.contrastive_loss, empty=()),
+    "SNR contrastive": of_columns(jaxmetric.snr_contrastive_loss, empty=()),
+    "sigmoid": of_columns(jaxmetric.siglip_loss, empty=()),
+    "margin": Row(
+        jaxmetric.margin_loss,
+        lambda beta, embeddings, labels, **options: jaxmetric.margin_loss(embeddings, labels[:, 0], beta, **options),
+        parameters=(C,),
+        class_vectors=True,
+        empty=(),
+    ),
+    "intra-pair variance": of_one_column(jaxmetric.intra_pair_variance_loss, empty=()),
+    "threshold-consistent margin": of_one_column(jaxmetric.threshold_consistent_margin_loss, empty=()),
+    "ranked list": of_one_column(jaxmetric.ranked_list_loss, empty=()),
+    "NT-Xent": of_columns(jaxmetric.ntxent_loss),
+    "supervised contrastive": of_columns(jaxmetric.supcon_loss, empty=("all distinct",)),
+    "N pairs": of_one_column(jaxmetric.n_pairs_loss),
+    "NCA": of_one_column(jaxmetric.nca_loss, empty=("all distinct",)),
+    "instance": of_one_column(jaxmetric.instance_loss, empty=("all distinct",)),
+    "tuplet margin": of_one_column(jaxmetric.tuplet_margin_loss),
+    "multi-similarity": of_columns(jaxmetric.multi_similarity_loss, empty=()),
+    "circle": of_one_column(jaxmetric.circle_loss),
+    "lifted structure": of_one_column(jaxmetric.lifted_structure_loss),
+    "generalised lifted structure": of_one_column(jaxmetric.generalized_lifted_structure_loss),
+    "smooth AP": of_one_column(jaxmetric.smooth_ap_loss),
+    "PNP": of_one_column(jaxmetric.pnp_loss),
+    "recall at k": of_one_column(jaxmetric.recall_at_k_loss),
+    "fast AP": of_one_column(jaxmetric.fast_ap_loss),
+    "histogram": of_one_column(jaxmetric.histogram_loss),
+    "hard triple": of_class_vectors(jaxmetric.hard_triple_loss, C, K, D),
+    "proxy NCA": of_class_vectors(jaxmetric.proxy_nca_loss, C, D),
+    "proxy NCA++": of_class_vectors(jaxmetric.proxy_nca_loss, C, D, positive_in_denominator=True),
+    "proxy anchor": of_class_vectors(jaxmetric.proxy_anchor_loss, C, D),
+    "ArcFace": of_class_vectors(jaxmetric.arcface_loss, C, D),
+    "sub-center ArcFace": of_class_vectors(jaxmetric.sub_center_arcface_loss, C, K, D),
+    "CosFace": of_class_vectors(jaxmetric.cosface_loss, C, D),
+    "SphereFace": of_class_vectors(jaxmetric.sphereface_loss, C, D),
+    "large-margin softmax": of_class_vectors(jaxmetric.large_margin_softmax_loss, C, D),
+    "P2SGrad": of_class_vectors(jaxmetric.p2sgrad_loss, C, D),
+    "center": of_class_vectors(jaxmetric.center_loss, C, D),
+    "manifold": of_class_vectors(jaxmetric.manifold_loss, C, D),
+    "VICReg": Row(
+        jaxmetric.vicreg_loss,
+        lambda parameters, embeddings, labels, **options: jaxmetric.vicreg_loss(
+            embeddings, jnp.sin(3 * embeddings), **options
+        ),
+        empty=(),
+    ),
     "soft triple": of_class_vectors(jaxmetric.soft_triple_loss, C, K, D),
     "normalized softmax": of_class_vectors(jaxmetric.normalized_softmax_loss, C, D),
 }

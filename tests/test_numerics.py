@@ -2,8 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import logsumexp as scipy_logsumexp
 
-from jaxmetric.numerics import as_float, safe_divide, safe_normalize, safe_sqrt
+from jaxmetric.numerics import as_float, masked_logsumexp, safe_abs, safe_divide, safe_normalize, safe_sqrt
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bfloat16", "float16", "float32"])
@@ -14,6 +15,12 @@ def test_as_float_computes_in_float32(dtype):
 def test_as_float_keeps_float64():
     with jax.enable_x64(True):
         assert as_float(jnp.ones(3, jnp.float64)).dtype == jnp.float64
+
+
+def test_safe_abs_is_abs_and_flat_at_zero():
+    values, gradients = jax.vmap(jax.value_and_grad(safe_abs))(jnp.array([-4.0, -0.0, 0.0, 0.25, jnp.inf]))
+    np.testing.assert_array_equal(values, [4, 0, 0, 0.25, np.inf])
+    np.testing.assert_array_equal(gradients, [-1, 0, 0, 1, 1])
 
 
 def test_safe_sqrt_is_sqrt_where_that_is_smooth_and_flat_elsewhere():
@@ -63,7 +70,80 @@ def test_safe_divide_is_zero_and_flat_over_nothing():
 
 @pytest.mark.parametrize(
     "function",
-    [safe_sqrt, lambda x: safe_normalize(x)[0], lambda x: safe_divide(x[0], 2.0), lambda x: safe_divide(x[0], 0.0)],
+    [
+        safe_abs,
+        safe_sqrt,
+        lambda x: safe_normalize(x)[0],
+        lambda x: safe_divide(x[0], 2.0),
+        lambda x: safe_divide(x[0], 0.0),
+    ],
 )
 def test_a_nan_goes_through(function):
     assert np.isnan(function(jnp.array([np.nan, 1.0]))).any()
+
+
+def logsumexp(x, axis, weights):
+    with np.errstate(divide="ignore"):
+        return scipy_logsumexp(x, axis=axis, b=weights)
+
+
+def test_masked_logsumexp_is_that_of_the_selected_entries_weighed():
+    rng = np.random.default_rng(0)
+    x, where, weights = 50 * rng.normal(size=(6, 9)), rng.random((6, 9)) < 0.5, rng.random((6, 9))
+    where[:, 0] = True
+    for axis in (0, 1):
+        value = masked_logsumexp(x, where, axis=axis, weights=weights)
+        np.testing.assert_allclose(value, logsumexp(x, axis, np.where(where, weights, 0)), rtol=1e-5)
+        np.testing.assert_allclose(
+            masked_logsumexp(x, where, axis=axis), logsumexp(x, axis, where.astype(float)), rtol=1e-5
+        )
+
+
+def test_the_gradient_of_masked_logsumexp_is_the_softmax_of_the_selected_entries():
+    x, where, weights = np.float32([1, 2, 3, 90]), np.array([True, True, True, False]), np.float32([1, 2, 0, 1])
+    expected = np.array([np.exp(1), 2 * np.exp(2), 0, 0]) / (np.exp(1) + 2 * np.exp(2))
+    np.testing.assert_allclose(jax.grad(lambda x: masked_logsumexp(x, where, weights=weights))(x), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("left_out", [1.0, 1e38, np.inf, -np.inf, np.nan])
+def test_masked_logsumexp_never_sees_what_is_not_selected(left_out):
+    x = jnp.array([[left_out, 5.0, 5.0], [left_out] * 3])
+    selected = jnp.array([[False, True, True], [False] * 3])
+
+    @jax.jit
+    def both(x):
+        by_mask = masked_logsumexp(x, selected)
+        return jnp.stack([by_mask, masked_logsumexp(x, True, weights=selected)])
+
+    np.testing.assert_allclose(both(x), [[5 + np.log(2), -np.inf]] * 2, rtol=1e-6)
+    gradient = jax.jit(jax.grad(lambda x: jax.nn.softplus(both(x)).sum()))(x)
+    np.testing.assert_allclose(gradient, [[0, 1 / (1 + np.exp(-5) / 2), 1 / (1 + np.exp(-5) / 2)], [0] * 3], rtol=1e-5)
+
+
+def test_softplus_of_masked_logsumexp_over_nothing_is_zero_and_flat():
+    value, gradient = jax.value_and_grad(lambda x: jax.nn.softplus(masked_logsumexp(x, x > 10)))(jnp.arange(3.0))
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+    assert masked_logsumexp(jnp.zeros((2, 0)), True).tolist() == [-np.inf] * 2
+
+
+def test_masked_logsumexp_neither_overflows_nor_vanishes():
+    assert masked_logsumexp(jnp.array([1e8, 1e8]), True) == 1e8
+    np.testing.assert_allclose(masked_logsumexp(jnp.array([-1e8, -2e8]), True), -1e8)
+    tiny = masked_logsumexp(jnp.array([0.0, 100.0]), True, weights=jnp.array([1.0, 1e-37]))
+    np.testing.assert_allclose(tiny, np.log(1 + np.exp(100 + np.log(1e-37))), rtol=1e-5)
+
+
+def test_masked_logsumexp_shows_infinities_and_nan_of_the_selected():
+    assert masked_logsumexp(jnp.array([1.0, -np.inf]), True) == 1
+    assert masked_logsumexp(jnp.array([-np.inf, -np.inf]), True) == -np.inf
+    assert masked_logsumexp(jnp.array([1.0, np.inf]), True) == np.inf
+    assert np.isnan(masked_logsumexp(jnp.array([1.0, np.nan]), True))
+    assert np.isnan(masked_logsumexp(jnp.array([1.0, 2.0]), True, weights=jnp.array([1.0, np.nan])))
+
+
+def test_masked_logsumexp_computes_in_float32_and_promotes_nothing_implicitly():
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        value = masked_logsumexp(jnp.ones((2, 3)), jnp.ones((2, 1), bool), weights=jnp.ones((1, 3)))
+    assert value.shape == (2,)
+    assert masked_logsumexp(jnp.ones(3, jnp.bfloat16), True).dtype == jnp.float32

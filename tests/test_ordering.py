@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmetric.ordering import level_sums, ordered_hinge, sums_above
+from jaxmetric.ordering import level_sums, near_far_sums, ordered_hinge, sums_above, with_gradient
 
 
 def brute_force(values, lower, upper, near_weights, far_weights, margin):
@@ -17,7 +17,7 @@ def brute_force(values, lower, upper, near_weights, far_weights, margin):
     return (violated * difference).sum(), weight.sum(), violated.sum(), violated.sum(1) - violated.sum(0)
 
 
-def with_gradient(values, *arrays, margin, num_levels):
+def value_and_gradient(values, *arrays, margin, num_levels):
     """The same four from the engine."""
 
     def total(values):
@@ -28,7 +28,7 @@ def with_gradient(values, *arrays, margin, num_levels):
     return *hinge, gradient
 
 
-engine = jax.jit(with_gradient, static_argnames="num_levels")
+engine = jax.jit(value_and_gradient, static_argnames="num_levels")
 
 
 def quarters(rng, low, high, size):
@@ -117,7 +117,7 @@ def test_vmap_equals_one_at_a_time():
     rng = np.random.default_rng(0)
     problems = [random_problem(rng, 14, 6, intervals=True) for _ in range(3)]
     stacked = [np.stack(arrays) for arrays in zip(*problems, strict=True)]
-    together = jax.vmap(lambda *arrays: with_gradient(*arrays, margin=0.25, num_levels=6))(*stacked)
+    together = jax.vmap(lambda *arrays: value_and_gradient(*arrays, margin=0.25, num_levels=6))(*stacked)
     for n, problem in enumerate(problems):
         for value, expected in zip(together, brute_force(*problem, 0.25), strict=True):
             np.testing.assert_array_equal(value[n], expected)
@@ -233,3 +233,65 @@ def test_level_sums_and_sums_above():
     weights, levels = jnp.array([1.0, 2.0, 4.0, 8.0]), jnp.array([2, 0, 2, 3])
     assert level_sums(weights, levels, 5).tolist() == [2, 0, 5, 8, 0]
     assert sums_above(weights, levels, 5).tolist() == [13, 13, 8, 0, 0]
+
+
+near_far = jax.jit(near_far_sums)
+
+
+def near_far_problem(rng, size, num_segments):
+    values, is_near = quarters(rng, -2, 2, size), rng.random(size) < 0.5
+    weights = rng.choice(np.float32([0, 0.25, 1, 1, 3]), size)
+    segments = rng.choice(np.int32([-7, 0, 3, 2**31 - 1, 5])[:num_segments], size)
+    return values, np.where(is_near, weights, 0), np.where(is_near, 0, weights), segments
+
+
+def near_far_brute_force(values, near_weights, far_weights, segments, margin):
+    hinge = np.maximum(np.subtract.outer(values, values).astype(np.float64) + margin, 0)
+    hinge *= segments[:, None] == segments[None, :]
+    violated = hinge > 0
+    as_near = (near_weights > 0) * (violated @ far_weights.astype(np.float64))
+    return (near_weights > 0) * (hinge @ far_weights), as_near + (far_weights > 0) * (near_weights @ violated)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_segments=st.integers(1, 5),
+    margin=st.sampled_from([-0.75, 0.0, 0.25, 1.0, 100.0]),
+)
+def test_near_and_far_values_of_segments_exactly(seed, num_segments, margin):
+    problem = near_far_problem(np.random.default_rng(seed), 16, num_segments)
+    used = (problem[1] > 0) | (problem[2] > 0)
+    sums = near_far(*problem, margin=margin)
+    for value, expected in zip(sums, near_far_brute_force(*problem, margin), strict=True):
+        np.testing.assert_array_equal(value[used], expected[used])
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
+def test_near_and_far_values_that_are_not_finite_stay_visible(bad):
+    values, near_weights, far_weights, segments = near_far_problem(np.random.default_rng(0), 16, 2)
+    for mine in (near_weights, far_weights):
+        spoilt = values.copy()
+        spoilt[np.flatnonzero(mine)[0]] = bad
+        assert np.isnan(near_far(spoilt, near_weights, far_weights, segments, margin=0.5)[0]).all()
+    spoilt = np.where((near_weights > 0) | (far_weights > 0), values, bad)
+    assert np.isfinite(near_far(spoilt, near_weights, far_weights, segments, margin=0.5)[0]).all()
+
+
+def test_small_hinges_in_many_segments_are_not_cancelled_away():
+    rng = np.random.default_rng(0)
+    values = (1e4 + rng.integers(0, 128, 4000) / 1024).astype(np.float32)  # held exactly
+    values[:50] += 1e6  # far values which nobody violates
+    near_weights = ((np.arange(4000) >= 50) & (np.arange(4000) % 3 == 0)).astype(np.float32)
+    problem = values, near_weights, 1 - near_weights, np.arange(4000, dtype=np.int32) % 100
+    hinges, violations = near_far(*problem, margin=1 / 64)
+    expected_hinges, expected_violations = near_far_brute_force(*problem, 1 / 64)
+    np.testing.assert_array_equal(violations, expected_violations)
+    np.testing.assert_allclose((near_weights * hinges).sum(), (near_weights * expected_hinges).sum(), rtol=1e-5)
+    np.testing.assert_allclose(hinges, expected_hinges, atol=1e-4 * expected_hinges.max())
+
+
+def test_with_gradient_is_the_total_with_that_gradient():
+    value, gradient = jax.value_and_grad(lambda x: with_gradient(jnp.sum(x) + 3, x, jnp.array([5.0, -1.0])))(
+        jnp.array([1.0, 2.0])
+    )
+    assert (value, *gradient) == (6, 5, -1)

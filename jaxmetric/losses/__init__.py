@@ -3,26 +3,98 @@
 name_loss(embeddings, labels, *, <hyper-parameters>, where=None, weights=None, reduction="mean", has_aux=False)
 """
 
-from jaxmetric.losses.proxy import normalized_softmax_loss
+from jaxmetric.losses.angular import angular_loss
+from jaxmetric.losses.angular_margin import (
+    arcface_loss,
+    cosface_loss,
+    large_margin_softmax_loss,
+    p2sgrad_loss,
+    sphereface_loss,
+    sub_center_arcface_loss,
+)
+from jaxmetric.losses.center import center_loss
+from jaxmetric.losses.centroid import centroid_triplet_loss
+from jaxmetric.losses.chen_quadruplet import chen_quadruplet_loss
+from jaxmetric.losses.contrast import (
+    instance_loss,
+    n_pairs_loss,
+    nca_loss,
+    ntxent_loss,
+    supcon_loss,
+    tuplet_margin_loss,
+)
+from jaxmetric.losses.dynamic_margin import dynamic_soft_margin_loss
+from jaxmetric.losses.histogram import histogram_loss
+from jaxmetric.losses.manifold import manifold_loss
+from jaxmetric.losses.pair_averages import intra_pair_variance_loss, ranked_list_loss, threshold_consistent_margin_loss
+from jaxmetric.losses.pairwise import contrastive_loss, margin_loss, siglip_loss, snr_contrastive_loss
+from jaxmetric.losses.proxy import normalized_softmax_loss, proxy_anchor_loss, proxy_nca_loss
 from jaxmetric.losses.quadruplet import quadruplet_hinge, quadruplet_loss, sampled_quadruplet_loss
+from jaxmetric.losses.ranking import fast_ap_loss, pnp_loss, recall_at_k_loss, smooth_ap_loss
 from jaxmetric.losses.reduction import LossStats
+from jaxmetric.losses.soft_maximum import (
+    circle_loss,
+    generalized_lifted_structure_loss,
+    lifted_structure_loss,
+    multi_similarity_loss,
+)
 from jaxmetric.losses.soft_triple import (
     effective_centers,
+    hard_triple_loss,
     init_centers,
     soft_triple_loss,
     soft_triple_regularizer,
 )
 from jaxmetric.losses.triplet import triplet_loss
+from jaxmetric.losses.vicreg import vicreg_loss
 
 __all__ = [
     "LossStats",
+    "angular_loss",
+    "arcface_loss",
+    "center_loss",
+    "centroid_triplet_loss",
+    "chen_quadruplet_loss",
+    "circle_loss",
+    "contrastive_loss",
+    "cosface_loss",
+    "dynamic_soft_margin_loss",
     "effective_centers",
+    "fast_ap_loss",
+    "generalized_lifted_structure_loss",
+    "hard_triple_loss",
+    "histogram_loss",
     "init_centers",
+    "instance_loss",
+    "intra_pair_variance_loss",
+    "large_margin_softmax_loss",
+    "lifted_structure_loss",
+    "manifold_loss",
+    "margin_loss",
+    "multi_similarity_loss",
+    "n_pairs_loss",
+    "nca_loss",
     "normalized_softmax_loss",
+    "ntxent_loss",
+    "p2sgrad_loss",
+    "pnp_loss",
+    "proxy_anchor_loss",
+    "proxy_nca_loss",
     "quadruplet_hinge",
     "quadruplet_loss",
+    "ranked_list_loss",
+    "recall_at_k_loss",
     "sampled_quadruplet_loss",
+    "siglip_loss",
+    "smooth_ap_loss",
+    "snr_contrastive_loss",
     "soft_triple_loss",
     "soft_triple_regularizer",
+    "sphereface_loss",
+    "sub_center_arcface_loss",
+    "supcon_loss",
+    "threshold_consistent_margin_loss",
     "triplet_loss",
+    "tuplet_margin_loss",
+    "vicreg_loss",
 ]

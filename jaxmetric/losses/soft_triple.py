@@ -1,18 +1,29 @@
 """SoftTriple of Qian et al.: a softmax with several centres per class, which needs no triplets to be sampled.
 
-`soft_triple_loss` is the paper's loss, `soft_triple_regularizer` the part of it that merges superfluous centres,
-`init_centers` makes the parameters and `effective_centers` counts what the merging left of them.
+`soft_triple_loss` is the paper's loss, `soft_triple_regularizer` the part of it that merges superfluous centres and
+`hard_triple_loss` its limit, in which only the nearest centre of a class counts. `init_centers` makes the parameters
+and `effective_centers` counts what the merging left of them.
 """
 
 import math
+from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.distances import pairwise_dot_product
 from jaxmetric.losses import checks
-from jaxmetric.losses.proxy import check_class_vectors, class_cross_entropy
-from jaxmetric.losses.reduction import LossResult, reduce_each
+from jaxmetric.losses.class_vectors import (
+    Column,
+    class_vector_loss,
+    nearest_center,
+    normalized_dot_product,
+    of_examples,
+    right_and_others,
+    softmax_loss,
+    sum_over_classes,
+)
+from jaxmetric.losses.reduction import LossResult, LossStats
 from jaxmetric.numerics import safe_normalize, safe_sqrt
 
 
@@ -25,6 +36,7 @@ def soft_triple_loss(
     gamma: float = 0.1,
     margin: float = 0.01,
     tau: float = 0.2,
+    class_weights: jax.Array | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -40,17 +52,19 @@ def soft_triple_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised by the network.
-      labels: `[B]` or `[B, 1]` integers in [0, C).
-      centers: `[C, K, D]`, see `init_centers`; normalised here.
+      labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
+      centers: `[C, K, D]` centres, normalised here, see `init_centers`; a tuple of T for T columns of labels, whose
+        losses add up.
       scale: lambda > 0.
       gamma: > 0, the entropy of the assignment to centres; towards 0 only the nearest centre counts.
       margin: delta, taken off the similarity to the right class.
       tau: >= 0, the weight of the regulariser; 0 leaves it out. It is part of every example's loss, so that `"sum"` and
         `"none"` contain it as often as they contain examples, and every example counts for `"mean_active"`.
-      where: `[B]` booleans: which examples are valid.
+      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
+      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
       weights: `[B]` example weights >= 0.
       reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
-      has_aux: whether to return `(loss, LossStats)`.
+      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of centers.
 
     Returns:
       The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
@@ -71,17 +85,116 @@ def soft_triple_loss(
       Q. Qian, L. Shang, B. Sun, J. Hu, H. Li, R. Jin, SoftTriple Loss: Deep Metric Learning Without Triplet Sampling,
       ICCV 2019, arXiv 1909.05235.
     """
+    checks.check_scalar("scale", scale, above=0)
     checks.check_scalar("gamma", gamma, above=0)
+    checks.check_scalar("margin", margin)
     checks.check_scalar("tau", tau, least=0)
-    embeddings, labels, centers, weights = check_class_vectors(
-        embeddings, labels, centers, where, weights, name="centers", num_axes=3
+    leave_out = not isinstance(tau, jax.core.Tracer) and tau == 0
+    return class_vector_loss(
+        _soft_triple,
+        {"scale": scale, "gamma": gamma, "margin": margin, "tau": None if leave_out else tau},
+        embeddings,
+        labels,
+        centers,
+        name="centers",
+        num_axes=3,
+        class_weights=class_weights,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+        has_aux=has_aux,
     )
-    scores = _relaxed_similarity(embeddings, centers, gamma)
-    losses = class_cross_entropy(scores, labels, scale=scale, margin=margin)
-    if isinstance(tau, jax.core.Tracer) or tau > 0:
-        losses = losses + tau * soft_triple_regularizer(centers)
-    loss, stats = reduce_each(losses, weights, reduction)
-    return (loss, stats) if has_aux else loss
+
+
+def _soft_triple(
+    embeddings: jax.Array,
+    column: Column,
+    *,
+    scale: jax.Array,
+    gamma: jax.Array,
+    margin: jax.Array,
+    tau: jax.Array | None,
+) -> tuple[jax.Array, LossStats]:
+    centers, penalty = column.vectors, jnp.zeros((), embeddings.dtype)
+    if tau is not None:
+        regularizer, centers = _regularizer(centers)
+        penalty = tau * regularizer
+    right, others = right_and_others(_relaxed_similarity, centers, column.labels, scale * embeddings, scale * gamma)
+    return of_examples(softmax_loss(right - scale * margin, others) + penalty, column)
+
+
+def hard_triple_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    centers: jax.Array,
+    *,
+    scale: float = 20.0,
+    margin: float = 0.01,
+    class_weights: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The HardTriple loss: SoftTriple with the nearest centre of each class only.
+
+    :math:`-\log \mathrm{softmax}(\lambda\,(S_c - \delta\,[c = y]))_y` with :math:`S_c = \max_k x^\top w_c^k` and
+    :math:`|w_c^k| = 1`: what `soft_triple_loss` becomes for gamma towards 0, without its regulariser.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised by the network.
+      labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
+      centers: `[C, K, D]` centres, normalised here, see `init_centers`; a tuple of T for T columns of labels, whose
+        losses add up.
+      scale: lambda > 0.
+      margin: delta, taken off the similarity to the right class.
+      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
+      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
+      weights: `[B]` example weights >= 0.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
+      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of centers.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> centers = jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [-1.0, 0.0]]])
+      >>> loss = hard_triple_loss(jnp.array([[0.0, 1.0]]), jnp.array([0]), centers, scale=1.0, margin=0.0)
+      >>> round(float(loss), 4)  # similarities 1, of the second centre, and 0: log(1 + exp(-1))
+      0.3133
+
+    References:
+      Q. Qian, L. Shang, B. Sun, J. Hu, H. Li, R. Jin, SoftTriple Loss: Deep Metric Learning Without Triplet Sampling,
+      ICCV 2019, arXiv 1909.05235.
+    """
+    checks.check_scalar("scale", scale, above=0)
+    checks.check_scalar("margin", margin)
+    return class_vector_loss(
+        _hard_triple,
+        {"scale": scale, "margin": margin},
+        embeddings,
+        labels,
+        centers,
+        name="centers",
+        num_axes=3,
+        class_weights=class_weights,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+        has_aux=has_aux,
+    )
+
+
+def _hard_triple(
+    embeddings: jax.Array, column: Column, *, scale: jax.Array, margin: jax.Array
+) -> tuple[jax.Array, LossStats]:
+    right, others = right_and_others(nearest_center, column.vectors, column.labels, scale * embeddings)
+    return of_examples(softmax_loss(right - scale * margin, others), column)
 
 
 @jax.jit
@@ -112,13 +225,22 @@ def soft_triple_regularizer(centers: jax.Array) -> jax.Array:
       Q. Qian, L. Shang, B. Sun, J. Hu, H. Li, R. Jin, SoftTriple Loss: Deep Metric Learning Without Triplet Sampling,
       ICCV 2019, arXiv 1909.05235.
     """
-    centers = checks.check_class_parameters("centers", centers, 3)
-    num_classes, num_centers, _ = centers.shape
-    if num_centers == 1:
-        return jnp.zeros((), centers.dtype)
-    distances = safe_sqrt(2 + 1e-5 - 2 * _similarity_within_class(safe_normalize(centers)))
-    later = jnp.triu(jnp.ones((num_centers, num_centers), bool), 1)
-    return jnp.sum(jnp.where(later, distances, 0)) / (num_classes * num_centers * (num_centers - 1))
+    return _regularizer(checks.check_class_parameters("centers", centers, 3))[0]
+
+
+def _regularizer(centers: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The regulariser, and the centres passed on: see `sum_over_classes`."""
+    num_classes, num_centers, dim = centers.shape
+    total, centers = sum_over_classes(_distances_within_class, centers, (), (), rows=num_centers + dim)
+    return total / (num_classes * max(num_centers * (num_centers - 1), 1)), centers
+
+
+def _distances_within_class(centers: jax.Array, *_: Any) -> jax.Array:
+    centers = safe_normalize(centers)
+    cosine = jnp.einsum("csd,ctd->cst", centers, centers, precision=jax.lax.Precision.HIGHEST)
+    distances = safe_sqrt(2 + 1e-5 - 2 * cosine)
+    later = jnp.triu(jnp.ones(cosine.shape[1:], bool), 1)
+    return jnp.sum(jnp.where(later[None], distances, 0), axis=(1, 2))
 
 
 def init_centers(key: jax.Array, num_classes: int, centers_per_class: int, dim: int) -> jax.Array:
@@ -181,20 +303,40 @@ def effective_centers(centers: jax.Array, *, tolerance: float = 0.1) -> jax.Arra
     return jax.lax.map(lambda of_class: _num_clusters(of_class, tolerance), centers)
 
 
-@jax.jit
-def _relaxed_similarity(embeddings: jax.Array, centers: jax.Array, gamma: float) -> jax.Array:
-    """`[B, C]`: for each class the mean of the similarities to its centres, weighed by their softmax at gamma."""
-    num_classes, num_centers, dim = centers.shape
-    centers = safe_normalize(centers)
-    # Centre-major, so that the softmax over the centres runs along whole rows of classes: twice as fast on a CPU.
-    rows = centers.transpose(1, 0, 2).reshape(num_centers * num_classes, dim)
-    similarity = pairwise_dot_product(embeddings, rows).reshape(-1, num_centers, num_classes)
-    # Relative to the nearest centre, nothing cancels when gamma is small; that the softmax is divided only once saves
-    # half of the [B, K, C] arrays.
-    nearest = jax.lax.stop_gradient(jnp.max(similarity, axis=1))
-    excess = similarity - nearest[:, None, :]
-    share = jnp.exp(excess / gamma)
-    return nearest + jnp.sum(share * excess, axis=1) / jnp.sum(share, axis=1)
+def _relaxed_similarity(centers: jax.Array, embeddings: jax.Array, gamma: jax.Array) -> jax.Array:
+    """`[c, B]`: for each class the mean of the similarities to its centres, weighed by their softmax at gamma."""
+    return _relaxed_max(normalized_dot_product(centers, embeddings), gamma)
+
+
+@jax.custom_vjp
+def _relaxed_max(similarity: jax.Array, gamma: jax.Array) -> jax.Array:
+    """`[c, B]`: the means over the K centres of `[c, K, B]` similarities, weighed by their softmax at gamma."""
+    return _relaxed_max_fwd(similarity, gamma)[0]
+
+
+def _relaxed_max_fwd(similarity: jax.Array, gamma: jax.Array) -> Any:
+    # Centre by centre, which makes one loop of it all.
+    of_centers = [similarity[:, k] for k in range(similarity.shape[1])]
+    nearest = reduce(jnp.maximum, of_centers)
+    total = excess_sum = jnp.zeros_like(nearest)
+    for of_center in of_centers:
+        # Relative to the nearest centre, nothing cancels when gamma is small.
+        excess = of_center - nearest
+        share = jnp.exp(excess / gamma)
+        total, excess_sum = total + share, excess_sum + share * excess
+    excess_mean = excess_sum / total
+    return nearest + excess_mean, (similarity, gamma, nearest, excess_mean, total)
+
+
+def _relaxed_max_bwd(saved: Any, cotangent: jax.Array) -> Any:
+    similarity, gamma, nearest, excess_mean, total = saved
+    excess = similarity - nearest[:, None]
+    share = jnp.exp(excess / gamma) * (cotangent / total)[:, None]
+    deviation = excess - excess_mean[:, None]
+    return share * (1 + deviation / gamma), -jnp.sum(share * jnp.square(deviation / gamma))
+
+
+_relaxed_max.defvjp(_relaxed_max_fwd, _relaxed_max_bwd)
 
 
 def _num_clusters(centers: jax.Array, tolerance: float) -> jax.Array:
@@ -206,7 +348,3 @@ def _num_clusters(centers: jax.Array, tolerance: float) -> jax.Array:
         linked = jnp.any(linked[:, :, None] & linked[None, :, :], axis=1)
     has_earlier = jnp.any(jnp.tril(linked, -1), axis=1)
     return jnp.sum(~has_earlier, dtype=jnp.int32)
-
-
-def _similarity_within_class(centers: jax.Array) -> jax.Array:
-    return jnp.einsum("csd,ctd->cst", centers, centers, precision=jax.lax.Precision.HIGHEST)

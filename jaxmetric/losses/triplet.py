@@ -1,40 +1,73 @@
-"""The triplet loss: an anchor lies closer to examples of its class than to others, by a margin."""
+"""The triplet loss: an anchor lies closer to examples of its class than to others, by a margin.
 
+Over all triplets, a hinge is summed by sorting (`jaxmetric.ordering`); a soft margin and swapped anchors, which no sort
+orders, one positive of each anchor at a time (`jaxmetric.losses.positive_pairs`).
+"""
+
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.losses import checks
-from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_stats
+from jaxmetric.losses.comparison import (
+    DISTANCES,
+    SIMILARITIES,
+    Comparison,
+    Pairwise,
+    compare,
+)
+from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
+from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
 from jaxmetric.mining import hardest_negatives, hardest_positives, semi_hard_negatives
+from jaxmetric.numerics import as_float
 from jaxmetric.ordering import ordered_hinge
+from jaxmetric.references import References
+
+MININGS = ("all", "semi-hard", "hard")
+
+# How many distances are sorted together: few enough to stay in the cache.
+_BLOCK = 2**16
 
 
 def triplet_loss(
-    embeddings: jax.Array,
+    embeddings: jax.Array | None,
     labels: jax.Array,
     *,
     margin: float = 0.2,
     mining: str = "all",
+    soft_margin: bool = False,
+    swap: bool = False,
+    distance: Pairwise = "squared_euclidean",
+    references: References | None = None,
+    pairs: jax.Array | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The triplet loss over the triplets of a batch, with squared Euclidean distances.
+    r"""The triplet loss over the triplets of a batch.
 
-    The mean of :math:`[\,|f_a - f_p|^2 - |f_a - f_n|^2 + \alpha\,]_+` over triplets of an anchor a, a positive p of
-    the same class and a negative n of another.
+    The mean of :math:`[\,d(a, p) - d(a, n) + \alpha\,]_+` over triplets of an anchor a, a positive p of the same class
+    and a negative n of another; d is the squared Euclidean distance, if no other is asked for.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not.
+      embeddings: `[B, D]` floats, normalised or not; None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers.
-      margin: alpha, in squared distance.
-      mining: `"all"` takes every triplet, exactly, in O(B^2 log B) time and O(B^2) memory; `"semi-hard"` takes for each
-        anchor and positive the nearest negative that is farther than the positive (the farthest if there is none);
-        `"hard"` takes for each anchor its farthest positive and its nearest negative.
+      margin: alpha, in units of the distance.
+      mining: `"all"` takes every triplet, exactly, in O(B^2) memory, and in O(B^2 log B) time or, with `soft_margin` or
+        `swap`, in O(B) for each pair of an anchor and a positive; `"semi-hard"` takes for each such pair the nearest
+        negative that is farther than the positive (the farthest if there is none); `"hard"` takes for each anchor its
+        farthest positive and its nearest negative.
+      soft_margin: whether to take log(1 + exp(d(a, p) - d(a, n) + alpha)) instead of the hinge. The soft margin of
+        Hermans et al. has alpha = 0.
+      swap: whether to take min(d(a, n), d(p, n)) instead of d(a, n), in the triplets that were mined without it.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or an
+        array `[B, R]`.
+      references: where positives and negatives come from; the batch itself if not given.
+      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a triplet weighs the product of its members'. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"` (over triplets with a positive loss), `"sum"`, or `"none"`: for each anchor
@@ -54,75 +87,138 @@ def triplet_loss(
       >>> loss = triplet_loss(embeddings, labels, margin=0.2)
       >>> round(float(loss), 3)  # anchor 0: relu(1 - 2.25 + .2) = 0; anchor 1: relu(1 - .25 + .2) = .95
       0.475
+      >>> round(float(triplet_loss(embeddings, labels, margin=0.2, swap=True)), 3)  # anchor 0: relu(1 - .25 + .2)
+      0.95
 
     References:
       F. Schroff, D. Kalenichenko, J. Philbin, FaceNet: A Unified Embedding for Face Recognition and Clustering, CVPR
       2015. A. Hermans, L. Beyer, B. Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017
-      (`"hard"`).
+      (`"hard"`, `soft_margin`). V. Balntas, E. Riba, D. Ponsa, K. Mikolajczyk, Learning Local Feature Descriptors with
+      Triplets and Shallow Convolutional Neural Networks, BMVC 2016 (`swap`).
     """
     check_reduction(reduction, "none")
     checks.check_scalar("margin", margin)
-    if mining not in _TRIPLETS:
-        raise ValueError(f"mining is {mining!r}, expected one of {', '.join(_TRIPLETS)}")
-    embeddings = checks.check_embeddings(embeddings)
-    labels = checks.check_class_labels(embeddings, labels)
-    weights = checks.example_weights(embeddings, where, weights)
-    embeddings = checks.leave_out(embeddings, weights)
-    per_anchor = _sums_of_anchors(embeddings, labels, weights, margin, mining=mining)
-    stats = LossStats(*(jnp.sum(each) for each in per_anchor))
-    loss = per_anchor.total if reduction == "none" else reduce_stats(stats, reduction)
-    return (loss, stats) if has_aux else loss
+    if mining not in MININGS:
+        raise ValueError(f"mining is {mining!r}, expected one of {', '.join(MININGS)}")
+    comparison = compare(
+        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+    )
+    others = between_references("distance", distance, comparison, references) if swap else None
+    per_anchor = _sums_of_anchors(comparison, others, margin, mining=mining, soft_margin=bool(soft_margin))
+    return reduce_anchors(per_anchor, reduction, has_aux)
 
 
-@partial(jax.jit, static_argnames="mining")
+def between_references(
+    name: str, pairwise: Pairwise, comparison: Comparison, references: References | None
+) -> jax.Array:
+    """Returns `[R, R]`: the distances or similarities, as `compare` was asked for, among the references."""
+    if references is None:
+        return comparison.values
+    if isinstance(pairwise, str):
+        pairwise = (DISTANCES if name == "distance" else SIMILARITIES)[pairwise]
+    if not callable(pairwise):
+        raise ValueError(f"{name} is an array, expected a name or a function: references are compared with each other")
+    return as_float(pairwise(comparison.references, comparison.references))
+
+
+def triplet_weights(comparison: Comparison) -> tuple[jax.Array, jax.Array]:
+    """The weights `[A, R]` of the references as positives and as negatives of each anchor, 0 where they are not."""
+    weights = comparison.reference_weights[None, :]
+    return jnp.where(comparison.positives, weights, 0), jnp.where(comparison.negatives, weights, 0)
+
+
+@partial(jax.jit, static_argnames=("mining", "soft_margin"))
 def _sums_of_anchors(
-    embeddings: jax.Array, labels: jax.Array, weights: jax.Array, margin: float, *, mining: str
+    c: Comparison, others: jax.Array | None, margin: float, *, mining: str, soft_margin: bool
 ) -> LossStats:
-    if not labels.size:
-        return LossStats(weights, weights, weights)
-    same = labels[:, None] == labels[None, :]
-    valid = weights[None, :] > 0
-    positives, negatives = same & valid & ~jnp.eye(labels.size, dtype=bool), ~same & valid
-    sums = _TRIPLETS[mining](pairwise_squared_euclidean(embeddings), positives, negatives, weights, margin)
-    return LossStats(*(weights * jnp.where(weights > 0, each, 0) for each in sums))
+    if not c.values.size:
+        return LossStats(*(jnp.zeros_like(c.anchor_weights),) * 3)
+    penalty = jax.nn.softplus if soft_margin else jax.nn.relu
+    if mining == "hard":
+        sums = _hard_triplets(c, others, margin, penalty)
+    elif mining == "semi-hard":
+        sums = _semi_hard_triplets(c, others, margin, penalty)
+    elif soft_margin or others is not None:
+        sums = _enumerated_triplets(c, others, margin, _soft_term if soft_margin else _hinge_term)
+    else:
+        sums = _sorted_triplets(c, margin)
+    return LossStats(*(c.anchor_weights * jnp.where(c.anchor_weights > 0, each, 0) for each in sums))
 
 
-def _all_triplets(
-    distances: jax.Array, positives: jax.Array, negatives: jax.Array, weights: jax.Array, margin: float
-) -> LossStats:
-    def of_anchor(distance: jax.Array, positive: jax.Array, negative: jax.Array) -> LossStats:
-        level = negative.astype(jnp.int32)
-        near, far = jnp.where(positive, weights, 0), jnp.where(negative, weights, 0)
-        return LossStats(*ordered_hinge(distance, level, level, near, far, margin=margin, num_levels=2))
+@jax.jit
+def all_triplets(c: Comparison, margin: float) -> LossStats:
+    """The sums of the hinges of all triplets."""
+    return LossStats(*(jnp.sum(c.anchor_weights * each) for each in _sorted_triplets(c, margin)))
 
-    return jax.vmap(of_anchor)(distances, positives, negatives)
+
+def _sorted_triplets(c: Comparison, margin: float) -> LossStats:
+    def of_anchor(row: tuple[jax.Array, jax.Array, jax.Array]) -> LossStats:
+        distances, near, far = row
+        level = (far > 0).astype(jnp.int32)
+        return LossStats(*ordered_hinge(distances, level, level, near, far, margin=margin, num_levels=2))
+
+    return jax.lax.map(of_anchor, (c.values, *triplet_weights(c)), batch_size=max(1, _BLOCK // c.values.shape[1]))
+
+
+def _enumerated_triplets(c: Comparison, others: jax.Array | None, margin: float, term: Callable[..., Any]) -> LossStats:
+    near, far = triplet_weights(c)
+    constants = (c.reference_weights, jnp.asarray(margin, c.values.dtype))
+    total, active = sum_over_positives(term, c.values, others, near > 0, far, constants)
+    return LossStats(total, jnp.sum(near, axis=1) * jnp.sum(far, axis=1), active)
+
+
+def _hinge_term(pair: PositivePair, far: jax.Array, constants: Any) -> tuple[jax.Array, jax.Array]:
+    return _term(pair, far, constants, jax.nn.relu)
+
+
+def _soft_term(pair: PositivePair, far: jax.Array, constants: Any) -> tuple[jax.Array, jax.Array]:
+    return _term(pair, far, constants, jax.nn.softplus)
+
+
+def _term(
+    pair: PositivePair, far: jax.Array, constants: Any, penalty: Callable[[jax.Array], jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """The weighted sum of the losses of all triplets of an anchor and a positive, and the weight of the active ones."""
+    reference_weights, margin = constants
+    row = pair.anchor_row
+    distances = row if pair.positive_row is None else jnp.minimum(row, pair.positive_row)
+    losses = penalty(pair.value - distances + margin)
+    weights = reference_weights[pair.positive] * far
+    return jnp.sum(jnp.where(weights > 0, weights * losses, 0)), jnp.sum(jnp.where(losses > 0, weights, 0))
 
 
 def _semi_hard_triplets(
-    distances: jax.Array, positives: jax.Array, negatives: jax.Array, weights: jax.Array, margin: float
+    c: Comparison, others: jax.Array | None, margin: float, penalty: Callable[[jax.Array], jax.Array]
 ) -> LossStats:
-    index = semi_hard_negatives(distances, negatives)
-    weight = jnp.where(positives & jnp.any(negatives, axis=1, keepdims=True), weights[None, :] * weights[index], 0)
-    sums = _row_sums(distances, jnp.take_along_axis(distances, index, axis=1), weight, margin)
+    index = semi_hard_negatives(c.values, c.negatives)
+    far = jnp.take_along_axis(c.values, index, axis=1)
+    if others is not None:
+        far = jnp.minimum(far, others[jnp.arange(index.shape[1])[None, :], index])
+    near_weights, far_weights = triplet_weights(c)
+    sums = _row_sums(c.values, far, near_weights * jnp.take_along_axis(far_weights, index, axis=1), margin, penalty)
     # A negative at a distance of NaN sorts last and is not chosen; it must be seen all the same.
-    not_a_number = 0 * jnp.sum(jnp.where(negatives, distances, 0), axis=1)
+    not_a_number = 0 * jnp.sum(jnp.where(c.negatives, c.values, 0), axis=1)
     return sums._replace(total=sums.total + not_a_number)
 
 
 def _hard_triplets(
-    distances: jax.Array, positives: jax.Array, negatives: jax.Array, weights: jax.Array, margin: float
+    c: Comparison, others: jax.Array | None, margin: float, penalty: Callable[[jax.Array], jax.Array]
 ) -> LossStats:
-    near, far = hardest_positives(distances, positives), hardest_negatives(distances, negatives)
-    exists = jnp.any(positives, axis=1) & jnp.any(negatives, axis=1)
-    weight = jnp.where(exists, weights[near] * weights[far], 0)
-    near_distance, far_distance = (jnp.take_along_axis(distances, index[:, None], axis=1) for index in (near, far))
-    return _row_sums(near_distance, far_distance, weight[:, None], margin)
+    near, far = hardest_positives(c.values, c.positives), hardest_negatives(c.values, c.negatives)
+    near_weights, far_weights = triplet_weights(c)
+    chosen = (
+        jnp.take_along_axis(array, index[:, None], axis=1)
+        for array, index in ((c.values, near), (c.values, far), (near_weights, near), (far_weights, far))
+    )
+    near_distance, far_distance, near_weight, far_weight = chosen
+    if others is not None:
+        far_distance = jnp.minimum(far_distance, others[near, far][:, None])
+    return _row_sums(near_distance, far_distance, near_weight * far_weight, margin, penalty)
 
 
-def _row_sums(near: jax.Array, far: jax.Array, weight: jax.Array, margin: float) -> LossStats:
-    hinge = jax.nn.relu(near - far + margin)
-    total = jnp.sum(jnp.where(weight > 0, weight * hinge, 0), axis=1)
-    return LossStats(total, jnp.sum(weight, axis=1), jnp.sum(jnp.where(hinge > 0, weight, 0), axis=1))
-
-
-_TRIPLETS = {"all": _all_triplets, "semi-hard": _semi_hard_triplets, "hard": _hard_triplets}
+def _row_sums(
+    near: jax.Array, far: jax.Array, weight: jax.Array, margin: float, penalty: Callable[[jax.Array], jax.Array]
+) -> LossStats:
+    losses = penalty(near - far + margin)
+    total = jnp.sum(jnp.where(weight > 0, weight * losses, 0), axis=1)
+    return LossStats(total, jnp.sum(weight, axis=1), jnp.sum(jnp.where(losses > 0, weight, 0), axis=1))

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from experiments.config import Config, ConfigError, check_config, flatten, load_config, parse, save_config
-from experiments.presets import ABOUT, DEFAULT, PRESETS
+from experiments.config import Config, ConfigError, check_config, flatten, load_config, save_config
+from experiments.presets import PRESETS
+from experiments.train import read_command_line
 
 
 def _replace(config, group, **fields):
@@ -30,7 +31,7 @@ def test_every_preset_passes_its_checks(name):
 
 
 def test_the_default_preset_and_its_directory_need_no_words():
-    name, config, workdir = parse(PRESETS, ABOUT, DEFAULT, [])
+    name, (config, workdir) = read_command_line([])
     assert (name, config, str(workdir)) == ("emoji_people", PRESETS["emoji_people"], "runs/emoji_people")
 
 
@@ -47,7 +48,7 @@ def test_fields_of_every_group_are_set_without_prefix(tmp_path):
         "--workdir",
         str(tmp_path),
     ]
-    name, config, workdir = parse(PRESETS, ABOUT, DEFAULT, words)
+    name, (config, workdir) = read_command_line(words)
     assert (name, workdir) == ("debug", tmp_path)
     expected = _replace(PRESETS["debug"], "data", columns=("skin", "role"))
     assert config == dataclasses.replace(_replace(expected, "loss", quadruplet_margin=0.3), steps=7)
@@ -55,12 +56,12 @@ def test_fields_of_every_group_are_set_without_prefix(tmp_path):
 
 def test_an_unknown_preset_lists_those_there_are():
     with pytest.raises(SystemExit, match="no preset is called 'emoji'; there are emoji_people, emoji_unseen, debug"):
-        parse(PRESETS, ABOUT, DEFAULT, ["emoji"])
+        read_command_line(["emoji"])
 
 
 def test_help_names_every_field(capsys):
     with pytest.raises(SystemExit) as stopped:
-        parse(PRESETS, ABOUT, DEFAULT, ["--help"])
+        read_command_line(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert all(f"--{name.replace('_', '-')}" in text for name in flatten(dataclasses.asdict(Config())))

@@ -320,6 +320,19 @@ def test_class_weights_weigh_the_examples_of_a_class(name):
     assert abs(weighed - call()) > 1e-4
 
 
+@rows_with(lambda row: row.class_vectors and row.parameters[0] == C)
+def test_several_columns_of_labels_are_summed(name):
+    parameters, embeddings, labels = example(name)
+    loss, known = ROWS[name].loss, np.random.default_rng(1).random((B, T)) < 0.8
+    both = (parameters, example(name, seed=1)[0][:2])
+    labels[:, 1] %= 2
+    labels[~known] = -1
+    total, stats = loss(embeddings, labels, both, where=known, has_aux=True)
+    apart = [loss(embeddings, labels[:, t], both[t], where=known[:, t], has_aux=True) for t in range(T)]
+    np.testing.assert_allclose(total, sum(value for value, _ in apart), rtol=1e-5)
+    np.testing.assert_allclose(stats, np.transpose([sums for _, sums in apart]), rtol=1e-5)
+
+
 @every_loss
 @pytest.mark.parametrize(
     ("argument", "value", "error", "came"),

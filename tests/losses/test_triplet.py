@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxmetric import triplet_loss
+from jaxmetric.distances import pairwise_lp, pairwise_squared_euclidean
+from jaxmetric.references import References
 
 MININGS = ("all", "semi-hard", "hard")
 
@@ -183,6 +185,104 @@ def test_a_collapsed_batch_costs_the_margin_and_has_no_gradient(mining):
     np.testing.assert_array_equal(gradient, 0)
 
 
+def gallery_example(seed=0):
+    """Queries, their labels and weights; a gallery, its labels and weights; who of it is whom; and allowed pairs."""
+    rng = np.random.default_rng(seed)
+    queries, gallery = rng.normal(size=(6, 3)), rng.normal(size=(9, 3))
+    gallery[2] = queries[1]
+    labels, of_gallery = rng.integers(0, 3, 6), rng.integers(0, 3, 9)
+    of_gallery[2] = labels[1]
+    weights, weights_of_gallery = rng.choice([0, 0.5, 1, 3], 6), rng.choice([0, 0.5, 1, 3], 9)
+    own = np.array([-1, 2, -1, -1, -1, -1])
+    return queries, labels, weights, gallery, of_gallery, weights_of_gallery, own, rng.random((6, 9)) < 0.8
+
+
+def brute_force_in_gallery(example, mining, margin, penalty, *, swap):
+    """The total, the valid and the active weight of the triplets of queries and gallery, by the definitions."""
+    queries, labels, weights, gallery, of_gallery, weights_of_gallery, own, pairs = example
+    distances, others = (((x[:, None] - gallery[None]) ** 2).sum(-1) for x in (queries, gallery))
+    total = valid = active = 0.0
+    for a in range(6):
+        allowed = [r for r in range(9) if pairs[a, r] and own[a] != r and weights_of_gallery[r] > 0]
+        positives = [r for r in allowed if of_gallery[r] == labels[a]]
+        negatives = [r for r in allowed if of_gallery[r] != labels[a]]
+        if not positives or not negatives:
+            continue
+        nearest = min(negatives, key=lambda n: distances[a, n])
+        if mining == "all":
+            chosen = [(p, n) for p in positives for n in negatives]
+        elif mining == "hard":
+            chosen = [(max(positives, key=lambda p: distances[a, p]), nearest)]
+        else:
+            farther = {p: [n for n in negatives if distances[a, n] > distances[a, p]] for p in positives}
+            farthest = max(negatives, key=lambda n: distances[a, n])
+            chosen = [(p, min(farther[p], key=lambda n: distances[a, n], default=farthest)) for p in positives]
+        for p, n in chosen:
+            far = min(distances[a, n], others[p, n]) if swap else distances[a, n]
+            loss = penalty(distances[a, p] - far + margin)
+            weight = weights[a] * weights_of_gallery[p] * weights_of_gallery[n]
+            total, valid, active = total + weight * loss, valid + weight, active + weight * (loss > 0)
+    return total, valid, active
+
+
+@pytest.mark.parametrize("mining", MININGS)
+@pytest.mark.parametrize("soft_margin", [False, True])
+@pytest.mark.parametrize("swap", [False, True])
+def test_queries_against_a_gallery_with_soft_margin_and_swap(mining, soft_margin, swap):
+    def penalty(x):
+        return np.log1p(np.exp(x)) if soft_margin else max(x, 0)
+
+    def loss(queries, labels, weights, gallery, of_gallery, weights_of_gallery, own, pairs):
+        references = References(gallery, of_gallery, weights=weights_of_gallery, own=own)
+        options = {"mining": mining, "soft_margin": soft_margin, "swap": swap, "references": references}
+        return triplet_loss(queries, labels, margin=0.3, weights=weights, pairs=pairs, has_aux=True, **options)
+
+    ours = jax.jit(jax.value_and_grad(loss, argnums=(0, 3), has_aux=True))
+    for seed in range(4):
+        example = gallery_example(seed)
+        with jax.enable_x64(True):
+            (value, stats), gradients = jax.tree.map(np.asarray, ours(*example))
+        expected = brute_force_in_gallery(example, mining, 0.3, penalty, swap=swap)
+        np.testing.assert_allclose(stats, expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(value, expected[0] / expected[1], rtol=1e-9)
+        for direction in np.random.default_rng(seed).normal(size=(2, 15, 3)):
+            ends = []
+            for step in (1e-6, -1e-6):
+                moved = list(example)
+                moved[0], moved[3] = example[0] + step * direction[:6], example[3] + step * direction[6:]
+                ends.append(brute_force_in_gallery(moved, mining, 0.3, penalty, swap=swap)[0] / expected[1])
+            slope = (gradients[0] * direction[:6]).sum() + (gradients[1] * direction[6:]).sum()
+            np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-8)
+
+
+def test_distances_by_name_by_function_and_by_array():
+    embeddings, labels = example()
+    squared, absolute = (np.abs(embeddings[:, None] - embeddings[None]) ** power for power in (2, 1))
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    for distance, matrix in [
+        ("euclidean", np.sqrt(squared.sum(-1))),
+        ("cosine", 1 - unit @ unit.T),
+        (partial(pairwise_lp, p=1), absolute.sum(-1)),
+    ]:
+        loss = triplet_loss(embeddings, labels, distance=distance, swap=True)
+        np.testing.assert_allclose(loss, triplet_loss(None, labels, distance=matrix, swap=True), rtol=1e-5)
+
+
+def test_blocks_of_anchors_make_no_difference():
+    rng = np.random.default_rng(0)
+    embeddings, labels = rng.normal(size=(700, 2)).astype(np.float32), rng.integers(0, 3, 700)  # 93 anchors a block
+    sort = jax.jit(jax.value_and_grad(triplet_loss))(embeddings, labels)
+    distances = np.array(pairwise_squared_euclidean(embeddings), np.float64)
+    same = labels[:, None] == labels[None]
+    differences = [np.subtract.outer(row[near], row[~near]) + 0.2 for row, near in zip(distances, same, strict=True)]
+    # An anchor is no positive of its own.
+    expected = sum(np.maximum(each, 0).sum() for each in differences)
+    expected -= sum(np.maximum(0.2 - row[~near], 0).sum() for row, near in zip(distances, same, strict=True))
+    count = sum((near.sum() - 1) * (~near).sum() for near in same)
+    np.testing.assert_allclose(sort[0], expected / count, rtol=1e-5)
+    assert np.isfinite(sort[1]).all()
+
+
 def test_all_triplets_need_memory_quadratic_in_the_batch():
     shapes = jax.ShapeDtypeStruct((256, 8), np.float32), jax.ShapeDtypeStruct((256,), np.int32)
     compiled = jax.jit(jax.value_and_grad(triplet_loss)).lower(*shapes).compile()
@@ -203,6 +303,12 @@ def test_all_triplets_need_memory_quadratic_in_the_batch():
         ({"labels": np.zeros(12, bool)}, TypeError, "labels has dtype bool, expected integers"),
         ({"where": np.ones((12, 1), bool)}, ValueError, r"where has shape \(12, 1\), expected \(12,\)"),
         ({"weights": np.ones(11)}, ValueError, r"weights has shape \(11,\), expected \(12,\)"),
+        ({"distance": "manhattan"}, ValueError, "distance is 'manhattan', expected one of squared_euclidean, eucl"),
+        (
+            {"distance": np.ones((12, 2)), "references": References(np.ones((2, 3)), np.arange(2)), "swap": True},
+            ValueError,
+            "distance is an array, expected a name or a function: references are compared with each other",
+        ),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )

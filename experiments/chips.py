@@ -1,0 +1,120 @@
+"""What a TPU chip can do, and what a compiled program asks of it: memory, arithmetic, traffic between chips."""
+
+import re
+from typing import Any, NamedTuple
+
+
+class Chip(NamedTuple):
+    """Published peak figures of one chip.
+
+    Attributes:
+      name: as in a topology.
+      memory: bytes of HBM.
+      flops: multiply-adds in bfloat16, counted as two, per second.
+      bandwidth: bytes per second between HBM and the cores.
+      interconnect: bytes per second that a chip can send to its neighbours, over all links together.
+
+    References:
+      Google Cloud TPU documentation, system architecture: pages on v5e, v5p and v6e.
+    """
+
+    name: str
+    memory: float
+    flops: float
+    bandwidth: float
+    interconnect: float
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v5e", memory=16 * 2**30, flops=197e12, bandwidth=819e9, interconnect=200e9),
+        Chip("v5p", memory=95 * 2**30, flops=459e12, bandwidth=2765e9, interconnect=600e9),
+        Chip("v6e", memory=32 * 2**30, flops=918e12, bandwidth=1640e9, interconnect=448e9),
+    )
+}
+
+# How many times its result a chip sends, beside the factor (N - 1) / N, when the rings are used well.
+_SENT = {"all-gather": 1.0, "all-reduce": 2.0, "reduce-scatter": 1.0, "all-to-all": 1.0, "collective-permute": 1.0}
+_COLLECTIVE = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(_SENT)})(-start)?\(")
+_ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\]")
+
+
+class Cost(NamedTuple):
+    """What one step costs one chip, as the compiler counts: the body of a loop counts once.
+
+    Attributes:
+      arguments: bytes of the state and of the chip's share of the batch.
+      workspace: bytes of activations and everything else that lives during a step only.
+      flops: arithmetic operations.
+      traffic: bytes between HBM and the cores.
+      sent: bytes that the chip sends to others, by kind of collective.
+    """
+
+    arguments: int
+    workspace: int
+    flops: float
+    traffic: float
+    sent: dict[str, float]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of HBM that a step needs; the state is donated, so that its successor takes its place."""
+        return self.arguments + self.workspace
+
+
+class Roofline(NamedTuple):
+    """Seconds that a step takes at least, if one of the three were all there is to do."""
+
+    compute: float
+    memory: float
+    interconnect: float
+
+
+def cost_of(program: Any, num_chips: int) -> Cost:
+    """What a compiled program (`jax.stages.Compiled`) costs one of its chips."""
+    memory, analysis = program.memory_analysis(), program.cost_analysis()
+    unaliased = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Cost(
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes + unaliased + memory.generated_code_size_in_bytes,
+        analysis.get("flops", 0.0),
+        analysis.get("bytes accessed", 0.0),
+        sent_bytes(program.as_text(), num_chips),
+    )
+
+
+def sent_bytes(hlo: str, num_chips: int) -> dict[str, float]:
+    """The bytes that each chip sends in the collectives of a compiled program, by kind.
+
+    Example:
+      >>> sent_bytes("  %x = f32[8,4]{1,0} all-gather(%y), dimensions={0}", num_chips=4)
+      {'all-gather': 96.0}
+    """
+    sent: dict[str, float] = {}
+    for line in hlo.splitlines():
+        found = _COLLECTIVE.search(line)
+        if found:
+            shape, kind, starts = found.groups()
+            sizes = [_bytes_of(*array) for array in _ARRAY.findall(shape)]
+            # The result of an asynchronous one names its operands first, and an all-reduce has no other.
+            size = sum(sizes[len(sizes) // 2 :]) if starts and kind != "all-reduce" else sum(sizes)
+            # A reduce-scatter's result is a share of what was sent.
+            whole = size * num_chips if kind == "reduce-scatter" else size
+            sent[kind] = sent.get(kind, 0.0) + _SENT[kind] * whole * (num_chips - 1) / num_chips
+    return sent
+
+
+def roofline(cost: Cost, chip: Chip) -> Roofline:
+    """The least time of a step by each of the chip's limits."""
+    return Roofline(
+        cost.flops / chip.flops, cost.traffic / chip.bandwidth, sum(cost.sent.values()) / chip.interconnect
+    )
+
+
+def _bytes_of(dtype: str, dims: str) -> float:
+    bits = 8 if dtype == "pred" else int(re.sub(r"\D", "", dtype))
+    count = 1
+    for size in filter(None, dims.split(",")):
+        count *= int(size)
+    return count * bits / 8

@@ -1,0 +1,163 @@
+"""Compile the training step for a TPU slice that is not there, and say whether it fits and how fast it can be.
+
+    python -m experiments.compile [PRESET] --topology v5e:4x4 [--field value]
+
+Needs the TPU compiler, which comes as a wheel: pip install "jax[tpu]". Nothing runs, nothing is rented.
+"""
+
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from experiments.chips import CHIPS, Chip, Cost, cost_of, roofline
+from experiments.config import Config, ConfigError, check_config, parse
+from experiments.console import run_command
+from experiments.presets import ABOUT, DEFAULT, PRESETS
+from experiments.setup import Experiment, load_experiment, make_batch_plan, make_state, make_step
+from jaxmetric import parallel
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    name, (config, topology) = parse(
+        PRESETS,
+        ABOUT,
+        DEFAULT,
+        sys.argv[1:] if argv is None else argv,
+        program="experiments.compile",
+        purpose="Compile the training step for a TPU slice without having one",
+        command=_command,
+    )
+    return run_command(lambda: _run(name, config, topology))
+
+
+def _command(name: str, preset: Config) -> Callable[..., tuple[Config, str]]:
+    def command(
+        config: tyro.conf.OmitArgPrefixes[Config] = preset, topology: str = "v5e:2x2"
+    ) -> tuple[Config, str]:
+        """Collects what the command line says.
+
+        Args:
+            config: The run.
+            topology: The slice: a chip and how many of them each way, such as v5e:4x4, v5p:2x2x1 or v6e:2x4.
+        """
+        return config, topology
+
+    return command
+
+
+def _run(name: str, config: Config, topology: str) -> int:
+    check_config(config)
+    chip, devices = slice_of(topology)
+    experiment = load_experiment(config, num_devices=len(devices))
+    make_batch_plan(config.batch, experiment.source, seed=config.seed)
+    size = max(config.batch.classes_per_batch, 1) * config.batch.pictures_per_class
+    print(f"{name} on {topology}: {len(devices)} chips, batch {size}, {size // len(devices)} a chip", flush=True)
+    start = time.monotonic()
+    try:
+        program = compile_step(experiment, size, devices)
+    except jax.errors.JaxRuntimeError as error:
+        print(f"does not fit: {' '.join(str(error).split())[:300]}")
+        return 1
+    print(f"compiled in {time.monotonic() - start:.0f} s")
+    cost = cost_of(program, len(devices))
+    print(describe(cost, _sizes(experiment), chip, size))
+    return 0 if cost.peak <= chip.memory else 1
+
+
+def slice_of(topology: str) -> tuple[Chip, list[jax.Device]]:
+    """The chip and the devices of a topology such as `v5e:4x4`.
+
+    Raises:
+      ConfigError: if the TPU compiler is missing or does not know the topology.
+    """
+    name = topology.split(":")[0]
+    if name not in CHIPS:
+        raise ConfigError(f"topology is {topology}, expected a chip of {', '.join(CHIPS)} and a shape, such as v5e:4x4")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError('the TPU compiler is not installed; it comes with: pip install "jax[tpu]"')
+    # Without it the compiler asks the network what machine this is.
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    from jax.experimental import topologies
+
+    try:
+        description = topologies.get_topology_desc(topology_name=topology, platform="tpu")
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise ConfigError(f"topology is {topology}, which the TPU compiler refuses: {_first_line(error)}") from error
+    return CHIPS[name], list(description.devices)
+
+
+def compile_step(experiment: Experiment, batch_size: int, devices: list[jax.Device]) -> Any:
+    """The training step of a configuration, compiled for devices that need not be here."""
+    side, columns = experiment.config.data.stored_size, len(experiment.source.columns)
+    batch = {
+        "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch_size, columns), jnp.int32),
+    }
+    state = jax.eval_shape(lambda: make_state(experiment))
+    return parallel.compile_shard_map(make_step(experiment), state, batch, devices=devices)
+
+
+class Sizes(NamedTuple):
+    """Bytes of what every chip holds."""
+
+    parameters: int
+    batch_statistics: int
+    optimiser: int
+
+
+def _sizes(experiment: Experiment) -> Sizes:
+    state = jax.eval_shape(lambda: make_state(experiment))
+
+    def size(tree: Any) -> int:
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    return Sizes(size(state.params), size(state.batch_stats), size(state.opt_state))
+
+
+def describe(cost: Cost, sizes: Sizes, chip: Chip, batch_size: int) -> str:
+    """The table that the command prints."""
+    least = roofline(cost, chip)
+    slowest = max(least)
+    rows = [
+        ("memory of a chip", ""),
+        ("  parameters", _bytes(sizes.parameters)),
+        ("  batch statistics", _bytes(sizes.batch_statistics)),
+        ("  optimiser state", _bytes(sizes.optimiser)),
+        ("  share of the batch, padding", _bytes(cost.arguments - sum(sizes))),
+        ("  activations and workspace", _bytes(cost.workspace)),
+        ("  peak", f"{_bytes(cost.peak)} of {_bytes(chip.memory)}, {cost.peak / chip.memory:.1%}"),
+        ("a step on a chip, loops counted once", ""),
+        ("  arithmetic", f"{cost.flops / 1e9:,.2f} GFLOP"),
+        ("  traffic with memory", _bytes(cost.traffic)),
+        *((f"  {kind}, sent", _bytes(size)) for kind, size in sorted(cost.sent.items())),
+        ("least time of a step", ""),
+        ("  by arithmetic (bf16 peak)", f"{1e3 * least.compute:.3f} ms"),
+        ("  by memory", f"{1e3 * least.memory:.3f} ms"),
+        ("  by the interconnect", f"{1e3 * least.interconnect:.3f} ms"),
+        ("  so at most", f"{batch_size / slowest:,.0f} images/s, bound by {least._fields[least.index(slowest)]}"),
+    ]
+    fits = "fits" if cost.peak <= chip.memory else f"DOES NOT FIT: {_bytes(cost.peak - chip.memory)} too much"
+    return "\n".join([*(f"{what:40}{number}".rstrip() for what, number in rows), fits])
+
+
+def _bytes(size: float) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:,.1f} {unit}"
+    return f"{size:,.0f} B"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

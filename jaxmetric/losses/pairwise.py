@@ -1,0 +1,380 @@
+"""Losses that judge each pair of examples by itself: alike ones lie close, others far.
+
+`contrastive_loss` and `snr_contrastive_loss` are hinges with fixed margins, `siglip_loss` is a logistic regression of
+"alike" on the similarity, and `margin_loss` learns where the boundary between close and far lies. Losses that compare
+a pair with the averages of others are in `jaxmetric.losses.pair_averages`.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmetric.losses import checks
+from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_anchor, each_pair, pair_weights
+from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
+from jaxmetric.numerics import safe_divide, safe_sqrt
+from jaxmetric.references import References
+
+
+def contrastive_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array,
+    *,
+    pos_margin: float = 0.0,
+    neg_margin: float = 1.0,
+    power: int = 2,
+    distance: Pairwise = "euclidean",
+    label_weights: Sequence[float] | None = None,
+    references: References | None = None,
+    pairs: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The contrastive loss: alike examples come together, others move apart until a margin.
+
+    A pair at distance :math:`D` loses :math:`\frac12 [D - m^+]_+^2` if its labels agree and
+    :math:`\frac12 [m^- - D]_+^2` if not. With :math:`m^+ = 0` that is the paper's
+    :math:`\frac12 D^2` and :math:`\frac12 [m - D]_+^2`; with `power=1` it is the linear
+    :math:`[D - m^+]_+` and :math:`[m^- - D]_+`.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `distance` is an array.
+      labels: `[B]` or `[B, T]` integers. With T labels a pair is alike by the share of them that agrees, and different
+        by the rest: it loses both terms, each weighed by its share.
+      pos_margin: m+ >= 0, the distance up to which alike examples lose nothing.
+      neg_margin: m- >= 0, the distance from which others lose nothing.
+      power: 2 for the paper's squared hinges, 1 for linear ones.
+      distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+        `[A, R]` array.
+      label_weights: T static weights of the labels.
+      references: what to compare the batch with; itself if not given.
+      pairs: `[B, R]` booleans: which pairs may be used.
+      where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
+      weights: `[B]` weights >= 0; a pair weighs the product of its members'.
+      reduction: `"mean"` over all pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for
+        each anchor the sum over its pairs.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` sums); 0, with zero gradients, if there is no pair.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[0.0], [0.4], [1.0]]), jnp.array([4, 4, 9])
+      >>> loss = contrastive_loss(embeddings, labels)
+      >>> round(float(loss), 3)  # distances .4 (alike), 1 and .6: (.4^2 + 0^2 + .4^2) / 2 / 3
+      0.053
+
+    References:
+      R. Hadsell, S. Chopra, Y. LeCun, Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("pos_margin", pos_margin, least=0)
+    checks.check_scalar("neg_margin", neg_margin, least=0)
+    if isinstance(checks.check_scalar("power", power), jax.core.Tracer) or power not in (1, 2):
+        raise ValueError(f"power is {power!r}, expected 1 or 2")
+    # `pairwise_euclidean` calls distances near rounding 0; squared, the same distances still attract.
+    squared = power == 2 and isinstance(distance, str) and distance == "euclidean"
+    comparison = compare(
+        embeddings,
+        labels,
+        distance="squared_euclidean" if squared else distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        multi_output=True,
+        label_weights=label_weights,
+    )
+    per_anchor = _contrastive(comparison, pos_margin, neg_margin, power=power, squared=squared)
+    return reduce_anchors(per_anchor, reduction, has_aux)
+
+
+@partial(jax.jit, static_argnames=("power", "squared"))
+def _contrastive(c: Comparison, pos_margin: float, neg_margin: float, *, power: int, squared: bool) -> LossStats:
+    distances = safe_sqrt(c.values) if squared else c.values
+    close, apart = jax.nn.relu(distances - pos_margin), jax.nn.relu(neg_margin - distances)
+    if power == 2:
+        close, apart = jnp.square(close) / 2, jnp.square(apart) / 2
+    return _alike_and_not(close, apart, c)
+
+
+def snr_contrastive_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    *,
+    pos_margin: float = 0.0,
+    neg_margin: float = 1.0,
+    zero_mean: float = 0.0,
+    label_weights: Sequence[float] | None = None,
+    references: References | None = None,
+    pairs: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The contrastive loss of signal-to-noise-ratio distances.
+
+    A pair of an anchor i and another j, at the distance
+    :math:`d_S = \mathrm{var}(h_i - h_j) / \mathrm{var}(h_i)`, loses :math:`[d_S - m^+]_+` if their labels agree and
+    :math:`[m^- - d_S]_+` if not, and both of them :math:`\lambda\,|\sum_d h_{id}|`, which keeps the mean of an
+    embedding's coordinates at 0. The distance is not symmetric, so that a pair counts in both orders.
+
+    Args:
+      embeddings: `[B, D]` floats with D >= 2.
+      labels: `[B]` or `[B, T]` integers. With T labels a pair is alike by the share of them that agrees.
+      pos_margin: m+ >= 0; the paper's formula has none.
+      neg_margin: m- >= 0, alpha of the paper.
+      zero_mean: lambda >= 0, the weight of the regulariser. It is part of every pair's loss, so that `"mean"` contains
+        its mean over the anchors, and every pair counts for `"mean_active"`.
+      label_weights: T static weights of the labels.
+      references: what to compare the batch with; itself if not given.
+      pairs: `[B, R]` booleans: which pairs may be used.
+      where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
+      weights: `[B]` weights >= 0; a pair weighs the product of its members'.
+      reduction: `"mean"` over all pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for
+        each anchor the sum over its pairs.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` sums); 0, with zero gradients, if there is no pair.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[1.0, -1.0], [2.0, -2.0]]), jnp.array([4, 4])
+      >>> float(snr_contrastive_loss(embeddings, labels))  # differences of variance 1; signals 1 and 4: (1 + .25) / 2
+      0.625
+
+    References:
+      T. Yuan, W. Deng, J. Tang, Y. Tang, B. Chen, Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric
+      Learning, CVPR 2019, arXiv 1904.02616.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("pos_margin", pos_margin, least=0)
+    checks.check_scalar("neg_margin", neg_margin, least=0)
+    checks.check_scalar("zero_mean", zero_mean, least=0)
+    comparison = compare(
+        embeddings,
+        labels,
+        distance="snr",
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        multi_output=True,
+        label_weights=label_weights,
+    )
+    return reduce_anchors(_snr_contrastive(comparison, pos_margin, neg_margin, zero_mean), reduction, has_aux)
+
+
+@jax.jit
+def _snr_contrastive(c: Comparison, pos_margin: float, neg_margin: float, zero_mean: float) -> LossStats:
+    mean = zero_mean * jnp.abs(jnp.sum(c.anchors, axis=1, keepdims=True))
+    close, apart = jax.nn.relu(c.values - pos_margin), jax.nn.relu(neg_margin - c.values)
+    return _alike_and_not(close + mean, apart + mean, c)
+
+
+def siglip_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array,
+    *,
+    scale: jax.Array | float = 10.0,
+    bias: jax.Array | float = -10.0,
+    similarity: Pairwise = "cosine",
+    label_weights: Sequence[float] | None = None,
+    references: References | None = None,
+    pairs: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The sigmoid loss of SigLIP: whether a pair is alike is a logistic regression on its similarity.
+
+    An anchor i loses :math:`-\sum_j \log \sigma(z_{ij}(t\,s_{ij} + b))` over all references j, with
+    :math:`z_{ij} = 1` if their labels agree and -1 if not. Unlike a softmax it needs no sum over the batch to normalise
+    with. The scale t and the bias b are usually learned: pass them as parameters.
+
+    Args:
+      embeddings: `[B, D]` floats, images for example; None if `similarity` is an array.
+      labels: `[B]` or `[B, T]` integers; `jnp.arange(B)` on both sides for images and their texts. With T labels a pair
+        is alike by the share of them that agrees, and different by the rest.
+      scale: t > 0, static or learned; the paper learns its logarithm, from log 10.
+      bias: b, static or learned; the paper starts from -10, where most pairs, being different, lose little.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      label_weights: T static weights of the labels.
+      references: what to compare the batch with, texts for example; the batch itself if not given.
+      pairs: `[B, R]` booleans: which pairs may be used.
+      where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
+      weights: `[B]` weights >= 0; a reference's counts relative to the mean of the references' weights.
+      reduction: `"mean"` of the anchors' losses, the paper's: the sum over all pairs divided by the batch, not by the
+        number of pairs; `"mean_active"`, which is the same; `"sum"` over all pairs, or `"none"`: for each anchor the
+        sum over its pairs.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, if there is no pair.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxmetric.references import References
+      >>> images = texts = jnp.eye(2)
+      >>> loss = siglip_loss(images, jnp.arange(2), scale=2.0, bias=-1.0, references=References(texts, jnp.arange(2)))
+      >>> round(float(loss), 4)  # similarities 1 and 0, logits 1 and -1: 2 log(1 + exp(-1)) for each image
+      0.6265
+
+    References:
+      X. Zhai, B. Mustafa, A. Kolesnikov, L. Beyer, Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv
+      2303.15343.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("scale", scale, above=0)
+    checks.check_scalar("bias", bias)
+    comparison = compare(
+        embeddings,
+        labels,
+        similarity=similarity,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        multi_output=True,
+        label_weights=label_weights,
+    )
+    return reduce_anchors(_siglip(comparison, scale, bias), reduction, has_aux)
+
+
+@jax.jit
+def _siglip(c: Comparison, scale: jax.Array, bias: jax.Array) -> LossStats:
+    logits = scale * c.values + bias
+    # p softplus(-z) + n softplus(z) by one softplus, that of the larger share, which keeps the digits of small losses.
+    signed = jnp.where(c.positives > c.negatives, -logits, logits)
+    valid = c.positives + c.negatives > 0
+    losses = jax.nn.softplus(signed) - jnp.minimum(c.positives, c.negatives) * signed
+    count = jnp.sum(c.reference_weights > 0, dtype=c.values.dtype)
+    relative = safe_divide(count * c.reference_weights, jnp.sum(c.reference_weights))
+    of_anchor = jnp.sum(jnp.where(valid, relative[None, :] * losses, 0), axis=1)
+    return each_anchor(of_anchor, jnp.where(jnp.any(valid, axis=1), c.anchor_weights, 0))
+
+
+def margin_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array,
+    beta: jax.Array | float,
+    *,
+    margin: float = 0.2,
+    nu: float = 0.0,
+    distance: Pairwise = "euclidean",
+    references: References | None = None,
+    pairs: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The margin loss: a learned boundary lies between the distances of alike and of other examples.
+
+    Each triplet of an anchor a, a positive p and a negative n loses
+    :math:`[\alpha + D_{ap} - \beta]_+ + [\alpha + \beta - D_{an}]_+ + \nu \beta`, where the boundary :math:`\beta` is
+    one number or the one of the anchor's class. The triplets only balance the pairs: each term sees a single pair,
+    so that O(B^2) time and memory suffice.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised by the network; None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers, in [0, C) if `beta` is `[C]`.
+      beta: a scalar or `[C]`, static or learned; the paper starts from 1.2.
+      margin: alpha >= 0.
+      nu: >= 0, the weight of the regulariser, which draws a learned beta down.
+      distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+        `[A, R]` array.
+      references: what to compare the batch with; itself if not given.
+      pairs: `[B, R]` booleans: which pairs may be used. The paper draws negatives by their distance.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` weights >= 0; a triplet weighs the product of its members'.
+      reduction: `"mean"` over the pairs of all triplets, two each; `"mean_active"`, the authors' choice, over those
+        with a positive loss; `"sum"`, or `"none"`: for each anchor the sum over its triplets.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss (or `[B]` sums); 0, with zero gradients, if there is no triplet. Under `jit`, a valid label
+      outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[0.0], [1.1], [3.0]]), jnp.array([4, 4, 9])
+      >>> loss = margin_loss(embeddings, labels, 1.2)
+      >>> round(float(loss), 3)  # anchors 0 and 1, positives at 1.1: .1 each; negatives at 3 and 1.9: 0; four pairs
+      0.05
+
+    References:
+      C.-Y. Wu, R. Manmatha, A. J. Smola, P. Krähenbühl, Sampling Matters in Deep Embedding Learning, ICCV 2017, arXiv
+      1706.07567.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("margin", margin, least=0)
+    checks.check_scalar("nu", nu, least=0)
+    comparison = compare(
+        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+    )
+    boundary = _boundaries(comparison, beta)
+    return reduce_anchors(_margin(comparison, boundary, margin, nu), reduction, has_aux)
+
+
+@jax.jit
+def _margin(c: Comparison, beta: jax.Array, margin: float, nu: float) -> LossStats:
+    boundary = beta[:, None]
+    near, far = pair_weights(c, c.positives), c.reference_weights[None, :] * c.negatives.astype(c.values.dtype)
+    num_far = jnp.sum(far, axis=1)
+    num_near = jnp.sum(near, axis=1)  # of the anchor's weight as well, which each triplet has once
+    positives = each_pair(jax.nn.relu(margin + c.values - boundary), near * num_far[:, None])
+    negatives = each_pair(jax.nn.relu(margin + boundary - c.values), far * num_near[:, None])
+    total, valid, active = (jnp.add(*sums) for sums in zip(positives, negatives, strict=True))
+    triplets = num_near * num_far
+    return LossStats(total + jnp.where(triplets > 0, nu * triplets * beta, 0), valid, active)
+
+
+def _boundaries(c: Comparison, beta: Any) -> jax.Array:
+    """The boundary of each anchor, `[A]`; NaN where a traced label has none."""
+    beta = jnp.asarray(beta)
+    if not jnp.issubdtype(beta.dtype, jnp.floating) and not jnp.issubdtype(beta.dtype, jnp.integer):
+        raise TypeError(f"beta has dtype {beta.dtype}, expected floats")
+    if beta.ndim > 1 or beta.size == 0:
+        raise ValueError(f"beta has shape {beta.shape}, expected a scalar or [C]")
+    beta = beta.astype(c.values.dtype)
+    if beta.ndim == 0:
+        return jnp.broadcast_to(beta, c.anchor_weights.shape)
+    labels = jnp.where(c.anchor_weights > 0, c.anchor_labels, 0)
+    if not isinstance(labels, jax.core.Tracer) and labels.size:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= beta.size:
+            raise ValueError(f"labels span [{low}, {high}], expected classes in [0, {beta.size}) as beta")
+    return jnp.where((labels >= 0) & (labels < beta.size), beta[jnp.clip(labels, 0, beta.size - 1)], jnp.nan)
+
+
+def _alike_and_not(close: jax.Array, apart: jax.Array, c: Comparison) -> LossStats:
+    """Sums `close` over the pairs that are alike and `apart` over those that are not."""
+    alike = each_pair(close, pair_weights(c, c.positives))
+    unlike = each_pair(apart, pair_weights(c, c.negatives))
+    return LossStats(*(jnp.add(*sums) for sums in zip(alike, unlike, strict=True)))

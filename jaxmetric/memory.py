@@ -1,0 +1,188 @@
+"""Cross-batch memory: the embeddings of past batches as further references for the next ones.
+
+`init` makes an empty memory, `update` puts a batch in, in the place of the oldest examples, and `as_references` makes
+of it what a loss takes as `references=`:
+
+    references = as_references(memory, embeddings, labels)
+    loss = contrastive_loss(embeddings, labels, references=references)
+    memory = update(memory, embeddings, labels)
+
+A memory is a plain tuple of arrays of fixed shapes. It goes through `jit`, `scan` and checkpoints, and its buffers can
+be donated. With several devices, put the gathered batch in: then every device has the same memory.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmetric.agreement import known_labels
+from jaxmetric.numerics import as_float
+from jaxmetric.references import References
+
+
+class Memory(NamedTuple):
+    """The newest examples, in a ring.
+
+    Attributes:
+      embeddings: `[M, D]`.
+      labels: `[M]` or `[M, T]` int32.
+      where: booleans of the shape of the labels: which are filled and valid.
+      position: the row at which the next example goes, an int32 scalar.
+    """
+
+    embeddings: jax.Array
+    labels: jax.Array
+    where: jax.Array
+    position: jax.Array
+
+
+def init(size: int, dim: int, *, num_labels: int | None = None, dtype: jax.typing.DTypeLike = jnp.float32) -> Memory:
+    """Returns an empty memory.
+
+    Args:
+      size: M >= 1, how many examples it holds.
+      dim: D >= 1.
+      num_labels: T >= 1 if the labels are `[B, T]`; None if they are `[B]`.
+      dtype: of the embeddings.
+
+    Raises:
+      ValueError: if a size is below 1.
+
+    Example:
+      >>> memory = init(4096, 128)
+      >>> memory.embeddings.shape, memory.labels.shape, int(memory.where.sum())
+      ((4096, 128), (4096,), 0)
+    """
+    for name, value in (("size", size), ("dim", dim), ("num_labels", num_labels)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+    shape = (size,) if num_labels is None else (size, num_labels)
+    return Memory(
+        jnp.zeros((size, dim), dtype), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros((), jnp.int32)
+    )
+
+
+def update(memory: Memory, embeddings: jax.Array, labels: jax.Array, where: jax.Array | None = None) -> Memory:
+    """Puts a batch in, in the place of the oldest examples.
+
+    Args:
+      memory: of M examples.
+      embeddings: `[B, D]` floats, detached here. Of a batch larger than the memory the last M stay.
+      labels: `[B]`, or `[B, T]` if the memory was made for that, integers of at most 32 bits.
+      where: `[B]` booleans, or `[B, T]` for single missing labels. Examples without a valid label are skipped, as if
+        they had been deleted.
+
+    Returns:
+      The new memory.
+
+    Raises:
+      ValueError: if a shape does not fit the memory.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> memory = init(3, 1)
+      >>> memory = update(memory, jnp.array([[1.0], [2.0]]), jnp.array([7, 8]))
+      >>> memory = update(memory, jnp.array([[3.0], [4.0]]), jnp.array([9, 7]))  # 4 goes where 1 was
+      >>> memory.embeddings[:, 0].tolist(), memory.labels.tolist()
+      ([4.0, 2.0, 3.0], [7, 8, 9])
+
+    References:
+      X. Wang, H. Zhang, W. Huang, M. R. Scott, Cross-Batch Memory for Embedding Learning, CVPR 2020.
+    """
+    return _put_in(memory, *_check(memory, embeddings, labels, where))
+
+
+def as_references(
+    memory: Memory,
+    embeddings: jax.Array | None = None,
+    labels: jax.Array | None = None,
+    *,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+) -> References:
+    """Returns the memory as references, preceded by the batch itself if that is given.
+
+    Args:
+      memory: of M examples; those not yet filled are not valid. A batch given as well must not be in it yet.
+      embeddings: `[B, D]`; gradients flow through them.
+      labels: `[B]`, or `[B, T]` if the memory was made for that.
+      where: `[B]` or `[B, T]` booleans: what is valid in the batch.
+      weights: `[B]` weights of the batch; the examples of the memory weigh 1.
+
+    Returns:
+      References of M rows, or of B + M, in which each example of the batch knows its `own` row.
+
+    Raises:
+      ValueError: if a shape does not fit the memory, or the batch is given in part.
+      TypeError: if a dtype does not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> memory = update(init(3, 1), jnp.array([[1.0], [2.0]]), jnp.array([7, 8]))
+      >>> references = as_references(memory, jnp.array([[5.0]]), jnp.array([7]))
+      >>> references.labels.tolist(), references.where.tolist(), references.own.tolist()
+      ([7, 7, 8, 0], [True, True, True, False], [0])
+    """
+    if all(part is None for part in (embeddings, labels, where, weights)):
+        return References(memory.embeddings, memory.labels, memory.where)
+    if embeddings is None or labels is None:
+        name = "embeddings" if embeddings is None else "labels"
+        raise ValueError(f"{name} is None, expected that of the batch, or nothing of the batch at all")
+    embeddings, columns, known = _check(memory, embeddings, labels, where)
+    if weights is not None:
+        if jnp.shape(weights) != columns.shape[:1]:
+            raise ValueError(f"weights has shape {jnp.shape(weights)}, expected {columns.shape[:1]} as embeddings")
+        weights = _joined(as_float(weights), jnp.ones(memory.labels.shape[0], jnp.float32))
+    return References(
+        _joined(as_float(embeddings), as_float(memory.embeddings)),
+        _joined(columns, memory.labels),
+        _joined(known, memory.where),
+        weights,
+        jnp.arange(columns.shape[0]),
+    )
+
+
+@jax.jit
+def _put_in(memory: Memory, embeddings: jax.Array, columns: jax.Array, known: jax.Array) -> Memory:
+    size = memory.labels.shape[0]
+    valid = jnp.any(known, axis=1)
+    count = jnp.sum(valid, dtype=jnp.int32)
+    order = jnp.cumsum(valid, dtype=jnp.int32) - 1
+    stays = valid & (order >= count - size)
+    row = jnp.where(stays, (memory.position + order) % size, size)  # a row that does not exist: dropped
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[row].set(new.reshape(-1, *old.shape[1:]).astype(old.dtype), mode="drop")
+
+    return Memory(
+        put(memory.embeddings, jax.lax.stop_gradient(embeddings)),
+        put(memory.labels, columns),
+        put(memory.where, known),
+        (memory.position + count) % size,
+    )
+
+
+def _joined(batch: jax.Array, rest: jax.Array) -> jax.Array:
+    return jnp.concatenate([batch.reshape(-1, *rest.shape[1:]), rest])
+
+
+def _check(
+    memory: Memory, embeddings: jax.Array, labels: jax.Array, where: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the embeddings, the labels as `[B, T]` int32 and which of them are valid."""
+    embeddings = jnp.asarray(embeddings)
+    if not jnp.issubdtype(embeddings.dtype, jnp.floating):
+        raise TypeError(f"embeddings has dtype {embeddings.dtype}, expected a floating-point dtype")
+    if embeddings.ndim != 2 or embeddings.shape[1] != memory.embeddings.shape[1]:
+        raise ValueError(
+            f"embeddings has shape {embeddings.shape}, expected [B, {memory.embeddings.shape[1]}] as the memory"
+        )
+    columns, known = known_labels(labels, where)
+    if jnp.iinfo(columns.dtype).max > jnp.iinfo(jnp.int32).max:
+        raise TypeError(f"labels has dtype {columns.dtype}, expected integers that fit int32")
+    expected = (embeddings.shape[0], *memory.labels.shape[1:])
+    if columns.shape != (expected if len(expected) == 2 else (*expected, 1)):
+        raise ValueError(f"labels has shape {jnp.shape(labels)}, expected {expected} as embeddings and the memory")
+    return embeddings, columns.astype(jnp.int32), known

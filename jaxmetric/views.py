@@ -1,0 +1,76 @@
+"""Self-supervision: several views of the same pictures instead of labels.
+
+Two views are positives of each other if they show the same picture. `self_supervised` makes of any loss over pairs or
+triplets one over views; `view_labels` is the labelling behind it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmetric.references import References
+
+
+def view_labels(batch: int, num_views: int) -> jax.Array:
+    """Returns `[num_views * batch]` labels of views that are stacked one after the other: the number of the picture.
+
+    Example:
+      >>> view_labels(3, 2).tolist()
+      [0, 1, 2, 0, 1, 2]
+    """
+    return jnp.tile(jnp.arange(batch), num_views)
+
+
+def self_supervised(loss: Callable[..., Any], *, symmetric: bool = True) -> Callable[..., Any]:
+    """Makes a loss of embeddings and labels into a loss of two or more views of the same pictures.
+
+    Symmetric, every view is an anchor and is compared with all the others, of its own picture and of the others.
+    Asymmetric, only the first view's embeddings are anchors, and they are compared with the other views alone, not with
+    each other.
+
+    Args:
+      loss: a loss `(embeddings, labels, ...)`; if not symmetric, one that takes `references`.
+      symmetric: which of the two.
+
+    Returns:
+      A function `(first, second, ..., where=None, weights=None, **hyper_parameters)` of `[B, D]` views, whose rows show
+      the same pictures in the same order. `where` and `weights` are of the pictures, `[B]`. With `reduction="none"` it
+      returns one value for each anchor, view after view.
+
+    Raises:
+      ValueError: (the returned function) if there are fewer than two views or their shapes differ.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxmetric
+      >>> first, second = jnp.array([[0.0], [3.0]]), jnp.array([[1.0], [3.0]])
+      >>> loss = self_supervised(jaxmetric.triplet_loss)(first, second, margin=4.0)
+      >>> float(loss)  # of the 8 triplets, only (1', 0) against (1', 3) and (1', 3') violate the margin, by 1 each
+      0.25
+
+    References:
+      T. Chen, S. Kornblith, M. Norouzi, G. Hinton, A Simple Framework for Contrastive Learning of Visual
+      Representations, ICML 2020 (symmetric, with `ntxent_loss`).
+    """
+
+    def over_views(*views: jax.Array, where: Any = None, weights: Any = None, **options: Any) -> Any:
+        batch = _check_views(views)
+        of_pictures = {name: each for name, each in (("where", where), ("weights", weights)) if each is not None}
+        if symmetric:
+            repeated = {name: jnp.tile(jnp.asarray(each), len(views)) for name, each in of_pictures.items()}
+            return loss(jnp.concatenate(views), view_labels(batch, len(views)), **repeated, **options)
+        first, *others = views
+        repeated = {name: jnp.tile(jnp.asarray(each), len(others)) for name, each in of_pictures.items()}
+        references = References(jnp.concatenate(others), view_labels(batch, len(others)), **repeated)
+        return loss(first, view_labels(batch, 1), references=references, **of_pictures, **options)
+
+    return over_views
+
+
+def _check_views(views: tuple[jax.Array, ...]) -> int:
+    """Returns the number of pictures."""
+    shapes = [jnp.shape(view) for view in views]
+    if len(views) < 2 or len(shapes[0]) != 2 or len(set(shapes)) > 1:
+        raise ValueError(f"views have shapes {shapes}, expected two or more of one shape [B, D]")
+    return shapes[0][0]
