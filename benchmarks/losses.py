@@ -22,7 +22,8 @@ class Entry(NamedTuple):
 
     Attributes:
       ours: `(embeddings, labels, key)` to a scalar.
-      theirs: makes the peer's loss of its module `losses` and the number of classes; None if it has none.
+      theirs: makes the peer's loss, `(embeddings, labels)` to a scalar, of its module `losses` and the number of
+        classes; None if it has none.
     """
 
     ours: Callable[[jax.Array, jax.Array, jax.Array], Any]
@@ -88,7 +89,61 @@ def _print_row(name: str, batch: int, ours: Candidate, measured: list[Any], too_
 
 
 ENTRIES = {
+    "contrastive_loss": of(jaxmetric.contrastive_loss, "ContrastiveLoss", power=1),
+    "snr_contrastive_loss": of(jaxmetric.snr_contrastive_loss, "SignalToNoiseRatioContrastiveLoss"),
+    "margin_loss": Entry(
+        lambda x, y, key: jaxmetric.margin_loss(x, y, 1.2), lambda losses, classes: losses.MarginLoss(beta=1.2)
+    ),
+    "intra_pair_variance_loss": of(jaxmetric.intra_pair_variance_loss, "IntraPairVarianceLoss"),
+    "threshold_consistent_margin_loss": of(
+        jaxmetric.threshold_consistent_margin_loss, "ThresholdConsistentMarginLoss"
+    ),
+    "ranked_list_loss": Entry(
+        lambda x, y, key: jaxmetric.ranked_list_loss(x, y),
+        lambda losses, classes: losses.RankedListLoss(margin=0.4, Tn=5),
+    ),
+    "siglip_loss": of(jaxmetric.siglip_loss, None),
     "triplet_loss": of(jaxmetric.triplet_loss, "TripletMarginLoss"),
+    "triplet_loss, soft_margin": Entry(
+        lambda x, y, key: jaxmetric.triplet_loss(x, y, soft_margin=True),
+        lambda losses, classes: losses.TripletMarginLoss(smooth_loss=True),
+    ),
+    "triplet_loss, swap": Entry(
+        lambda x, y, key: jaxmetric.triplet_loss(x, y, swap=True),
+        lambda losses, classes: losses.TripletMarginLoss(swap=True),
+    ),
+    "angular_loss": of(jaxmetric.angular_loss, "AngularLoss"),
+    "chen_quadruplet_loss": of(jaxmetric.chen_quadruplet_loss, None),
+    "centroid_triplet_loss": of(jaxmetric.centroid_triplet_loss, None),
+    "dynamic_soft_margin_loss": of(jaxmetric.dynamic_soft_margin_loss, "DynamicSoftMarginLoss"),
+    "ntxent_loss": of(jaxmetric.ntxent_loss, "NTXentLoss"),
+    "supcon_loss": of(jaxmetric.supcon_loss, "SupConLoss"),
+    "n_pairs_loss": of(jaxmetric.n_pairs_loss, "NPairsLoss"),
+    "nca_loss": of(jaxmetric.nca_loss, "NCALoss"),
+    "instance_loss": of(jaxmetric.instance_loss, "InstanceLoss"),
+    "tuplet_margin_loss": of(jaxmetric.tuplet_margin_loss, "TupletMarginLoss"),
+    "multi_similarity_loss": of(jaxmetric.multi_similarity_loss, "MultiSimilarityLoss"),
+    "circle_loss": of(jaxmetric.circle_loss, "CircleLoss"),
+    "lifted_structure_loss": of(jaxmetric.lifted_structure_loss, "LiftedStructureLoss"),
+    "generalized_lifted_structure_loss": of(
+        jaxmetric.generalized_lifted_structure_loss, "GeneralizedLiftedStructureLoss"
+    ),
+    "smooth_ap_loss": of(jaxmetric.smooth_ap_loss, "SmoothAPLoss"),
+    "pnp_loss": of(jaxmetric.pnp_loss, "PNPLoss"),
+    "recall_at_k_loss": of(jaxmetric.recall_at_k_loss, None),
+    "fast_ap_loss": of(jaxmetric.fast_ap_loss, "FastAPLoss"),
+    "histogram_loss": Entry(
+        lambda x, y, key: jaxmetric.histogram_loss(x, y),
+        lambda losses, classes: losses.HistogramLoss(n_bins=100),
+    ),
+    "vicreg_loss": Entry(
+        lambda x, y, key: jaxmetric.vicreg_loss(x, x[::-1]),
+        lambda losses, classes: lambda x, y: losses.VICRegLoss()(x, ref_emb=x.flip(0)),
+    ),
+    "manifold_loss": Entry(
+        lambda x, y, key: jaxmetric.manifold_loss(x, y, jax.random.normal(key, (x.shape[0] // PER_CLASS, DIM))),
+        lambda losses, classes: losses.ManifoldLoss(l=DIM, K=classes),
+    ),
 }
 
 

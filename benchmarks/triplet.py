@@ -1,7 +1,10 @@
-"""All triplets of a batch by sorting, against enumerating them.
+"""All triplets of a batch by sorting, against enumerating them, and in a batch in which nobody could enumerate them.
 
 `python -m benchmarks.triplet`
 """
+
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +13,13 @@ import numpy as np
 from benchmarks.measure import HAVE_PEERS, Candidate, compare, compiled, print_environment, torch_step
 from jaxmetric import triplet_loss
 
-B, CLASSES, DIM, MARGIN = 512, 64, 128, 0.2
+B, LARGE, PER_CLASS, DIM, MARGIN = 512, 4096, 8, 128, 0.2
 
 
-def example() -> tuple[np.ndarray, np.ndarray]:
+def example(batch: int = B) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    embeddings = rng.normal(size=(B, DIM)) / np.sqrt(2 * DIM)
-    return embeddings.astype(np.float32), (np.arange(B) % CLASSES).astype(np.int32)
+    embeddings = rng.normal(size=(batch, DIM)) / np.sqrt(2 * DIM)
+    return embeddings.astype(np.float32), (np.arange(batch) % (batch // PER_CLASS)).astype(np.int32)
 
 
 def enumerated(embeddings: jax.Array, labels: jax.Array) -> jax.Array:
@@ -48,7 +51,17 @@ def main() -> None:
     if HAVE_PEERS:
         candidates.append(in_torch(embeddings, labels))
     np.testing.assert_allclose(ours.run()[0], candidates[1].run()[0], rtol=1e-4)  # the same number
-    compare(f"Triplet loss, all triplets, value and gradient, B = {B}, {CLASSES} classes of 8", candidates)
+    compare(f"Triplet loss, all triplets, value and gradient, B = {B}, classes of {PER_CLASS}", candidates)
+    variants: dict[str, dict[str, Any]] = {
+        "triplet_loss": {},
+        "triplet_loss, swap=True": {"swap": True},
+        "triplet_loss, mining='hard'": {"mining": "hard"},
+    }
+    large = [
+        compiled(name, jax.value_and_grad(partial(triplet_loss, **options)), *example(LARGE))
+        for name, options in variants.items()
+    ]
+    compare(f"Triplet loss, value and gradient, B = {LARGE}, classes of {PER_CLASS}", large)
 
 
 if __name__ == "__main__":

@@ -427,7 +427,7 @@ def angular(
     positives: jax.Array,
     negatives: jax.Array,
     *,
-    angle: float = 20.0,
+    angle: float = math.pi / 9,
     references: References | None = None,
 ) -> jax.Array:
     r"""Keeps the pairs of the triplets whose negative sees anchor and positive under a large angle.
@@ -439,7 +439,7 @@ def angular(
       embeddings: `[A, D]`.
       positives: `[A, R]` booleans.
       negatives: `[A, R]` booleans.
-      angle: in (0, 90) degrees.
+      angle: in (0, pi / 2) radians.
       references: what the anchors are compared with; the batch itself if not given.
 
     Returns:
@@ -453,18 +453,18 @@ def angular(
       >>> import jax.numpy as jnp
       >>> points = jnp.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 3.0], [0.0, 2.0]])
       >>> positives, negatives = label_pairs(jnp.array([0, 0, 1, 2]))
-      >>> angular(points, positives, negatives, angle=25.0)[0].tolist()  # arctan(1/3) = 18, arctan(1/2) = 27 degrees
+      >>> angular(points, positives, negatives, angle=0.4)[0].tolist()  # arctan(1/3) = 0.32, arctan(1/2) = 0.46
       [False, True, False, True]
 
     References:
       J. Wang, F. Zhou, S. Wen, X. Liu, Y. Lin, Deep Metric Learning with Angular Loss, ICCV 2017.
     """
-    _check_number("angle", angle, " in (0, 90)", lambda value: 0 < value < 90)
+    _check_number("angle", angle, " in (0, pi / 2)", lambda value: 0 < value < math.pi / 2)
     others = embeddings if references is None else references.embeddings
     squared = pairwise_squared_euclidean(embeddings, others)
     squared, positives, negatives = _check(squared, positives, negatives)
     between = jax.lax.stop_gradient(pairwise_squared_euclidean(others))
-    return _pairs_under_angle(squared, between, positives, negatives, jnp.tan(jnp.deg2rad(angle)))
+    return _pairs_under_angle(squared, between, positives, negatives, jnp.tan(angle))
 
 
 def hardest_positives(distances: jax.Array, positives: jax.Array) -> jax.Array:

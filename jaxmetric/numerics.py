@@ -11,7 +11,8 @@ import jax.numpy as jnp
 def as_float(x: jax.Array) -> jax.Array:
     """Returns `x` in float32, or in float64 if it already was: the precision in which losses are computed."""
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits >= 32
+    return x if wide else x.astype(jnp.float32)
 
 
 def safe_abs(x: jax.Array) -> jax.Array:

@@ -110,6 +110,8 @@ def near_far_sums(
       margin: finite; may be an array.
     """
     values, near_weights, far_weights = jax.lax.stop_gradient((values, near_weights, far_weights))
+    if not values.size:
+        return NearFarSums(values, values)
     is_near, used = near_weights > 0, (near_weights > 0) | (far_weights > 0)
     heights = jnp.where(used, values + jnp.where(is_near, jnp.asarray(margin, values.dtype), 0), 0)
     heights = jnp.where(heights == 0, 0, heights)  # -0 is not below 0
@@ -163,6 +165,7 @@ def _until(bounds: _Bounds, x: jax.Array) -> jax.Array:
 def with_gradient(total: jax.Array, values: jax.Array, gradient: jax.Array) -> jax.Array:
     """Returns a scalar `total` of `values` that was found together with its gradient in them."""
     total, gradient = jax.lax.stop_gradient((total, gradient))
+    values = jnp.where(gradient == 0, 0, values)  # those without a part in it may be anything
     return total + jnp.sum(gradient * (values - jax.lax.stop_gradient(values)))
 
 

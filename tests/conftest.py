@@ -20,9 +20,9 @@ settings.register_profile("jaxmetric", deadline=None, max_examples=20, derandomi
 settings.load_profile("jaxmetric")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Keeps together what shares compiled programs: the tests of a file, and in the conformance suite those of a loss."""
-    for item in items:
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
         group = item.path.name
         if group == "test_loss_conformance.py" and hasattr(item, "callspec"):
             group = f"conformance of {item.callspec.params['name']}"

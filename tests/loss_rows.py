@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jaxmetric
@@ -23,7 +22,7 @@ class Row(NamedTuple):
     empty: tuple[str, ...] = ("one class", "all distinct")  # batches in which it has nothing to compare
     unreduced: bool = True  # whether it has reduction="none"
     tolerance: float = 1e-5  # of a sampled loss, relative: two draws of the same expectation
-    relabelled: bool = True  # whether the names of the labels are free
+    constants_inside: bool = False  # whether its definition takes weights made of the embeddings for constants
 
 
 def of_columns(loss: Callable[..., Any], *, empty=("one class", "all distinct"), **fixed: Any) -> Row:
@@ -66,7 +65,7 @@ ROWS = {
     "angular": of_one_column(jaxmetric.angular_loss),
     "quadruplet of Chen": of_one_column(jaxmetric.chen_quadruplet_loss),
     "centroid triplet": of_one_column(jaxmetric.centroid_triplet_loss),
-    "dynamic soft margin": of_one_column(jaxmetric.dynamic_soft_margin_loss),
+    "dynamic soft margin": of_one_column(jaxmetric.dynamic_soft_margin_loss)._replace(constants_inside=True),
     "contrastive": of_columns(jaxmetric.contrastive_loss, empty=()),
     "SNR contrastive": of_columns(jaxmetric.snr_contrastive_loss, empty=()),
     "sigmoid": of_columns(jaxmetric.siglip_loss, empty=()),
@@ -79,15 +78,15 @@ ROWS = {
     ),
     "intra-pair variance": of_one_column(jaxmetric.intra_pair_variance_loss, empty=()),
     "threshold-consistent margin": of_one_column(jaxmetric.threshold_consistent_margin_loss, empty=()),
-    "ranked list": of_one_column(jaxmetric.ranked_list_loss, empty=()),
+    "ranked list": of_one_column(jaxmetric.ranked_list_loss, empty=())._replace(constants_inside=True),
     "NT-Xent": of_columns(jaxmetric.ntxent_loss),
-    "supervised contrastive": of_columns(jaxmetric.supcon_loss, empty=("all distinct",)),
+    "supervised contrastive": of_columns(jaxmetric.supcon_loss),
     "N pairs": of_one_column(jaxmetric.n_pairs_loss),
-    "NCA": of_one_column(jaxmetric.nca_loss, empty=("all distinct",)),
-    "instance": of_one_column(jaxmetric.instance_loss, empty=("all distinct",)),
+    "NCA": of_one_column(jaxmetric.nca_loss),
+    "instance": of_one_column(jaxmetric.instance_loss, empty=("one class",)),
     "tuplet margin": of_one_column(jaxmetric.tuplet_margin_loss),
-    "multi-similarity": of_columns(jaxmetric.multi_similarity_loss, empty=()),
-    "circle": of_one_column(jaxmetric.circle_loss),
+    "multi-similarity": of_columns(jaxmetric.multi_similarity_loss),
+    "circle": of_one_column(jaxmetric.circle_loss)._replace(constants_inside=True),
     "lifted structure": of_one_column(jaxmetric.lifted_structure_loss),
     "generalised lifted structure": of_one_column(jaxmetric.generalized_lifted_structure_loss),
     "smooth AP": of_one_column(jaxmetric.smooth_ap_loss),
@@ -98,7 +97,7 @@ ROWS = {
     "hard triple": of_class_vectors(jaxmetric.hard_triple_loss, C, K, D),
     "proxy NCA": of_class_vectors(jaxmetric.proxy_nca_loss, C, D),
     "proxy NCA++": of_class_vectors(jaxmetric.proxy_nca_loss, C, D, positive_in_denominator=True),
-    "proxy anchor": of_class_vectors(jaxmetric.proxy_anchor_loss, C, D),
+    "proxy anchor": of_class_vectors(jaxmetric.proxy_anchor_loss, C, D)._replace(unreduced=False),
     "ArcFace": of_class_vectors(jaxmetric.arcface_loss, C, D),
     "sub-center ArcFace": of_class_vectors(jaxmetric.sub_center_arcface_loss, C, K, D),
     "CosFace": of_class_vectors(jaxmetric.cosface_loss, C, D),
@@ -110,9 +109,10 @@ ROWS = {
     "VICReg": Row(
         jaxmetric.vicreg_loss,
         lambda parameters, embeddings, labels, **options: jaxmetric.vicreg_loss(
-            embeddings, jnp.sin(3 * embeddings), **options
+            embeddings, -2 * embeddings[..., ::-1], **options
         ),
         empty=(),
+        unreduced=False,
     ),
     "soft triple": of_class_vectors(jaxmetric.soft_triple_loss, C, K, D),
     "normalized softmax": of_class_vectors(jaxmetric.normalized_softmax_loss, C, D),

@@ -203,3 +203,11 @@ def test_an_anchor_without_signal_has_snr_distances_of_zero(constant):
     assert jitted(pairwise_snr)(anchors, others) == 0
     for gradient in gradients_of(pairwise_snr)(anchors, others, np.ones((1, 1), np.float32)):
         np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e-15, 1e-30])
+def test_a_faint_anchor_beside_a_loud_one_has_finite_snr_distances_and_gradients(size):
+    x = np.float32([[size, -size, 0], [1, 0, 1]])
+    assert np.isfinite(jitted(pairwise_snr)(x, x)).all()
+    for gradient in gradients_of(pairwise_snr)(x, x, np.ones((2, 2), np.float32)):
+        assert np.isfinite(gradient).all()

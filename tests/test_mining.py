@@ -278,7 +278,7 @@ def test_angular_keeps_the_pairs_of_triplets_with_a_large_angle(threshold):
             expected[a, [p, n]] = True
     assert expected.any()
     assert (expected != positives | negatives).any()
-    assert_keeps(mining.angular(embeddings, positives, negatives, angle=threshold, references=references), expected)
+    assert_keeps(mining.angular(embeddings, positives, negatives, angle=np.radians(threshold), references=references), expected)
 
 
 def test_angular_of_a_batch_with_coinciding_points():
@@ -313,6 +313,13 @@ def test_pairs_at_a_distance_of_nan_are_kept_if_they_are_positives_or_negatives(
     mask = np.asarray(miner(distances, positives, negatives))
     at_nan = np.isnan(distances)
     assert_keeps(mask & at_nan, (positives | negatives) & at_nan)
+
+
+def test_a_negative_at_a_distance_of_nan_makes_no_easy_triplet():
+    distances = np.float32([[1, np.nan, 2, 9]])
+    positives, negatives = np.array([[1, 0, 0, 0]], bool), np.array([[0, 1, 1, 0]], bool)
+    mask = mining.triplet_margin(distances, positives, negatives, margin=5, kind="easy")
+    assert mask.tolist() == [[False, True, False, False]]
 
 
 @all_miners
@@ -393,8 +400,8 @@ def test_hyper_parameters_out_of_range_are_named(miner, arguments, message):
 
 
 def test_an_angle_out_of_range_is_named():
-    with pytest.raises(ValueError, match=r"angle is 90, expected a finite number in \(0, 90\)"):
-        mining.angular(np.ones((2, 3)), np.ones((2, 2), bool), np.ones((2, 2), bool), angle=90)
+    with pytest.raises(ValueError, match=r"angle is 2, expected a finite number in \(0, pi / 2\)"):
+        mining.angular(np.ones((2, 3)), np.ones((2, 2), bool), np.ones((2, 2), bool), angle=2)
 
 
 @examples

@@ -10,7 +10,7 @@ from jaxmetric.losses import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
-from jaxmetric.losses.triplet import between_references
+from jaxmetric.losses.triplet import between_references, nothing
 from jaxmetric.numerics import masked_logsumexp
 from jaxmetric.references import References
 
@@ -30,9 +30,8 @@ def angular_loss(
 ) -> LossResult:
     r"""The angular loss over the pairs of an anchor and a positive.
 
-    The mean of :math:`\log(1 + \sum_n \exp f_{apn})` over the pairs of an anchor a and a positive p, with
-    :math:`f_{apn} = 4 \tan^2\!\alpha \,(x_a + x_p)^T x_n - 2 (1 + \tan^2\!\alpha)\, x_a^T x_p`; n runs over the negatives
-    of a.
+    The mean of :math:`\log(1 + \sum_n \exp f_{apn})` over the pairs of an anchor a and a positive p; n runs over the
+    negatives of a, and :math:`f_{apn} = 4 \tan^2\!\alpha \,(x_a + x_p)^T x_n - 2 (1 + \tan^2\!\alpha)\, x_a^T x_p`.
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
@@ -78,6 +77,8 @@ def angular_loss(
 
 @jax.jit
 def _angular(c: Comparison, others: jax.Array, angle: float) -> LossStats:
+    if not c.values.size:
+        return nothing(c)
     complete = c.positives & jnp.any(c.negatives, axis=1, keepdims=True)
     constants = (c.reference_weights, jnp.square(jnp.tan(jnp.asarray(angle, c.values.dtype))))
     total, active = sum_over_positives(_term, c.values, others, complete, c.negatives, constants)
@@ -87,6 +88,7 @@ def _angular(c: Comparison, others: jax.Array, angle: float) -> LossStats:
 
 def _term(pair: PositivePair, negatives: jax.Array, constants: Any) -> tuple[jax.Array, jax.Array]:
     reference_weights, squared_tangent = constants
+    assert pair.positive_row is not None
     f = 4 * squared_tangent * (pair.anchor_row + pair.positive_row) - 2 * (1 + squared_tangent) * pair.value
     loss = jax.nn.softplus(masked_logsumexp(f, negatives))
     weight = reference_weights[pair.positive]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxmetric.losses import checks
 from jaxmetric.losses.comparison import DISTANCES, Comparison, compare, each_anchor, each_pair
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
+from jaxmetric.losses.triplet import nothing
 from jaxmetric.mining import hardest_negatives
 from jaxmetric.numerics import as_float, safe_divide
 from jaxmetric.references import References
@@ -69,8 +70,7 @@ def centroid_triplet_loss(
     """
     check_reduction(reduction, "none")
     checks.check_scalar("margin", margin)
-    if mining not in MININGS:
-        raise ValueError(f"mining is {mining!r}, expected one of {', '.join(MININGS)}")
+    checks.check_choice("mining", mining, MININGS)
     if isinstance(distance, str) and distance not in DISTANCES:
         raise ValueError(f"distance is {distance!r}, expected one of {', '.join(DISTANCES)} or a function")
     if not isinstance(distance, str) and not callable(distance):
@@ -91,7 +91,7 @@ class _Centroids(NamedTuple):
 @partial(jax.jit, static_argnames=("mining", "distance"))
 def _centroid_triplets(c: Comparison, margin: float, mining: str, distance: Callable[..., jax.Array]) -> LossStats:
     if not c.positives.size:
-        return LossStats(*(jnp.zeros_like(c.anchor_weights),) * 3)
+        return nothing(c)
     centroids = _centroids(c)
     near = _distances_to_own_centroid(c, distance)
     far = as_float(distance(c.anchors, centroids.vectors))

@@ -8,6 +8,8 @@ All these quadruplets are those with any negative pair, less those whose negativ
 the three sums over pairs of pairs is one sort (`jaxmetric.ordering.near_far_sums`).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -17,6 +19,7 @@ from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, r
 from jaxmetric.losses.triplet import all_triplets
 from jaxmetric.ordering import NearFarSums, near_far_sums, with_gradient
 from jaxmetric.references import References
+from jaxmetric.tuples import all_pairs
 
 
 def chen_quadruplet_loss(
@@ -79,32 +82,44 @@ def chen_quadruplet_loss(
     comparison = compare(
         embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
     )
-    triplets, quadruplets = all_triplets(comparison, margin), _all_quadruplets(comparison, second_margin)
+    symmetric = references is None and pairs is None and isinstance(distance, str) and distance != "snr"
+    triplets = all_triplets(comparison, margin)
+    quadruplets = _all_quadruplets(comparison, second_margin, symmetric=symmetric)
     stats = LossStats(*(jnp.stack(both) for both in zip(triplets, quadruplets, strict=True)))
     loss = jnp.sum(reduce_stats(stats, reduction))
     return (loss, stats) if has_aux else loss
 
 
-@jax.jit
-def _all_quadruplets(c: Comparison, margin: float) -> LossStats:
+@partial(jax.jit, static_argnames="symmetric")
+def _all_quadruplets(c: Comparison, margin: float, *, symmetric: bool) -> LossStats:
     weights = c.anchor_weights[:, None] * c.reference_weights[None, :]
     far = jnp.where(c.negatives, weights, 0)
     elsewhere = _not_touching(c, c.negatives.astype(jnp.int32)) > 0
     # Without a pair of two other classes, what is left of the sums is only their rounding.
     near = jnp.where(c.positives & elsewhere[:, None], weights, 0)
-    sums = _near_far_sums(c, near, far, margin)
+    sums = _near_far_sums(c, near, far, margin, symmetric=symmetric)
     total = with_gradient(jnp.sum(near * sums.hinges), c.values, (near - far) * sums.violations)
     valid = jnp.sum(jnp.sum(near, axis=1) * jax.nn.relu(_not_touching(c, far)))
     return LossStats(total, valid, jnp.sum(near * sums.violations))
 
 
-def _near_far_sums(c: Comparison, near: jax.Array, far: jax.Array, margin: float) -> NearFarSums:
+def _near_far_sums(c: Comparison, near: jax.Array, far: jax.Array, margin: float, *, symmetric: bool) -> NearFarSums:
     """`[A, R]` sums over the pairs of the other side that share no class: all, less those that share either."""
-    classes = (jnp.zeros((), c.anchor_labels.dtype), c.anchor_labels[:, None], c.reference_labels[None, :])
-    segments = jnp.stack([jnp.broadcast_to(each, near.shape).reshape(-1) for each in classes])
-    pairs = [each.reshape(-1) for each in (c.values, near, far)]
-    sums = jax.lax.map(lambda each: near_far_sums(*pairs, each, margin=margin), segments)
-    hinges, violations = ((each[0] - each[1] - each[2]).reshape(near.shape) for each in sums)
+    if symmetric:  # (i, j) stands for (j, i) as well
+        first, second = all_pairs(near.shape[0])
+        near, far = 2 * near, 2 * far
+    else:
+        first, second = (index.reshape(-1) for index in jnp.indices(near.shape))
+    of_anchors, of_references = c.anchor_labels[first], c.reference_labels[second]
+    segments = jnp.stack([jnp.zeros_like(of_anchors), of_anchors, of_references])
+    values, near, far = (each[first, second] for each in (c.values, near, far))
+    everywhere_and_touching = jax.lax.map(lambda each: near_far_sums(values, near, far, each, margin=margin), segments)
+    hinges, violations = (
+        jnp.zeros_like(c.values).at[first, second].set(each[0] - each[1] - each[2], unique_indices=True)
+        for each in everywhere_and_touching
+    )
+    if symmetric:
+        hinges, violations = hinges + hinges.T, violations + violations.T
     return NearFarSums(jnp.where(violations <= 0, 0, jax.nn.relu(hinges)), violations)
 
 

@@ -13,7 +13,7 @@ reduction.
 Both engines take the classes in chunks where `[C, K, B]` scores are large, and compute a chunk's scores again for its
 gradient: beside the class vectors and their gradient only a chunk's arrays exist, those of the normalisation included.
 What a chunk adds to the softmax is a `Partial`, and so is what a device adds that holds some of the classes:
-`score_classes` makes one, `merge` joins two (or `pmax` and `psum` join all), `log_sum_exp` finishes.
+`partial_softmax` makes one, `merge` joins two (or `pmax` and `psum` join all), `log_sum_exp` finishes.
 
 Scores are class-major, `[C, B]`: sums over classes and centres then run over whole rows of examples, and the centres of
 a class are used as they lie in memory.
@@ -21,7 +21,7 @@ a class are used as they lie in memory.
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -30,7 +30,6 @@ import numpy as np
 
 from jaxmetric.losses import checks
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_each, reduce_stats
-from jaxmetric.numerics import safe_normalize
 
 # All classes are scored at once up to this many scores, C K B; beyond, as many at a time as have CHUNK scores, which a
 # processor's cache can hold.
@@ -160,13 +159,46 @@ def dot_product(vectors: jax.Array, embeddings: jax.Array) -> jax.Array:
 
 def normalized_dot_product(vectors: jax.Array, embeddings: jax.Array) -> jax.Array:
     """`[c, B]` (or `[c, K, B]`) inner products of class vectors `[c, D]` (`[c, K, D]`) scaled to length 1."""
-    rows = safe_normalize(vectors.reshape(-1, vectors.shape[-1]))
-    return dot_product(rows, embeddings).reshape(*vectors.shape[:-1], -1)
+    rows = vectors.reshape(-1, vectors.shape[-1])
+    # Scaling the products, which happens where they are used next, saves the passes that write scaled vectors.
+    products = dot_product(rows, embeddings) * _inverse_lengths(rows)
+    return products.reshape(*vectors.shape[:-1], -1)
+
+
+def _inverse_lengths(vectors: jax.Array) -> jax.Array:
+    """`[c, 1]`: 1 over the Euclidean lengths of `[c, D]` vectors; 0, with gradient 0, for a vector of zeros."""
+    # As in `safe_normalize`, squares neither overflow nor vanish.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=1, keepdims=True))
+    empty = largest < jnp.finfo(vectors.dtype).tiny
+    unit = jnp.where(empty, 1, largest)
+    squared = jnp.sum(jnp.square(vectors / unit), axis=1, keepdims=True)
+    return jnp.where(empty, 0, jax.lax.rsqrt(jnp.where(empty, 1, squared)) / unit)
 
 
 def nearest_center(centers: jax.Array, embeddings: jax.Array) -> jax.Array:
     """`[c, B]`: of the inner products with the K normalised centres of each class the largest."""
-    return jnp.max(normalized_dot_product(centers, embeddings), axis=1)
+    return _nearest(normalized_dot_product(centers, embeddings))
+
+
+@jax.custom_vjp
+def _nearest(similarity: jax.Array) -> jax.Array:
+    # Centre by centre, which makes one loop over the similarities [c, K, B].
+    return reduce(jnp.maximum, [similarity[:, k] for k in range(similarity.shape[1])])
+
+
+def _nearest_fwd(similarity: jax.Array) -> Any:
+    nearest = _nearest(similarity)
+    return nearest, (similarity, nearest)
+
+
+def _nearest_bwd(saved: Any, cotangent: jax.Array) -> Any:
+    similarity, nearest = saved
+    # Centres that are equally near share; where there is a NaN, none is near, and it shows.
+    counts = sum((similarity[:, k] == nearest).astype(nearest.dtype) for k in range(similarity.shape[1]))
+    return (jnp.where(similarity == nearest[:, None], (cotangent / counts)[:, None], 0),)
+
+
+_nearest.defvjp(_nearest_fwd, _nearest_bwd)
 
 
 # --- the softmax over classes -----------------------------------------------------------------------------------------
@@ -186,16 +218,14 @@ class Partial(NamedTuple):
     right: jax.Array
 
 
-def score_classes(
-    score: Score, vectors: jax.Array, index: jax.Array, counted: jax.Array, labels: jax.Array, operands: Any
-) -> Partial:
-    """The Partial of the classes `index` `[c]`, with vectors `[c, ...]`; those not `counted` `[c]` are left out."""
-    logits = score(vectors, *operands)
-    is_right = index[:, None] == labels[None, :]
-    others = jnp.where(counted[:, None] & ~is_right, logits, -jnp.inf)
-    largest = jax.lax.stop_gradient(jnp.max(others, axis=0))
+def partial_softmax(logits: jax.Array, index: jax.Array, counted: jax.Array, labels: jax.Array) -> Partial:
+    """What consecutive classes `index` `[c]` with `[c, B]` logits add; those not `counted` `[c]` are left out."""
+    others = jnp.where(_is_other(index, counted, labels), logits, -jnp.inf)
+    largest = jnp.max(others, axis=0)
     sum_exp = jnp.sum(jnp.exp(others - _finite(largest)[None, :]), axis=0)
-    return Partial(largest, sum_exp, jnp.sum(jnp.where(counted[:, None] & is_right, logits, 0), axis=0))
+    row = jnp.clip(labels - index[0], 0, index.size - 1)
+    is_here = (index[row] == labels) & counted[row]
+    return Partial(largest, sum_exp, jnp.where(is_here, logits[row, jnp.arange(labels.size)], 0))
 
 
 def merge(first: Partial, second: Partial) -> Partial:
@@ -215,6 +245,25 @@ def _finite(largest: jax.Array) -> jax.Array:
     return jnp.where(largest == -jnp.inf, 0, largest)
 
 
+def _is_other(index: jax.Array, counted: jax.Array, labels: jax.Array) -> jax.Array:
+    return counted[:, None] & (index[:, None] != labels[None, :])
+
+
+def _logit_cotangents(
+    logits: jax.Array,
+    index: jax.Array,
+    counted: jax.Array,
+    labels: jax.Array,
+    others: jax.Array,
+    of_right: jax.Array,
+    of_others: jax.Array,
+) -> jax.Array:
+    """The cotangents of `[c, B]` logits, from those of the right class's logit and of the log-sum-exp of the others."""
+    is_other = _is_other(index, counted, labels)
+    share = jnp.exp(jnp.where(is_other, logits, -jnp.inf) - _finite(others)[None, :])
+    return jnp.where(is_other, share * of_others[None, :], jnp.where(counted[:, None], of_right[None, :], 0))
+
+
 def right_and_others(
     score: Score, vectors: jax.Array, labels: jax.Array, *operands: Any
 ) -> tuple[jax.Array, jax.Array]:
@@ -231,10 +280,31 @@ def right_and_others(
     """
     size = _chunk_size(vectors, labels.shape[0])
     if size == vectors.shape[0]:
-        index = jnp.arange(size)
-        whole = score_classes(score, vectors, index, index >= 0, labels, operands)
-        return whole.right, log_sum_exp(whole)
+        return _of_logits(score(vectors, *operands), labels)
     return _chunked_right_and_others(score, size, vectors, labels, operands)
+
+
+@jax.custom_vjp
+def _of_logits(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    whole = partial_softmax(logits, *_all_classes(logits), labels)
+    return whole.right, log_sum_exp(whole)
+
+
+def _of_logits_fwd(logits: jax.Array, labels: jax.Array) -> Any:
+    right, others = _of_logits(logits, labels)
+    return (right, others), (logits, labels, others)
+
+
+def _of_logits_bwd(saved: Any, cotangents: Any) -> Any:
+    logits, labels, others = saved
+    return _logit_cotangents(logits, *_all_classes(logits), labels, others, *cotangents), None
+
+
+_of_logits.defvjp(_of_logits_fwd, _of_logits_bwd)
+
+
+def _all_classes(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.arange(logits.shape[0]), jnp.ones(logits.shape[0], bool)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -242,7 +312,7 @@ def _chunked_right_and_others(
     score: Score, size: int, vectors: jax.Array, labels: jax.Array, operands: Any
 ) -> tuple[jax.Array, jax.Array]:
     def add(whole: Partial, vectors: jax.Array, index: jax.Array, counted: jax.Array) -> Partial:
-        return merge(whole, score_classes(score, vectors, index, counted, labels, operands))
+        return merge(whole, partial_softmax(score(vectors, *operands), index, counted, labels))
 
     dtype = jax.eval_shape(score, vectors, *operands).dtype
     nothing = jnp.zeros(labels.shape, dtype)
@@ -258,14 +328,14 @@ def _right_and_others_fwd(score: Score, size: int, vectors: jax.Array, labels: j
 def _right_and_others_bwd(score: Score, size: int, saved: Any, cotangents: Any) -> Any:
     vectors, labels, operands, others = saved
 
-    def shares(vectors: jax.Array, index: jax.Array, counted: jax.Array, operands: Any) -> Any:
-        # The sum of exp(logit - others) has the gradient of `others` itself.
-        logits = score(vectors, *operands)
-        is_right = index[:, None] == labels[None, :]
-        share = jnp.exp(jnp.where(counted[:, None] & ~is_right, logits, -jnp.inf) - _finite(others)[None, :])
-        return jnp.sum(jnp.where(counted[:, None] & is_right, logits, 0), axis=0), jnp.sum(share, axis=0)
+    def logits(vectors: jax.Array, index: jax.Array, counted: jax.Array, operands: Any) -> jax.Array:
+        return score(vectors, *operands)
 
-    d_vectors, d_operands = _gradients(shares, cotangents, vectors, operands, size, start=jnp.zeros_like(vectors))
+    def of_logits(logits: jax.Array, index: jax.Array, counted: jax.Array) -> jax.Array:
+        return _logit_cotangents(logits, index, counted, labels, others, *cotangents)
+
+    nothing = jnp.zeros_like(vectors)
+    d_vectors, d_operands = _gradients(logits, of_logits, vectors, operands, size, start=nothing)
     return d_vectors, None, d_operands
 
 
@@ -321,7 +391,7 @@ def _sum_bwd(terms: Callable[..., Any], size: int, saved: Any, cotangents: Any) 
     def of_chunk(vectors: jax.Array, index: jax.Array, counted: jax.Array, operands: Any) -> Any:
         return _counted_sum(terms, vectors, index, counted, operands, fixed)
 
-    return (*_gradients(of_chunk, of_sums, vectors, operands, size, start=of_vectors), None)
+    return (*_gradients(of_chunk, lambda *_: of_sums, vectors, operands, size, start=of_vectors), None)
 
 
 _chunked_sum.defvjp(_sum_fwd, _sum_bwd)
@@ -365,15 +435,33 @@ def _over_chunks(add: Callable[..., Any], start: Any, vectors: jax.Array, size: 
 
 
 def _gradients(
-    function: Callable[..., Any], cotangents: Any, vectors: jax.Array, operands: Any, size: int, *, start: jax.Array
+    function: Callable[..., Any],
+    cotangents: Callable[..., Any],
+    vectors: jax.Array,
+    operands: Any,
+    size: int,
+    *,
+    start: jax.Array,
 ) -> tuple[jax.Array, Any]:
-    """The gradients of the sum over chunks of `function(vectors, index, counted, operands)`; `start` is added to."""
+    """Adds up the gradients of `function(vectors, index, counted, operands)` over chunks.
+
+    Args:
+      function: of a chunk.
+      cotangents: `(result, index, counted)` to what the gradients of its result are multiplied with.
+      vectors: `[C, ...]`.
+      operands: a pytree.
+      size: of a chunk.
+      start: `[C, ...]`, to which the gradients in the vectors are added.
+
+    Returns:
+      The gradients in the vectors and in the operands.
+    """
 
     def add(number: Any, total: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         d_vectors, d_operands = total
         chunk, index, counted = _chunk(vectors, number, size)
-        _, pull_back = jax.vjp(lambda chunk, operands: function(chunk, index, counted, operands), chunk, operands)
-        d_chunk, more = pull_back(cotangents)
+        result, pull_back = jax.vjp(lambda chunk, operands: function(chunk, index, counted, operands), chunk, operands)
+        d_chunk, more = pull_back(cotangents(result, index, counted))
         first = index[0]
         d_chunk = jax.lax.dynamic_slice_in_dim(d_vectors, first, size) + d_chunk
         d_vectors = jax.lax.dynamic_update_slice_in_dim(d_vectors, d_chunk, first, 0)

@@ -6,7 +6,7 @@ values and masks. `each_pair` and `each_anchor` turn what the formula gives into
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +26,17 @@ from jaxmetric.losses.reduction import LossStats
 from jaxmetric.numerics import as_float, safe_divide
 from jaxmetric.references import References
 
+_Function: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 # A name, a function of [A, D] and [R, D] that returns [A, R], or an [A, R] array computed beforehand.
-Pairwise: TypeAlias = str | Callable[[jax.Array, jax.Array], jax.Array] | jax.Array
+Pairwise: TypeAlias = str | _Function | jax.Array
 
-DISTANCES = {
+DISTANCES: dict[str, _Function] = {
     "squared_euclidean": pairwise_squared_euclidean,
     "euclidean": pairwise_euclidean,
     "cosine": pairwise_cosine_distance,
     "snr": pairwise_snr,
 }
-SIMILARITIES = {"cosine": pairwise_cosine_similarity, "dot": pairwise_dot_product}
+SIMILARITIES: dict[str, _Function] = {"cosine": pairwise_cosine_similarity, "dot": pairwise_dot_product}
 
 
 class Comparison(NamedTuple):
@@ -120,10 +121,11 @@ def compare(
     scale = column_scale(batch.labels.shape[1], label_weights, None) if multi_output else None
     column_weights = None if scale is None else jnp.asarray([weight for weight, _ in scale], batch.weights.dtype)
     positives, negatives = _alike_and_not(batch, others, own, pairs, column_weights)
+    values: Any = None if pairwise is None else _values(name, pairwise, matrix, batch, others, shape)
     return Comparison(
         batch.embeddings,
         others.embeddings,
-        None if pairwise is None else _values(name, pairwise, matrix, batch, others, shape),
+        values,
         positives,
         negatives,
         batch.weights,
@@ -251,13 +253,16 @@ def _values(
     if matrix is not None:
         valid = (batch.weights[:, None] > 0) & (others.weights[None, :] > 0)
         values = jnp.where(valid, matrix, 0) if matrix.shape == shape else matrix
-    elif isinstance(pairwise, str):
-        functions = DISTANCES if name == "distance" else SIMILARITIES
-        if pairwise not in functions:
-            raise ValueError(f"{name} is {pairwise!r}, expected one of {', '.join(functions)}, a function or an array")
-        values = functions[pairwise](batch.embeddings, others.embeddings)
     else:
-        values = as_float(pairwise(batch.embeddings, others.embeddings))
+        function = _function(name, pairwise) if isinstance(pairwise, str) else cast(_Function, pairwise)
+        values = as_float(function(batch.embeddings, others.embeddings))
     if values.shape != shape:
         raise ValueError(f"{name} gives shape {values.shape}, expected {shape}: anchors and references")
     return values
+
+
+def _function(name: str, pairwise: str) -> _Function:
+    functions = DISTANCES if name == "distance" else SIMILARITIES
+    if pairwise not in functions:
+        raise ValueError(f"{name} is {pairwise!r}, expected one of {', '.join(functions)}, a function or an array")
+    return functions[pairwise]

@@ -350,7 +350,7 @@ def instance_loss(
 ) -> LossResult:
     r"""The instance loss: each example is a class of its own, and its embedding the vector of that class.
 
-    The mean over examples i of
+    The mean over the examples i that have a negative of
     :math:`-\log \frac{\exp(\gamma) + \sum_{p \in P(i)} \exp(\gamma\, s_{ip})}{\exp(\gamma) + \sum_{a \ne i}
     \exp(\gamma\, s_{ia})}`, s the cosine, 1 of an example with itself, P(i) the examples of the same label. With all
     labels distinct it spreads the embeddings over the sphere; a label that occurs more than once makes one class of
@@ -368,8 +368,8 @@ def instance_loss(
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
         gradient flows into them.
-      reduction: `"mean"` over examples, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: one
-        value per example.
+      reduction: `"mean"` over examples with a negative, `"mean_active"` over those with a positive loss, `"sum"`, or
+        `"none"`: one value per example.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -447,4 +447,5 @@ def _nca(c: Comparison, softmax_scale: float) -> LossStats:
 def _instance(c: Comparison, gamma: float) -> LossStats:
     logits = gamma * c.values
     alike = jnp.logaddexp(masked_logsumexp(logits, c.positives), gamma)
-    return each_anchor(jax.nn.softplus(masked_logsumexp(logits, c.negatives) - alike), c.anchor_weights)
+    losses = jax.nn.softplus(masked_logsumexp(logits, c.negatives) - alike)
+    return each_anchor(losses, jnp.where(jnp.any(c.negatives, axis=1), c.anchor_weights, 0))

@@ -4,7 +4,6 @@ How hard a triplet is, is its difference z = d(a, p) - d(a, n). A histogram of t
 batches, is the state of the loss: an argument, and part of what `has_aux=True` returns.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from jaxmetric.losses import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_pair
 from jaxmetric.losses.positive_pairs import PositivePair, _in_turns, _next_positives, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
-from jaxmetric.losses.triplet import between_references, triplet_weights
+from jaxmetric.losses.triplet import between_references, nothing, triplet_weights
 from jaxmetric.mining import hardest_negatives
 from jaxmetric.numerics import as_float, safe_divide
 from jaxmetric.references import References
@@ -106,24 +105,27 @@ def dynamic_soft_margin_loss(
     if not isinstance(momentum, jax.core.Tracer) and float(momentum) > 1:
         raise ValueError(f"momentum is {float(momentum):g}, expected a number of at most 1")
     checks.check_scalar("largest", largest, above=0)
-    if mining not in MININGS:
-        raise ValueError(f"mining is {mining!r}, expected one of {', '.join(MININGS)}")
+    checks.check_choice("mining", mining, MININGS)
     comparison = compare(
         embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
     )
     past = _check_histogram(histogram, num_bins, comparison.values.dtype)
-    others = between_references("distance", distance, comparison, references) if mining == "hard" else None
-    # The negatives of a positive: within the batch, those that `pairs` leaves it as an anchor.
-    negatives = comparison.negatives if references is None else _negatives_of_references(comparison)
-    per_anchor, updated = _sums_of_anchors(comparison, others, negatives, past, momentum, largest, mining=mining)
-    result = reduce_anchors(per_anchor, reduction, has_aux)
-    return (result[0], DynamicMarginStats(*result[1], updated)) if has_aux else result
+    of_positives = None
+    if mining == "hard":
+        # Within the batch, the negatives of a positive are those that `pairs` leaves it as an anchor.
+        negatives = comparison.negatives if references is None else _negatives_of_references(comparison)
+        of_positives = between_references("distance", distance, comparison, references), negatives
+    per_anchor, updated = _sums_of_anchors(comparison, of_positives, past, momentum, largest)
+    loss, stats = reduce_anchors(per_anchor, reduction, has_aux=True)
+    return (loss, DynamicMarginStats(stats.total, stats.valid, stats.active, updated)) if has_aux else loss
 
 
 def _check_histogram(histogram: jax.Array | None, num_bins: int, dtype: jnp.dtype) -> jax.Array:
+    if isinstance(num_bins, bool) or not isinstance(num_bins, int):
+        raise TypeError(f"num_bins is {num_bins!r}, expected a static integer")
+    if num_bins < 2:
+        raise ValueError(f"num_bins is {num_bins}, expected an integer of at least 2")
     if histogram is None:
-        if isinstance(num_bins, bool) or not isinstance(num_bins, int) or num_bins < 2:
-            raise ValueError(f"num_bins is {num_bins!r}, expected a static integer of at least 2")
         return jnp.zeros(num_bins, dtype)
     histogram = jnp.asarray(histogram)
     if not jnp.issubdtype(histogram.dtype, jnp.floating):
@@ -133,30 +135,30 @@ def _check_histogram(histogram: jax.Array | None, num_bins: int, dtype: jnp.dtyp
     return jax.lax.stop_gradient(as_float(histogram).astype(dtype))
 
 
-@partial(jax.jit, static_argnames="mining")
+@jax.jit
 def _sums_of_anchors(
     c: Comparison,
-    others: jax.Array | None,
-    negatives: jax.Array,
+    of_positives: tuple[jax.Array, jax.Array] | None,
     past: jax.Array,
     momentum: float,
     largest: float,
-    *,
-    mining: str,
 ) -> tuple[LossStats, jax.Array]:
-    """The sums of each anchor, and the updated histogram."""
+    """The sums of each anchor, and the updated histogram.
+
+    `of_positives` has the distances of positives to all references and which of these are their negatives, `[R, R]`; if
+    it is None, all triplets are taken.
+    """
     if not c.values.size:
-        return LossStats(*(jnp.zeros_like(c.anchor_weights),) * 3), past
-    largest = jnp.asarray(largest, past.dtype)
-    if mining == "all":
-        histogram = _updated(past, _histogram_of_all(c, past, largest), momentum)
-        sums = _sums_of_all(c, histogram, largest)
+        return nothing(c), past
+    reach = jnp.asarray(largest, past.dtype)
+    if of_positives is None:
+        histogram = _updated(past, _histogram_of_all(c, past, reach), momentum)
+        sums = _sums_of_all(c, histogram, reach)
     else:
-        differences, weights = _hard_triplets(c, others, negatives)
+        differences, weights = _hard_triplets(c, *of_positives)
         every_weight = c.anchor_weights[:, None] * weights
-        histogram = _updated(past, _histogram(differences, every_weight, past.size, largest), momentum)
-        losses = _losses(differences, jnp.cumsum(histogram), largest)
-        sums = each_pair(losses, weights)
+        histogram = _updated(past, _histogram(differences, every_weight, past.size, reach), momentum)
+        sums = each_pair(_losses(differences, jnp.cumsum(histogram), reach), weights)
     return LossStats(*(c.anchor_weights * each for each in sums)), histogram
 
 
@@ -181,7 +183,7 @@ def _hard_triplets(c: Comparison, others: jax.Array, negatives: jax.Array) -> tu
     return jnp.where(exists, c.values - jnp.where(exists, far, 0), 0), jnp.where(exists, weights, 0)
 
 
-def _histogram_of_all(c: Comparison, past: jax.Array, largest: jax.Array) -> jax.Array:
+def _histogram_of_all(c: Comparison, past: jax.Array, reach: jax.Array) -> jax.Array:
     """The histogram of all triplets, one positive of each anchor at a time."""
     _, far = triplet_weights(c)
 
@@ -189,42 +191,42 @@ def _histogram_of_all(c: Comparison, past: jax.Array, largest: jax.Array) -> jax
         exists, chosen = _next_positives(remaining)
         near = jnp.take_along_axis(c.values, chosen[:, None], axis=1)
         weights = jnp.where(exists, c.anchor_weights * c.reference_weights[chosen], 0)
-        return histogram + _histogram(near - c.values, weights[:, None] * far, past.size, largest)
+        return histogram + _histogram(near - c.values, weights[:, None] * far, past.size, reach)
 
     return _in_turns(turn, c.positives, jnp.zeros_like(past))
 
 
-def _sums_of_all(c: Comparison, histogram: jax.Array, largest: jax.Array) -> LossStats:
+def _sums_of_all(c: Comparison, histogram: jax.Array, reach: jax.Array) -> LossStats:
     near, far = triplet_weights(c)
-    constants = (c.reference_weights, jnp.cumsum(histogram), largest)
+    constants = (c.reference_weights, jnp.cumsum(histogram), reach)
     total, active = sum_over_positives(_term, c.values, None, c.positives, far, constants)
     return LossStats(total, jnp.sum(near, axis=1) * jnp.sum(far, axis=1), active)
 
 
 def _term(pair: PositivePair, far: jax.Array, constants: Any) -> tuple[jax.Array, jax.Array]:
-    reference_weights, cumulative, largest = constants
-    losses = _losses(pair.value - pair.anchor_row, cumulative, largest)
+    reference_weights, cumulative, reach = constants
+    losses = _losses(pair.value - pair.anchor_row, cumulative, reach)
     weights = reference_weights[pair.positive] * far
     return jnp.sum(jnp.where(weights > 0, weights * losses, 0)), jnp.sum(jnp.where(losses > 0, weights, 0))
 
 
-def _losses(differences: jax.Array, cumulative: jax.Array, largest: jax.Array) -> jax.Array:
-    bins, _ = _bins(differences, cumulative.size, largest)
+def _losses(differences: jax.Array, cumulative: jax.Array, reach: jax.Array) -> jax.Array:
+    bins, _ = _bins(differences, cumulative.size, reach)
     return cumulative[bins] * differences
 
 
-def _histogram(differences: jax.Array, weights: jax.Array, num_bins: int, largest: jax.Array) -> jax.Array:
+def _histogram(differences: jax.Array, weights: jax.Array, num_bins: int, reach: jax.Array) -> jax.Array:
     """The weight around each bin: a difference between two bins is shared by them."""
-    bins, share = _bins(differences, num_bins, largest)
+    bins, share = _bins(differences, num_bins, reach)
     histogram = jnp.zeros(num_bins, weights.dtype)
     histogram = histogram.at[bins].add(weights * (1 - share))
     return histogram.at[jnp.minimum(bins + 1, num_bins - 1)].add(weights * share)
 
 
-def _bins(differences: jax.Array, num_bins: int, largest: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _bins(differences: jax.Array, num_bins: int, reach: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The bin at or below each difference, and how far it is on the way to the next."""
     differences = jax.lax.stop_gradient(differences)
-    positions = jnp.clip((differences + largest) * ((num_bins - 1) / (2 * largest)), 0, num_bins - 1)
+    positions = jnp.clip((differences + reach) * ((num_bins - 1) / (2 * reach)), 0, num_bins - 1)
     bins = jnp.floor(positions)
     return bins.astype(jnp.int32), positions - bins
 

@@ -98,13 +98,14 @@ def triplet_loss(
     """
     check_reduction(reduction, "none")
     checks.check_scalar("margin", margin)
-    if mining not in MININGS:
-        raise ValueError(f"mining is {mining!r}, expected one of {', '.join(MININGS)}")
+    checks.check_choice("mining", mining, MININGS)
+    checks.check_flag("soft_margin", soft_margin)
+    checks.check_flag("swap", swap)
     comparison = compare(
         embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
     )
     others = between_references("distance", distance, comparison, references) if swap else None
-    per_anchor = _sums_of_anchors(comparison, others, margin, mining=mining, soft_margin=bool(soft_margin))
+    per_anchor = _sums_of_anchors(comparison, others, margin, mining=mining, soft_margin=soft_margin)
     return reduce_anchors(per_anchor, reduction, has_aux)
 
 
@@ -121,6 +122,11 @@ def between_references(
     return as_float(pairwise(comparison.references, comparison.references))
 
 
+def nothing(comparison: Comparison) -> LossStats:
+    """The sums `[A]` of anchors without references, or of no anchors."""
+    return LossStats(*(jnp.zeros_like(comparison.anchor_weights),) * 3)
+
+
 def triplet_weights(comparison: Comparison) -> tuple[jax.Array, jax.Array]:
     """The weights `[A, R]` of the references as positives and as negatives of each anchor, 0 where they are not."""
     weights = comparison.reference_weights[None, :]
@@ -132,7 +138,7 @@ def _sums_of_anchors(
     c: Comparison, others: jax.Array | None, margin: float, *, mining: str, soft_margin: bool
 ) -> LossStats:
     if not c.values.size:
-        return LossStats(*(jnp.zeros_like(c.anchor_weights),) * 3)
+        return nothing(c)
     penalty = jax.nn.softplus if soft_margin else jax.nn.relu
     if mining == "hard":
         sums = _hard_triplets(c, others, margin, penalty)
@@ -145,10 +151,9 @@ def _sums_of_anchors(
     return LossStats(*(c.anchor_weights * jnp.where(c.anchor_weights > 0, each, 0) for each in sums))
 
 
-@jax.jit
 def all_triplets(c: Comparison, margin: float) -> LossStats:
     """The sums of the hinges of all triplets."""
-    return LossStats(*(jnp.sum(c.anchor_weights * each) for each in _sorted_triplets(c, margin)))
+    return LossStats(*(jnp.sum(each) for each in _sums_of_anchors(c, None, margin, mining="all", soft_margin=False)))
 
 
 def _sorted_triplets(c: Comparison, margin: float) -> LossStats:

@@ -12,8 +12,8 @@ from jaxmetric.losses.class_vectors import (
     log_sum_exp,
     merge,
     normalized_dot_product,
+    partial_softmax,
     right_and_others,
-    score_classes,
     sum_over_classes,
 )
 
@@ -148,7 +148,7 @@ def test_partials_of_shards_join_to_the_whole():
 
     def on_device(vectors):
         index = 2 * jax.lax.axis_index("classes") + jnp.arange(2)
-        part = score_classes(normalized_dot_product, vectors, index, index >= 0, labels, (embeddings,))
+        part = partial_softmax(normalized_dot_product(vectors, embeddings), index, index >= 0, labels)
         largest = jax.lax.pmax(part.largest, "classes")
         rest = part.sum_exp * jnp.exp(part.largest - largest), part.right
         sum_exp, right = jax.lax.psum(rest, "classes")
@@ -165,7 +165,7 @@ def test_merging_is_commutative_and_takes_empty_parts():
 
     def part(counted):
         index = jnp.arange(8)
-        return score_classes(normalized_dot_product, vectors, index, counted, labels, (embeddings,))
+        return partial_softmax(normalized_dot_product(vectors, embeddings), index, counted, labels)
 
     @jax.jit
     def joined():

@@ -82,7 +82,7 @@ def nca(x: Pairs, softmax_scale: float) -> Terms:
 
 
 def instance(x: Pairs, gamma: float) -> Terms:
-    for a in anchors_with(x):
+    for a in anchors_with(x, x.unlike):
         similar = np.exp(gamma * x.values[a])
         right = math.exp(gamma) + similar @ x.alike[a]
         yield a, x.weights[a], -math.log(right / (right + similar @ x.unlike[a]))

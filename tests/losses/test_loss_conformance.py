@@ -101,7 +101,7 @@ def test_the_order_of_a_batch_changes_nothing(name, seed):
     assert_close(name, permuted, (loss, (of_parameters, of_embeddings[order])))
 
 
-@rows_with(lambda row: row.relabelled and not row.class_vectors)
+@rows_with(lambda row: not row.class_vectors)
 @few
 @given(seed=seeds)
 def test_the_names_of_labels_change_nothing(name, seed):
@@ -200,11 +200,12 @@ def test_no_promotion_of_ranks_or_dtypes_is_relied_on(name):
     parameters, embeddings, labels = example(name)
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         call = partial(ROWS[name].call, where=np.ones(B, bool), weights=np.ones(B, np.float32))
-        gradient = jax.eval_shape(jax.grad(call, argnums=1), parameters, embeddings, labels.astype(np.int32))
-        assert gradient.shape == embeddings.shape
+        for dtype in (np.float32, jnp.bfloat16):
+            arguments = parameters.astype(dtype), embeddings.astype(dtype), labels.astype(np.int32)
+            assert jax.eval_shape(jax.grad(call, argnums=1), *arguments).shape == embeddings.shape
 
 
-@every_loss
+@rows_with(lambda row: not row.constants_inside)
 def test_gradient_is_the_finite_difference(name):
     parameters, embeddings, labels = example(name)
     rng = np.random.default_rng(2)
@@ -248,14 +249,15 @@ def test_reductions_are_quotients_of_the_stats(name):
     parameters, embeddings, labels = example(name)
     call = partial(ROWS[name].call, parameters, embeddings, labels, weights=np.linspace(0, 2, B, dtype=np.float32))
     loss, stats = call(has_aux=True)
-    assert 0 < stats.active <= stats.valid * (1 + 1e-6)
-    np.testing.assert_allclose(loss, stats.total / stats.valid, rtol=1e-5)
-    np.testing.assert_allclose(call(reduction="mean_active"), stats.total / stats.active, rtol=1e-5)
-    np.testing.assert_allclose(call(reduction="sum"), stats.total, rtol=1e-5)
+    total, valid, active = map(np.asarray, stats)  # of a loss of two terms, two of each
+    assert np.all((active > 0) & (active <= valid * (1 + 1e-6)))
+    np.testing.assert_allclose(loss, np.sum(total / valid), rtol=1e-5)
+    np.testing.assert_allclose(call(reduction="mean_active"), np.sum(total / active), rtol=1e-5)
+    np.testing.assert_allclose(call(reduction="sum"), np.sum(total), rtol=1e-5)
     if ROWS[name].unreduced:
         each = call(reduction="none")
         assert each.ndim == 1
-        np.testing.assert_allclose(each.sum(), stats.total, rtol=1e-5)
+        np.testing.assert_allclose(each.sum(), np.sum(total), rtol=1e-5)
 
 
 @every_loss_with_references
@@ -299,6 +301,8 @@ def test_pairs_leave_out_what_they_do_not_name(name):
 
 @rows_with(lambda row: takes(row, "distance") or takes(row, "similarity"))
 def test_a_given_matrix_is_what_its_name_computes(name):
+    if ROWS[name].loss is jaxmetric.centroid_triplet_loss:
+        pytest.skip("its distances are to centroids, which it makes itself")
     parameters, embeddings, labels = example(name)
     argument = "distance" if takes(ROWS[name], "distance") else "similarity"
     function = jaxmetric.pairwise_cosine_distance if argument == "distance" else jaxmetric.pairwise_cosine_similarity
@@ -320,7 +324,7 @@ def test_class_weights_weigh_the_examples_of_a_class(name):
     assert abs(weighed - call()) > 1e-4
 
 
-@rows_with(lambda row: row.class_vectors and row.parameters[0] == C)
+@rows_with(lambda row: row.class_vectors and len(row.parameters) > 1)
 def test_several_columns_of_labels_are_summed(name):
     parameters, embeddings, labels = example(name)
     loss, known = ROWS[name].loss, np.random.default_rng(1).random((B, T)) < 0.8
@@ -349,6 +353,8 @@ def test_several_columns_of_labels_are_summed(name):
 )
 def test_bad_arguments_are_named_in_one_line(name, argument, value, error, came):
     parameters, embeddings, labels = example(name)
+    if "labels" in (argument, came.split()[0]) and not takes(ROWS[name], "labels"):
+        pytest.skip("it takes no labels")
     arguments = {"embeddings": embeddings, "labels": labels, argument: value}
     with pytest.raises(error, match=came) as raised:
         ROWS[name].call(parameters, **arguments)

@@ -94,7 +94,7 @@ def test_masking_equals_deleting_and_weights_weigh_the_losses(seed):
 @given(seed=seeds)
 def test_gradient_is_the_finite_difference(seed):
     embeddings, labels, proxies = example(seed)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])
     directions = rng.normal(size=(B, D)), rng.normal(size=(C, D))
     above, below = (
         brute_force(
@@ -106,7 +106,7 @@ def test_gradient_is_the_finite_difference(seed):
     )
     gradients = losses_stats_gradients(embeddings, labels, proxies)[-1]
     slope = sum((gradient * d).sum() for gradient, d in zip(gradients, directions, strict=True))
-    np.testing.assert_allclose(slope, (above - below) / 2e-6, atol=2e-5)
+    np.testing.assert_allclose(slope, (above - below) / 2e-6, rtol=1e-3, atol=2e-6)
 
 
 @pytest.mark.parametrize("case", ["duplicates", "zeros", "huge", "tiny"])

@@ -15,6 +15,7 @@ from jaxmetric.references import References
 B, D = 12, 3
 KS = (1, 2, 5)
 TEMPERATURE = 0.1
+RANK_TEMPERATURE = 3.0  # wide enough for more than k positives among the first k
 PNP = {
     "O": lambda r: r,
     "Ds": lambda r: np.log(1 + r),
@@ -28,7 +29,7 @@ LOSSES = {
         f"PNP-{variant}": partial(pnp_loss, variant=variant, alpha=3.0, b=4.0, temperature=TEMPERATURE)
         for variant in PNP
     },
-    "recall at k": partial(recall_at_k_loss, ks=KS, temperature=TEMPERATURE, rank_temperature=0.7),
+    "recall at k": partial(recall_at_k_loss, ks=KS, temperature=TEMPERATURE, rank_temperature=RANK_TEMPERATURE),
     "FastAP": partial(fast_ap_loss, num_bins=7),
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
@@ -85,7 +86,7 @@ def loss_of_query(name, query, values, positives, negatives, weights):
         ranked = positives + negatives
         recalls = []
         for k in KS:
-            found = [sigmoid((k - 1 - before(values, i, ranked)) / 0.7) for i in positives]
+            found = [sigmoid((k - 1 - before(values, i, ranked)) / RANK_TEMPERATURE) for i in positives]
             recalls.append(min(k, len(positives) * mean(found, positives)) / min(k, len(positives)))
         return 1 - np.mean(recalls)
     positives = [*positives, query]
@@ -213,6 +214,19 @@ def test_a_query_which_is_an_ordinary_reference_is_one_of_its_positives():
     references = References(embeddings, labels)
     for loss in map(jax.jit, (smooth_ap_loss, pnp_loss)):
         np.testing.assert_allclose(loss(embeddings, labels, references=references), loss(embeddings, labels), rtol=1e-6)
+
+
+def test_a_query_masked_among_the_references_is_not_in_its_ranking():
+    embeddings, labels = example()[0], np.repeat([0, 1, 2], 4)
+    without = References(embeddings, labels, where=np.arange(B) % 4 > 0, own=np.arange(B))
+    first_ones_are_others = References(embeddings, labels, where=without.where)
+    queries = np.arange(0, B, 4)
+    for loss in map(jax.jit, (smooth_ap_loss, pnp_loss)):
+        np.testing.assert_allclose(
+            loss(embeddings, labels, references=without, where=np.isin(np.arange(B), queries)),
+            loss(embeddings[queries], labels[queries], references=first_ones_are_others),
+            rtol=1e-6,
+        )
 
 
 def test_fast_ap_takes_larger_distances_for_4():

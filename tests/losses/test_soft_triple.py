@@ -365,3 +365,37 @@ def test_effective_centers_need_memory_linear_in_the_number_of_classes():
     shape = jax.ShapeDtypeStruct((5000, 10, 512), np.float32)
     memory = effective_centers.lower(shape).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 300e6
+
+
+def test_hard_triple_takes_the_nearest_center():
+    embeddings, labels, centers = example(batch=9)
+    nearest = (unit(centers) @ embeddings.T).max(axis=1).T
+    logits = 20.0 * (nearest - 0.01 * np.eye(5)[labels])
+    expected = -np.log(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))[np.arange(9), labels]
+    with jax.enable_x64(True):
+        actual = jax.jit(lambda x, w: jaxmetric.hard_triple_loss(x, labels, w, reduction="none"))(embeddings, centers)
+    np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_hard_triple_is_soft_triple_with_a_small_gamma():
+    embeddings, labels, centers = example(batch=9)
+
+    def gradients(loss, **options):
+        with jax.enable_x64(True):
+            return jax.jit(jax.grad(lambda x, w: loss(x, labels, w, **options), argnums=(0, 1)))(embeddings, centers)
+
+    hard = gradients(jaxmetric.hard_triple_loss)
+    soft = gradients(jaxmetric.soft_triple_loss, gamma=1e-6, tau=0.0)
+    for one, other in zip(hard, soft, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-9)
+
+
+def test_centers_that_are_equally_near_share_the_gradient():
+    centers = jnp.ones((1, 2, 2)) * jnp.array([[[1.0], [3.0]]])
+    other = jnp.array([[[-1.0, 0.0], [-1.0, 0.0]]])
+
+    def loss(centers):
+        return jaxmetric.hard_triple_loss(jnp.array([[1.0, 0.0]]), np.array([0]), jnp.concatenate([centers, other]))
+
+    gradient = jax.grad(loss)(centers)[0]
+    np.testing.assert_allclose(gradient[0], 3 * gradient[1], rtol=1e-6)  # one is three times as long

@@ -206,7 +206,7 @@ def test_angular(angle, referenced):
     x, labels = example()
     y, others = example(1, R)
     references = References(y, others) if referenced else None
-    mask = mining.angular(x, *mining.label_pairs(labels, references), angle=angle, references=references)
+    mask = mining.angular(x, *mining.label_pairs(labels, references), angle=np.radians(angle), references=references)
     arrays = (x, labels, y, others) if referenced else (x, labels)
     assert pairs_in(mask) == pairs_of(miners.AngularMiner(angle=angle)(*map(torch.tensor, arrays)))
 

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 pytest.importorskip("pytorch_metric_learning", reason="needs the extra `parity`")
 from pytorch_metric_learning import distances, losses, regularizers  # noqa: E402
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")]
 
 B, C, K, D = 24, 5, 4, 8
 
@@ -174,10 +174,13 @@ def test_p2sgrad_is_theirs_times_half_the_number_of_classes():
     assert_equal(ours, [C / 2 * each for each in (value, of_embeddings, tangential)])
 
 
-def test_a_label_of_minus_1_is_the_last_class_there_and_an_error_here():
+def test_a_label_of_minus_1_is_left_out_silently_there_and_an_error_here():
     embeddings, labels = example()
     labels[0] = -1
-    loss = losses.ArcFaceLoss(num_classes=C, embedding_size=D)
-    assert loss(torch.tensor(embeddings), torch.tensor(labels)).isfinite()
+    loss = losses.ProxyNCALoss(num_classes=C, embedding_size=D)
+    theirs = of_theirs(loss, loss.proxies, embeddings, labels)
+    proxies = loss.proxies.detach().numpy()
     with pytest.raises(ValueError, match=r"labels span \[-1, 4\]"):
-        jaxmetric.arcface_loss(embeddings, labels, loss.W.detach().numpy().T)
+        jaxmetric.proxy_nca_loss(embeddings, labels, proxies)
+    options = {"positive_in_denominator": True, "where": labels >= 0}
+    assert_equal(of_ours(jaxmetric.proxy_nca_loss, embeddings, labels, proxies, **options), theirs)
