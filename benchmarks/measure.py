@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+# After a call, PyTorch's threads would keep both cores busy waiting for the next one, during our turn.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 HAVE_PEERS = all(importlib.util.find_spec(name) for name in ("torch", "pytorch_metric_learning"))
 NO_PEERS = "PyTorch and pytorch-metric-learning are not installed: pip install -e '.[parity]' adds their rows."
 

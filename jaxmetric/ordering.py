@@ -5,9 +5,9 @@ a's level lies below b's. With the values in ascending order, the b's that a vio
 per value and running sums per level replace the P^2 comparisons: O(P log P + L P) time and O(P) memory for L levels.
 The gradient of each value is a count of its violations, found on the way.
 
-The quadruplet loss calls `ordered_hinge` on the distances of all pairs of a batch. Where each value is either near or
-far, and perhaps only compared with those of its segment, `near_far_sums` does the same with a single sort: for the
-batch-all triplet loss, one anchor's distances at a time, and for the quadruplet loss of two margins.
+The quadruplet loss calls `ordered_hinge` on the distances of all pairs of a batch; the batch-all triplet loss calls it
+one anchor's distances at a time. `near_far_sums` has two levels and any number of segments, within which it compares:
+the quadruplet loss of two margins takes the pairs of each class away from all pairs.
 """
 
 from functools import partial
@@ -114,7 +114,6 @@ def near_far_sums(
         return NearFarSums(values, values)
     is_near, used = near_weights > 0, (near_weights > 0) | (far_weights > 0)
     heights = jnp.where(used, values + jnp.where(is_near, jnp.asarray(margin, values.dtype), 0), 0)
-    heights = jnp.where(heights == 0, 0, heights)  # -0 is not below 0
     # Of equal heights the near come first: the corner of the hinge is not active.
     index = jnp.arange(values.size) + jnp.where(is_near, 0, values.size)
     segments, bits, index = jax.lax.sort((segments, _bits(heights), index), num_keys=3, is_stable=False)

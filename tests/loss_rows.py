@@ -63,7 +63,7 @@ ROWS = {
     "triplet, soft margin": of_one_column(jaxmetric.triplet_loss, soft_margin=True),
     "triplet, swap": of_one_column(jaxmetric.triplet_loss, swap=True, margin=1.0),
     "angular": of_one_column(jaxmetric.angular_loss),
-    "quadruplet of Chen": of_one_column(jaxmetric.chen_quadruplet_loss),
+    "quadruplet of Chen": of_one_column(jaxmetric.chen_quadruplet_loss)._replace(unreduced=False),
     "centroid triplet": of_one_column(jaxmetric.centroid_triplet_loss),
     "dynamic soft margin": of_one_column(jaxmetric.dynamic_soft_margin_loss)._replace(constants_inside=True),
     "contrastive": of_columns(jaxmetric.contrastive_loss, empty=()),

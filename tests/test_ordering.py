@@ -290,6 +290,23 @@ def test_small_hinges_in_many_segments_are_not_cancelled_away():
     np.testing.assert_allclose(hinges, expected_hinges, atol=1e-4 * expected_hinges.max())
 
 
+def test_heavy_far_values_that_nobody_violates_cost_no_accuracy():
+    values = np.where(np.arange(4000) < 2000, 100, np.arange(4000) % 7).astype(np.float32)
+    near_weights = np.where(values < 3, 0.7, 0).astype(np.float32)
+    far_weights = np.where(values == 100, 1000.1, np.where(values >= 3, 0.3, 0)).astype(np.float32)
+    problem = values, near_weights, far_weights, np.arange(4000, dtype=np.int32) % 50
+    sums, expected = near_far(*problem, margin=2), near_far_brute_force(*problem, 2)
+    for value, wanted in zip(sums, expected, strict=True):
+        np.testing.assert_allclose(value, wanted, atol=1e-6 * wanted.sum())
+
+
+def test_the_two_zeros_are_equal_among_near_and_far_values():
+    for near, far in ((0.0, -0.0), (-0.0, 0.0)):
+        ones, segments = np.float32([1, 0]), np.zeros(2, np.int32)
+        violations = near_far(np.float32([near, far]), ones, 1 - ones, segments, margin=0.0).violations
+        np.testing.assert_array_equal(violations, 0)
+
+
 def test_with_gradient_is_the_total_with_that_gradient():
     value, gradient = jax.value_and_grad(lambda x: with_gradient(jnp.sum(x) + 3, x, jnp.array([5.0, -1.0])))(
         jnp.array([1.0, 2.0])

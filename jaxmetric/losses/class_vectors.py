@@ -193,7 +193,7 @@ def _nearest_fwd(similarity: jax.Array) -> Any:
 
 def _nearest_bwd(saved: Any, cotangent: jax.Array) -> Any:
     similarity, nearest = saved
-    # Centres that are equally near share; where there is a NaN, none is near, and it shows.
+    # Centres that are equally near share it.
     counts = sum((similarity[:, k] == nearest).astype(nearest.dtype) for k in range(similarity.shape[1]))
     return (jnp.where(similarity == nearest[:, None], (cotangent / counts)[:, None], 0),)
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxmetric.distances import pairwise_snr
 from jaxmetric.losses.chen_quadruplet import chen_quadruplet_loss
 from jaxmetric.references import References
 
@@ -95,8 +96,8 @@ def test_ties_are_counted_exactly(seed, second_margin):
 
 def test_two_classes_have_triplets_and_no_quadruplet():
     embeddings, _, _ = example(0, 2)
-    ones = np.ones(B, np.float32)
-    (_, stats), gradient = within_batch(embeddings, np.arange(B) % 2, np.float32([-100, 100]), ones)
+    weights = np.random.default_rng(0).random(B, np.float32)  # their sums are rounded
+    (_, stats), gradient = within_batch(embeddings, np.arange(B) % 2, np.float32([-100, 100]), weights)
     assert stats.valid[0] > 0 == stats.valid[1] == stats.total[1] == stats.active[1]
     np.testing.assert_array_equal(gradient, 0)
 
@@ -126,6 +127,12 @@ def test_queries_against_a_gallery_and_allowed_pairs(distance):
     np.testing.assert_allclose(value, expected[1], rtol=1e-9)
     if distance == "array":
         np.testing.assert_allclose(gradient, expected[2], rtol=1e-9, atol=1e-12)
+
+
+def test_distances_that_are_not_symmetric():
+    embeddings, labels, _ = example(2, 4)
+    given = chen_quadruplet_loss(None, labels, distance=pairwise_snr(embeddings))
+    np.testing.assert_allclose(chen_quadruplet_loss(embeddings, labels, distance="snr"), given, rtol=1e-5)
 
 
 def test_every_reduction_is_that_of_triplets_plus_that_of_quadruplets():
