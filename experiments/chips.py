@@ -107,9 +107,7 @@ def sent_bytes(hlo: str, num_chips: int) -> dict[str, float]:
 
 def roofline(cost: Cost, chip: Chip) -> Roofline:
     """The least time of a step by each of the chip's limits."""
-    return Roofline(
-        cost.flops / chip.flops, cost.traffic / chip.bandwidth, sum(cost.sent.values()) / chip.interconnect
-    )
+    return Roofline(cost.flops / chip.flops, cost.traffic / chip.bandwidth, sum(cost.sent.values()) / chip.interconnect)
 
 
 def _bytes_of(dtype: str, dims: str) -> float:

@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str, preset: Config) -> Callable[..., tuple[Config, str]]:
-    def command(
-        config: tyro.conf.OmitArgPrefixes[Config] = preset, topology: str = "v5e:2x2"
-    ) -> tuple[Config, str]:
+    def command(config: tyro.conf.OmitArgPrefixes[Config] = preset, topology: str = "v5e:2x2") -> tuple[Config, str]:
         """Collects what the command line says.
 
         Args:

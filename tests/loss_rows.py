@@ -27,6 +27,7 @@ class Row(NamedTuple):
 
 def of_columns(loss: Callable[..., Any], *, empty=("one class", "all distinct"), **fixed: Any) -> Row:
     """A loss over `[B, T]` labels."""
+
     def call(parameters, embeddings, labels, **options):
         return loss(embeddings, labels, **(fixed | options))
 

@@ -278,7 +278,9 @@ def test_angular_keeps_the_pairs_of_triplets_with_a_large_angle(threshold):
             expected[a, [p, n]] = True
     assert expected.any()
     assert (expected != positives | negatives).any()
-    assert_keeps(mining.angular(embeddings, positives, negatives, angle=np.radians(threshold), references=references), expected)
+    assert_keeps(
+        mining.angular(embeddings, positives, negatives, angle=np.radians(threshold), references=references), expected
+    )
 
 
 def test_angular_of_a_batch_with_coinciding_points():

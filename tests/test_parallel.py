@@ -38,6 +38,7 @@ def on_vmap(step, count):
 DRIVERS = [on_pmap, on_shard_map, on_vmap]
 every_driver = pytest.mark.parametrize("driver", DRIVERS)
 
+
 def initial_state(name):
     rng = np.random.default_rng(0)
     params = {"kernel": rng.normal(size=(FEATURES, D)), "loss": rng.normal(size=ROWS[name].parameters or (0,))}

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric.losses import checks
-from jaxmetric.losses.comparison import Comparison, Pairwise, compare
+from jaxmetric.losses.comparison import Comparison, Pairwise, between_references, compare, no_sums
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
-from jaxmetric.losses.triplet import between_references, nothing
 from jaxmetric.numerics import masked_logsumexp
 from jaxmetric.references import References
 
@@ -78,7 +77,7 @@ def angular_loss(
 @jax.jit
 def _angular(c: Comparison, others: jax.Array, angle: float) -> LossStats:
     if not c.values.size:
-        return nothing(c)
+        return no_sums(c)
     complete = c.positives & jnp.any(c.negatives, axis=1, keepdims=True)
     constants = (c.reference_weights, jnp.square(jnp.tan(jnp.asarray(angle, c.values.dtype))))
     total, active = sum_over_positives(_term, c.values, others, complete, c.negatives, constants)

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric.losses import checks
-from jaxmetric.losses.comparison import DISTANCES, Comparison, compare, each_anchor, each_pair
+from jaxmetric.losses.comparison import DISTANCES, Comparison, compare, each_anchor, each_pair, no_sums
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
-from jaxmetric.losses.triplet import nothing
 from jaxmetric.mining import hardest_negatives
 from jaxmetric.numerics import as_float, safe_divide
 from jaxmetric.references import References
@@ -91,7 +90,7 @@ class _Centroids(NamedTuple):
 @partial(jax.jit, static_argnames=("mining", "distance"))
 def _centroid_triplets(c: Comparison, margin: float, mining: str, distance: Callable[..., jax.Array]) -> LossStats:
     if not c.positives.size:
-        return nothing(c)
+        return no_sums(c)
     centroids = _centroids(c)
     near = _distances_to_own_centroid(c, distance)
     far = as_float(distance(c.anchors, centroids.vectors))

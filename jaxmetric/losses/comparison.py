@@ -2,7 +2,8 @@
 
 `compare` checks the arguments that these losses share and returns a `Comparison`; a loss is then a formula of its
 values and masks. `each_pair` and `each_anchor` turn what the formula gives into sums, one for each anchor, which
-`jaxmetric.losses.reduction.reduce_anchors` divides.
+`jaxmetric.losses.reduction.reduce_anchors` divides. `between_references` is for losses that also need the values among
+the references.
 """
 
 from collections.abc import Callable, Sequence
@@ -155,6 +156,22 @@ def pair_weights(comparison: Comparison, pairs: jax.Array) -> jax.Array:
     return product * pairs.astype(product.dtype)
 
 
+def between_references(
+    name: str, pairwise: Pairwise, comparison: Comparison, references: References | None
+) -> jax.Array:
+    """Returns `[R, R]`: the distances or similarities, as `compare` was asked for, among the references."""
+    if references is None:
+        return comparison.values
+    if _given_matrix(name, pairwise) is not None:
+        raise ValueError(f"{name} is an array, expected a name or a function: references are compared with each other")
+    return as_float(_function(name, pairwise)(comparison.references, comparison.references))
+
+
+def no_sums(comparison: Comparison) -> LossStats:
+    """The sums `[A]` where there are no anchors, or no references for them."""
+    return LossStats(*(jnp.zeros_like(comparison.anchor_weights),) * 3)
+
+
 class _Side(NamedTuple):
     """Checked examples; nothing of a masked one is left in `embeddings`."""
 
@@ -254,14 +271,15 @@ def _values(
         valid = (batch.weights[:, None] > 0) & (others.weights[None, :] > 0)
         values = jnp.where(valid, matrix, 0) if matrix.shape == shape else matrix
     else:
-        function = _function(name, pairwise) if isinstance(pairwise, str) else cast(_Function, pairwise)
-        values = as_float(function(batch.embeddings, others.embeddings))
+        values = as_float(_function(name, pairwise)(batch.embeddings, others.embeddings))
     if values.shape != shape:
         raise ValueError(f"{name} gives shape {values.shape}, expected {shape}: anchors and references")
     return values
 
 
-def _function(name: str, pairwise: str) -> _Function:
+def _function(name: str, pairwise: Pairwise) -> _Function:
+    if not isinstance(pairwise, str):
+        return cast(_Function, pairwise)
     functions = DISTANCES if name == "distance" else SIMILARITIES
     if pairwise not in functions:
         raise ValueError(f"{name} is {pairwise!r}, expected one of {', '.join(functions)}, a function or an array")

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric.losses import checks
-from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_pair
-from jaxmetric.losses.positive_pairs import PositivePair, _in_turns, _next_positives, sum_over_positives
+from jaxmetric.losses.comparison import Comparison, Pairwise, between_references, compare, each_pair, no_sums
+from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
-from jaxmetric.losses.triplet import between_references, nothing, triplet_weights
+from jaxmetric.losses.triplet import triplet_weights
 from jaxmetric.mining import hardest_negatives
 from jaxmetric.numerics import as_float, safe_divide
 from jaxmetric.references import References
@@ -149,7 +149,7 @@ def _sums_of_anchors(
     it is None, all triplets are taken.
     """
     if not c.values.size:
-        return nothing(c), past
+        return no_sums(c), past
     reach = jnp.asarray(largest, past.dtype)
     if of_positives is None:
         histogram = _updated(past, _histogram_of_all(c, past, reach), momentum)
@@ -184,16 +184,16 @@ def _hard_triplets(c: Comparison, others: jax.Array, negatives: jax.Array) -> tu
 
 
 def _histogram_of_all(c: Comparison, past: jax.Array, reach: jax.Array) -> jax.Array:
-    """The histogram of all triplets, one positive of each anchor at a time."""
+    """The histogram of all triplets."""
     _, far = triplet_weights(c)
+    constants = c.reference_weights, jnp.zeros_like(past), reach
+    of_anchors = sum_over_positives(_histogram_term, c.values, None, c.positives, far, constants)
+    return jnp.sum(c.anchor_weights[:, None] * of_anchors, axis=0)
 
-    def turn(remaining: jax.Array, histogram: jax.Array) -> jax.Array:
-        exists, chosen = _next_positives(remaining)
-        near = jnp.take_along_axis(c.values, chosen[:, None], axis=1)
-        weights = jnp.where(exists, c.anchor_weights * c.reference_weights[chosen], 0)
-        return histogram + _histogram(near - c.values, weights[:, None] * far, past.size, reach)
 
-    return _in_turns(turn, c.positives, jnp.zeros_like(past))
+def _histogram_term(pair: PositivePair, far: jax.Array, constants: Any) -> jax.Array:
+    reference_weights, empty, reach = constants
+    return _histogram(pair.value - pair.anchor_row, reference_weights[pair.positive] * far, empty.size, reach)
 
 
 def _sums_of_all(c: Comparison, histogram: jax.Array, reach: jax.Array) -> LossStats:

@@ -29,7 +29,7 @@ class PositivePair(NamedTuple):
     positive: jax.Array
 
 
-# (pair, the anchor's rows of constants, constants) -> scalars
+# (pair, the anchor's rows of constants, constants) -> a tree of arrays, mostly scalars
 Term: TypeAlias = Callable[[PositivePair, Any, Any], Any]
 
 
@@ -46,8 +46,8 @@ def sum_over_positives(
     Differentiable once, in reverse, in `values` and `others`; rows and constants are constants.
 
     Args:
-      term: a function of the module's top level (it is static) that returns a tree of scalars, finite with a finite
-        gradient for any finite values.
+      term: a function of the module's top level (it is static) that returns a tree of arrays, mostly scalars, finite
+        with a finite gradient for any finite values.
       values: `[A, R]` distances or similarities of anchors to references.
       others: `[R, R]`, those of references to references, for terms that compare a positive with negatives; or None.
       positives: `[A, R]` booleans.
@@ -55,7 +55,7 @@ def sum_over_positives(
       constants: a tree of arrays that all terms see, such as a margin.
 
     Returns:
-      The tree of `term` with `[A]` sums, 0 for an anchor without positives.
+      The tree of `term` with sums `[A, ...]`, 0 for an anchor without positives.
     """
     return _sums(term, values, others, positives, rows, constants)
 
@@ -67,7 +67,7 @@ def _sums(
     def turn(remaining: jax.Array, sums: Any) -> Any:
         exists, chosen = _next_positives(remaining)
         terms = _terms(term, values, others, chosen, rows, constants)
-        return jax.tree.map(lambda total, one: total + jnp.where(exists, one, 0), sums, terms)
+        return jax.tree.map(jnp.add, sums, _zero_unless(exists, terms))
 
     shapes = jax.eval_shape(
         lambda: _terms(term, values, others, jnp.zeros(values.shape[0], jnp.int32), rows, constants)
@@ -88,8 +88,7 @@ def _sums_backward(term: Term, residuals: Any, cotangents: Any) -> tuple[Any, ..
     def turn(remaining: jax.Array, gradients: Any) -> Any:
         exists, chosen = _next_positives(remaining)
         _, pull_back = jax.vjp(lambda x, y: _terms(term, x, y, chosen, rows, constants), values, others)
-        masked = jax.tree.map(lambda cotangent: jnp.where(exists, cotangent, 0), cotangents)
-        return jax.tree.map(jnp.add, gradients, pull_back(masked))
+        return jax.tree.map(jnp.add, gradients, pull_back(_zero_unless(exists, cotangents)))
 
     gradients = _in_turns(turn, positives, jax.tree.map(jnp.zeros_like, (values, others)))
     return *gradients, None, None, None
@@ -116,6 +115,10 @@ def _in_turns(turn: Callable[[jax.Array, Any], Any], positives: jax.Array, initi
 def _next_positives(remaining: jax.Array) -> tuple[jax.Array, jax.Array]:
     """For each anchor: whether a positive is left, and the first one's index."""
     return jnp.any(remaining, axis=1), jnp.argmax(remaining, axis=1)
+
+
+def _zero_unless(exists: jax.Array, tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.where(exists.reshape(-1, *[1] * (x.ndim - 1)), x, 0), tree)
 
 
 def _terms(

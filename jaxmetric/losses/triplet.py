@@ -12,9 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric.losses import checks
-from jaxmetric.losses.comparison import (
-    DISTANCES,
-    SIMILARITIES,
+from jaxmetric.losses.comparison import Comparison, Pairwise, between_references, compare, no_sums
     Comparison,
     Pairwise,
     compare,
@@ -22,7 +20,6 @@ from jaxmetric.losses.comparison import (
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
 from jaxmetric.mining import hardest_negatives, hardest_positives, semi_hard_negatives
-from jaxmetric.numerics import as_float
 from jaxmetric.ordering import ordered_hinge
 from jaxmetric.references import References
 
@@ -109,24 +106,6 @@ def triplet_loss(
     return reduce_anchors(per_anchor, reduction, has_aux)
 
 
-def between_references(
-    name: str, pairwise: Pairwise, comparison: Comparison, references: References | None
-) -> jax.Array:
-    """Returns `[R, R]`: the distances or similarities, as `compare` was asked for, among the references."""
-    if references is None:
-        return comparison.values
-    if isinstance(pairwise, str):
-        pairwise = (DISTANCES if name == "distance" else SIMILARITIES)[pairwise]
-    if not callable(pairwise):
-        raise ValueError(f"{name} is an array, expected a name or a function: references are compared with each other")
-    return as_float(pairwise(comparison.references, comparison.references))
-
-
-def nothing(comparison: Comparison) -> LossStats:
-    """The sums `[A]` of anchors without references, or of no anchors."""
-    return LossStats(*(jnp.zeros_like(comparison.anchor_weights),) * 3)
-
-
 def triplet_weights(comparison: Comparison) -> tuple[jax.Array, jax.Array]:
     """The weights `[A, R]` of the references as positives and as negatives of each anchor, 0 where they are not."""
     weights = comparison.reference_weights[None, :]
@@ -138,7 +117,7 @@ def _sums_of_anchors(
     c: Comparison, others: jax.Array | None, margin: float, *, mining: str, soft_margin: bool
 ) -> LossStats:
     if not c.values.size:
-        return nothing(c)
+        return no_sums(c)
     penalty = jax.nn.softplus if soft_margin else jax.nn.relu
     if mining == "hard":
         sums = _hard_triplets(c, others, margin, penalty)

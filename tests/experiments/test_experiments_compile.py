@@ -76,4 +76,6 @@ def test_an_unknown_chip_lists_those_known(topology):
 def test_without_the_compiler_the_command_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["debug", "--topology", "v5e:2x2"]) == 1
-    assert capsys.readouterr().err == 'error: the TPU compiler is not installed; it comes with: pip install "jax[tpu]"\n'
+    assert (
+        capsys.readouterr().err == 'error: the TPU compiler is not installed; it comes with: pip install "jax[tpu]"\n'
+    )

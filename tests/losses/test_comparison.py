@@ -165,4 +165,6 @@ def test_bad_arguments_are_named(arguments, error, message):
 def test_it_is_traced_without_a_transfer():
     (embeddings, labels), references = example()
     with jax.transfer_guard("disallow_explicit"):
-        jax.eval_shape(lambda x, y, r: compare(x, y, distance="euclidean", references=r), embeddings, labels, references)
+        jax.eval_shape(
+            lambda x, y, r: compare(x, y, distance="euclidean", references=r), embeddings, labels, references
+        )
