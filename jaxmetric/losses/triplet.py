@@ -13,10 +13,6 @@ import jax.numpy as jnp
 
 from jaxmetric.losses import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, between_references, compare, no_sums
-    Comparison,
-    Pairwise,
-    compare,
-)
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
 from jaxmetric.mining import hardest_negatives, hardest_positives, semi_hard_negatives
