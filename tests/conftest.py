@@ -14,6 +14,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit that of the
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import jax
 import pytest
 from hypothesis import settings
 
@@ -23,9 +24,20 @@ settings.load_profile("jaxmetric")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keeps together what shares compiled programs: the tests of a file, or of a loss in its conformance suite."""
+    """Keeps together what shares compiled programs."""
+    items.sort(key=group_of)
     for item in items if config.pluginmanager.hasplugin("xdist") else ():
-        group = item.path.name
-        if group == "test_loss_conformance.py" and hasattr(item, "callspec"):
-            group = f"conformance of {item.callspec.params['name']}"
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Frees the programs of a group, which would add up to gigabytes."""
+    if nextitem is None or group_of(nextitem) != group_of(item):
+        jax.clear_caches()
+
+
+def group_of(item):
+    """The file, and where its tests run through all losses, the loss as well."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    runs_through_losses = item.path.name in ("test_loss_conformance.py", "test_parallel.py")
+    return f"{item.path.name} {parameters.get('name', '') if runs_through_losses else ''}"

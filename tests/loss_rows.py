@@ -84,7 +84,7 @@ ROWS = {
     "supervised contrastive": of_columns(jaxmetric.supcon_loss),
     "N pairs": of_one_column(jaxmetric.n_pairs_loss),
     "NCA": of_one_column(jaxmetric.nca_loss),
-    "instance": of_one_column(jaxmetric.instance_loss, empty=("one class",)),
+    "instance": of_one_column(jaxmetric.instance_loss, gamma=1.0, empty=("one class",)),
     "tuplet margin": of_one_column(jaxmetric.tuplet_margin_loss),
     "multi-similarity": of_columns(jaxmetric.multi_similarity_loss),
     "circle": of_one_column(jaxmetric.circle_loss)._replace(constants_inside=True),
