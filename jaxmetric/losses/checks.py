@@ -54,7 +54,19 @@ def example_weights(embeddings: jax.Array, where: Any, weights: Any, prefix: str
         raise TypeError(f"{prefix}where has dtype {jnp.asarray(where).dtype}, expected bool")
     result = jnp.ones(count, embeddings.dtype) if weights is None else jnp.asarray(weights, embeddings.dtype)
     result = result if where is None else jnp.where(jnp.asarray(where), result, 0)
-    return jax.lax.stop_gradient(result)
+    return result if weights is None else check_weights(f"{prefix}weights", result)
+
+
+def check_weights(name: str, weights: jax.Array) -> jax.Array:
+    """Returns weights as constants. One that is negative or no number is an error, or infinite where it is traced.
+
+    An infinite one makes the loss infinite or NaN, where a NaN would be no weight above 0, and left out in silence.
+    """
+    if not isinstance(weights, jax.core.Tracer):
+        wrong = np.asarray(weights)[~(np.asarray(weights) >= 0) | np.isinf(weights)]
+        if wrong.size:
+            raise ValueError(f"{name} has {wrong[0]:g}, expected finite numbers of at least 0")
+    return jax.lax.stop_gradient(jnp.where(weights >= 0, weights, jnp.inf))
 
 
 def check_scalar(name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf) -> Any:

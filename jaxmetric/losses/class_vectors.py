@@ -506,6 +506,9 @@ def _check_columns(
 def _check_column(
     embeddings: jax.Array, labels: Any, vectors: Any, options: _Options, name: str, num_axes: int
 ) -> Column:
+    shape = np.shape(labels)
+    if len(shape) == 2 and shape[1] > 1:
+        raise ValueError(f"labels has shape {shape}, expected one column, or {name} as a tuple of {shape[1]} arrays")
     column = checks.check_class_labels(embeddings, labels)
     weights = checks.example_weights(embeddings, options.where, options.weights)
     vectors, class_weights = checks.check_class_parameters(name, vectors, num_axes), options.class_weights
@@ -515,7 +518,7 @@ def _check_column(
     if class_weights is not None:
         if np.shape(class_weights) != vectors.shape[:1]:
             raise ValueError(f"class_weights is {_describe(class_weights)}, expected {vectors.shape[:1]}, as {name}")
-        class_weights = jax.lax.stop_gradient(jnp.asarray(class_weights, embeddings.dtype))
+        class_weights = checks.check_weights("class_weights", jnp.asarray(class_weights, embeddings.dtype))
     return Column(column, vectors, weights, class_weights)
 
 
@@ -530,7 +533,8 @@ def _check_range(labels: Any, options: _Options, num_classes: int, name: str) ->
     labels = labels[counted]
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         raise ValueError(
-            f"labels span [{labels.min()}, {labels.max()}], expected classes in [0, {num_classes}) as {name}"
+            f"labels span [{labels.min()}, {labels.max()}], expected classes in [0, {num_classes}) as {name}; "
+            "`where` leaves out examples without a class"
         )
 
 

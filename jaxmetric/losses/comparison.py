@@ -213,8 +213,7 @@ def _check_side(
         return _Side(checks.leave_out(rows, weights), column[:, None], weights[:, None] > 0, weights)
     checks.check_rows(rows, **{f"{prefix}labels": labels})
     columns, known = known_labels(labels, where, f"{prefix}labels")
-    weights = checks.example_weights(rows, None, weights, prefix)
-    weights = jnp.where(jnp.any(known, axis=1), weights, 0)
+    weights = checks.example_weights(rows, jnp.any(known, axis=1), weights, prefix)
     return _Side(checks.leave_out(rows, weights), columns, known, weights)
 
 
@@ -233,7 +232,7 @@ def _check_pairs(pairs: jax.Array | None, shape: tuple[int, int]) -> None:
     if pairs is None:
         return
     if jnp.asarray(pairs).dtype != bool:
-        raise TypeError(f"pairs has dtype {jnp.asarray(pairs).dtype}, expected bool")
+        raise TypeError(f"pairs has dtype {jnp.asarray(pairs).dtype}, expected bool: a mask {shape}, not indices")
     if np.shape(pairs) != shape:
         raise ValueError(f"pairs has shape {np.shape(pairs)}, expected {shape}: anchors and references")
 
