@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ class Entry(NamedTuple):
     """A loss and its namesake.
 
     Attributes:
-      ours: `(embeddings, labels, key)` to a scalar.
+      ours: `(embeddings, labels, class vectors)` to a scalar; most take no class vectors.
       theirs: makes the peer's loss, `(embeddings, labels)` to a scalar, of its module `losses` and the number of
         classes; None if it has none.
     """
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 def of(loss: Callable[..., Any], theirs: str | None, **hyper_parameters: Any) -> Entry:
     """A loss of embeddings and labels and a peer made without arguments."""
     return Entry(
-        lambda x, y, key: loss(x, y, **hyper_parameters),
+        lambda x, y, vectors: loss(x, y, **hyper_parameters),
         None if theirs is None else lambda losses, classes: getattr(losses, theirs)(),
     )
 
@@ -48,18 +48,20 @@ def example(batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 def candidates(name: str, entry: Entry, batch: int) -> list[Candidate]:
     embeddings, labels = example(batch)
-    found = [compiled(name, jax.value_and_grad(entry.ours), embeddings, labels, jax.random.key(0))]
+    vectors = np.random.default_rng(1).normal(size=(batch // PER_CLASS, DIM)).astype(np.float32)
+    found = [compiled(name, jax.value_and_grad(entry.ours, argnums=(0, 2)), embeddings, labels, vectors)]
     if HAVE_PEERS and entry.theirs is not None:
         import torch
         from pytorch_metric_learning import losses
 
         loss = entry.theirs(losses, batch // PER_CLASS)
         x, y = torch.tensor(embeddings, requires_grad=True), torch.tensor(labels)
-        found.append(torch_step(name, lambda: loss(x, y), [x]))
+        learned = loss.parameters() if isinstance(loss, torch.nn.Module) else ()
+        found.append(torch_step(name, lambda: loss(x, y), [x, *learned]))
     return found
 
 
-def main(names: list[str]) -> None:
+def main(names: Sequence[str] = ()) -> None:
     print(
         f"\nLosses over pairs, value and gradient, D = {DIM}, {PER_CLASS} pictures a class, and their namesakes in PML"
     )
@@ -95,22 +97,22 @@ ENTRIES = {
     "contrastive_loss": of(jaxmetric.contrastive_loss, "ContrastiveLoss", power=1),
     "snr_contrastive_loss": of(jaxmetric.snr_contrastive_loss, "SignalToNoiseRatioContrastiveLoss"),
     "margin_loss": Entry(
-        lambda x, y, key: jaxmetric.margin_loss(x, y, 1.2), lambda losses, classes: losses.MarginLoss(beta=1.2)
+        lambda x, y, vectors: jaxmetric.margin_loss(x, y, 1.2), lambda losses, classes: losses.MarginLoss(beta=1.2)
     ),
     "intra_pair_variance_loss": of(jaxmetric.intra_pair_variance_loss, "IntraPairVarianceLoss"),
     "threshold_consistent_margin_loss": of(jaxmetric.threshold_consistent_margin_loss, "ThresholdConsistentMarginLoss"),
     "ranked_list_loss": Entry(
-        lambda x, y, key: jaxmetric.ranked_list_loss(x, y),
+        lambda x, y, vectors: jaxmetric.ranked_list_loss(x, y),
         lambda losses, classes: losses.RankedListLoss(margin=0.4, Tn=5),
     ),
     "siglip_loss": of(jaxmetric.siglip_loss, None),
     "triplet_loss": of(jaxmetric.triplet_loss, "TripletMarginLoss"),
     "triplet_loss, soft_margin": Entry(
-        lambda x, y, key: jaxmetric.triplet_loss(x, y, soft_margin=True),
+        lambda x, y, vectors: jaxmetric.triplet_loss(x, y, soft_margin=True),
         lambda losses, classes: losses.TripletMarginLoss(smooth_loss=True),
     ),
     "triplet_loss, swap": Entry(
-        lambda x, y, key: jaxmetric.triplet_loss(x, y, swap=True),
+        lambda x, y, vectors: jaxmetric.triplet_loss(x, y, swap=True),
         lambda losses, classes: losses.TripletMarginLoss(swap=True),
     ),
     "angular_loss": of(jaxmetric.angular_loss, "AngularLoss"),
@@ -134,15 +136,15 @@ ENTRIES = {
     "recall_at_k_loss": of(jaxmetric.recall_at_k_loss, None),
     "fast_ap_loss": of(jaxmetric.fast_ap_loss, "FastAPLoss"),
     "histogram_loss": Entry(
-        lambda x, y, key: jaxmetric.histogram_loss(x, y),
+        lambda x, y, vectors: jaxmetric.histogram_loss(x, y),
         lambda losses, classes: losses.HistogramLoss(n_bins=100),
     ),
     "vicreg_loss": Entry(
-        lambda x, y, key: jaxmetric.vicreg_loss(x, x[::-1]),
+        lambda x, y, vectors: jaxmetric.vicreg_loss(x, x[::-1]),
         lambda losses, classes: lambda x, y: losses.VICRegLoss()(x, ref_emb=x.flip(0)),
     ),
     "manifold_loss": Entry(
-        lambda x, y, key: jaxmetric.manifold_loss(x, y, jax.random.normal(key, (x.shape[0] // PER_CLASS, DIM))),
+        lambda x, y, vectors: jaxmetric.manifold_loss(x, y, vectors),
         lambda losses, classes: losses.ManifoldLoss(l=DIM, K=classes),
     ),
 }

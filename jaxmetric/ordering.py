@@ -57,7 +57,7 @@ def ordered_hinge(
 ) -> OrderedHinge:
     """Sums `relu(values[a] - values[b] + margin)` over all (a, b) with `upper[a] < lower[b]`.
 
-    Differentiable once, in reverse, in `values` only: levels, weights and margin are constants.
+    Differentiable once, in reverse, in `values` and `margin`: levels and weights are constants.
 
     Args:
       values: `[P]` float32 or float64.
@@ -80,7 +80,9 @@ def ordered_hinge(
     )
     values = jnp.where((near_weights > 0) | (far_weights > 0), values, 0)
     total, active = _hinge(values, constants, num_levels)
-    return OrderedHinge(total, _pairs_weight(constants, num_levels), active)
+    return OrderedHinge(
+        of_margin(total, active, margin), _pairs_weight(constants, num_levels), jax.lax.stop_gradient(active)
+    )
 
 
 class NearFarSums(NamedTuple):
@@ -166,6 +168,12 @@ def with_gradient(total: jax.Array, values: jax.Array, gradient: jax.Array) -> j
     total, gradient = jax.lax.stop_gradient((total, gradient))
     values = jnp.where(gradient == 0, 0, values)  # those without a part in it may be anything
     return total + jnp.sum(gradient * (values - jax.lax.stop_gradient(values)))
+
+
+def of_margin(total: jax.Array, active: jax.Array, margin: float | jax.Array) -> jax.Array:
+    """Returns a `total` of hinges with its gradient in their margin: the weight of the active ones."""
+    margin = jnp.asarray(margin, total.dtype)
+    return total + jax.lax.stop_gradient(active) * (margin - jax.lax.stop_gradient(margin))
 
 
 @partial(jax.jit, static_argnames="num_levels")

@@ -144,7 +144,8 @@ def regular_face_regularizer(proxies: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("p", "power"))
 def _mean_norm(embeddings: jax.Array, weights: jax.Array, *, p: float, power: float) -> jax.Array:
-    norms = pairwise_lp(jnp.zeros_like(embeddings[:1]), embeddings, p=p, power=power)
+    origin = jnp.zeros((1, embeddings.shape[1]), embeddings.dtype)
+    norms = pairwise_lp(origin, embeddings, p=p, power=power)
     return reduce_each(norms[0], weights, "mean")[0]
 
 

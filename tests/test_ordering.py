@@ -102,15 +102,18 @@ def test_pairs_on_one_level_or_on_overlapping_intervals_are_not_compared():
     assert engine(np.float32([3, 2, 1]), upper, upper, ones, ones, margin=5.0, num_levels=1)[1] == 0
 
 
-def test_margin_may_be_traced_and_has_no_gradient():
+def test_the_gradient_of_the_margin_is_the_weight_of_the_violations_and_weights_have_none():
     problem = random_problem(np.random.default_rng(0), 14, 6, intervals=False)
 
     def total(margin, near_weights, far_weights):
         hinge = ordered_hinge(*problem[:3], near_weights, far_weights, margin=margin, num_levels=6)
         return hinge.total + hinge.valid + hinge.active
 
-    gradients = jax.grad(total, argnums=(0, 1, 2))(0.5, *map(jnp.asarray, problem[3:]))
-    assert not any(np.any(gradient) for gradient in gradients)
+    of_margin, *of_weights = jax.grad(total, argnums=(0, 1, 2))(0.5, *map(jnp.asarray, problem[3:]))
+    values, lower, upper, near, far = map(np.asarray, problem)
+    violated = (upper[:, None] < lower[None, :]) & (values[:, None] + 0.5 > values[None, :])
+    np.testing.assert_allclose(of_margin, np.sum(np.outer(near, far) * violated), rtol=1e-5)
+    assert not any(np.any(gradient) for gradient in of_weights)
 
 
 def test_vmap_equals_one_at_a_time():

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric.losses import checks
-from jaxmetric.losses.comparison import DISTANCES, Comparison, compare, each_anchor, each_pair, no_sums
+from jaxmetric.losses.comparison import Comparison, compare, each_anchor, each_pair, no_sums, pairwise_values
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
 from jaxmetric.mining import hardest_negatives
-from jaxmetric.numerics import as_float, safe_divide
+from jaxmetric.numerics import safe_divide
 from jaxmetric.references import References
 
 MININGS = ("hard", "all")
@@ -70,13 +70,17 @@ def centroid_triplet_loss(
     check_reduction(reduction, "none")
     checks.check_scalar("margin", margin)
     checks.check_choice("mining", mining, MININGS)
-    if isinstance(distance, str) and distance not in DISTANCES:
-        raise ValueError(f"distance is {distance!r}, expected one of {', '.join(DISTANCES)} or a function")
     if not isinstance(distance, str) and not callable(distance):
         raise TypeError(f"distance is {type(distance).__name__}, expected a name or a function: it is of centroids")
-    comparison = compare(embeddings, labels, references=references, where=where, weights=weights)
-    pairwise = DISTANCES[distance] if isinstance(distance, str) else distance
-    return reduce_anchors(_centroid_triplets(comparison, margin, mining, pairwise), reduction, has_aux)
+    c = compare(embeddings, labels, references=references, where=where, weights=weights, needs_values=False)
+    if not c.positives.size:
+        return reduce_anchors(no_sums(c), reduction, has_aux)
+    centroids, own = _centroids(c), _own_centroids(c)
+    of = partial(pairwise_values, "distance", distance)
+    far = of(c.anchors, centroids.vectors, c.anchor_weights > 0, centroids.weights > 0)
+    has_own = jnp.any(c.positives, axis=1)
+    near = jax.vmap(lambda x, y, valid: of(x[None], y[None], valid[None], valid[None])[0, 0])(c.anchors, own, has_own)
+    return reduce_anchors(_centroid_triplets(c, centroids, near, far, margin, mining=mining), reduction, has_aux)
 
 
 class _Centroids(NamedTuple):
@@ -87,13 +91,10 @@ class _Centroids(NamedTuple):
     weights: jax.Array  # [R]
 
 
-@partial(jax.jit, static_argnames=("mining", "distance"))
-def _centroid_triplets(c: Comparison, margin: float, mining: str, distance: Callable[..., jax.Array]) -> LossStats:
-    if not c.positives.size:
-        return no_sums(c)
-    centroids = _centroids(c)
-    near = _distances_to_own_centroid(c, distance)
-    far = as_float(distance(c.anchors, centroids.vectors))
+@partial(jax.jit, static_argnames="mining")
+def _centroid_triplets(
+    c: Comparison, centroids: _Centroids, near: jax.Array, far: jax.Array, margin: float, *, mining: str
+) -> LossStats:
     negatives = (c.anchor_labels[:, None] != centroids.labels[None, :]) & (centroids.weights > 0)[None, :]
     weights = jnp.where(jnp.any(c.positives, axis=1), c.anchor_weights, 0)
     if mining == "all":
@@ -103,6 +104,7 @@ def _centroid_triplets(c: Comparison, margin: float, mining: str, distance: Call
     return each_anchor(jax.nn.relu(near - nearest + margin), jnp.where(jnp.any(negatives, axis=1), weights, 0))
 
 
+@jax.jit
 def _centroids(c: Comparison) -> _Centroids:
     count = c.reference_labels.size
     labels, index = jnp.unique(c.reference_labels, return_inverse=True, size=count)
@@ -111,9 +113,9 @@ def _centroids(c: Comparison) -> _Centroids:
     return _Centroids(safe_divide(sums, jnp.broadcast_to(weights[:, None], sums.shape)), labels, weights)
 
 
-def _distances_to_own_centroid(c: Comparison, distance: Callable[..., jax.Array]) -> jax.Array:
-    """`[A]`: how far each anchor is from the mean of the other examples of its class."""
+@jax.jit
+def _own_centroids(c: Comparison) -> jax.Array:
+    """`[A, D]`: the mean of the other examples of each anchor's class."""
     weights = jnp.where(c.positives, c.reference_weights[None, :], 0)
     shares = safe_divide(weights, jnp.broadcast_to(jnp.sum(weights, axis=1, keepdims=True), weights.shape))
-    own = jnp.matmul(shares, c.references, precision=jax.lax.Precision.HIGHEST)
-    return jax.vmap(lambda x, y: as_float(distance(x[None], y[None]))[0, 0])(c.anchors, own)
+    return jnp.matmul(shares, c.references, precision=jax.lax.Precision.HIGHEST)

@@ -41,19 +41,21 @@ def check_class_labels(embeddings: jax.Array, labels: Any, name: str = "labels")
             f"{name} has shape {labels.shape}, expected one column of {embeddings.shape[0]} as embeddings "
             f"{embeddings.shape}"
         )
-    return labels.reshape(-1)
+    labels = labels.reshape(-1)
+    return labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
 
 
 def example_weights(embeddings: jax.Array, where: Any, weights: Any, prefix: str = "") -> jax.Array:
     """Returns one weight for each embedding, `[B]`: `weights` (default 1), 0 where `where` is False."""
     count = embeddings.shape[0]
     for name, array in (("where", where), ("weights", weights)):
-        if array is not None and np.shape(array) != (count,):
+        if array is not None and np.shape(array) not in ((count,), (count, 1)):
             raise ValueError(f"{prefix}{name} has shape {np.shape(array)}, expected ({count},) as embeddings")
     if where is not None and jnp.asarray(where).dtype != bool:
         raise TypeError(f"{prefix}where has dtype {jnp.asarray(where).dtype}, expected bool")
-    result = jnp.ones(count, embeddings.dtype) if weights is None else jnp.asarray(weights, embeddings.dtype)
-    result = result if where is None else jnp.where(jnp.asarray(where), result, 0)
+    result = jnp.ones(count) if weights is None else jnp.asarray(weights).reshape(count)
+    result = result.astype(embeddings.dtype)
+    result = result if where is None else jnp.where(jnp.asarray(where).reshape(count), result, 0)
     return result if weights is None else check_weights(f"{prefix}weights", result)
 
 

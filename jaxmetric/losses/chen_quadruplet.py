@@ -17,7 +17,7 @@ from jaxmetric.losses import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_stats
 from jaxmetric.losses.triplet import all_triplets
-from jaxmetric.ordering import NearFarSums, near_far_sums, with_gradient
+from jaxmetric.ordering import NearFarSums, near_far_sums, of_margin, with_gradient
 from jaxmetric.references import References
 from jaxmetric.tuples import all_pairs
 
@@ -100,7 +100,8 @@ def _all_quadruplets(c: Comparison, margin: float, *, symmetric: bool) -> LossSt
     sums = _near_far_sums(c, near, far, margin, symmetric=symmetric)
     total = with_gradient(jnp.sum(near * sums.hinges), c.values, (near - far) * sums.violations)
     valid = jnp.sum(jnp.sum(near, axis=1) * jax.nn.relu(_not_touching(c, far)))
-    return LossStats(total, valid, jnp.sum(near * sums.violations))
+    active = jnp.sum(near * sums.violations)
+    return LossStats(of_margin(total, active, margin), valid, active)
 
 
 def _near_far_sums(c: Comparison, near: jax.Array, far: jax.Array, margin: float, *, symmetric: bool) -> NearFarSums:

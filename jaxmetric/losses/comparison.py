@@ -48,7 +48,9 @@ class Comparison(NamedTuple):
     Attributes:
       anchors: `[A, D]`; None if the values were given.
       references: `[R, D]`; None if the values were given.
-      values: `[A, R]` distances or similarities, finite if the embeddings are; None if the loss asked for neither.
+      values: `[A, R]` distances or similarities, finite if the embeddings are, and 0 where a pair is neither positive
+        nor negative; None if the loss asked for neither.
+      all_values: `[A, R]`: the same of all pairs of valid examples.
       positives: `[A, R]`: which references are alike; booleans, or the share of the labels that agree, in [0, 1].
       negatives: `[A, R]`: which are not; booleans, or the share of the labels that differ. Neither a positive nor a
         negative is an anchor itself, a masked example, or a pair left out by `pairs`.
@@ -61,6 +63,7 @@ class Comparison(NamedTuple):
     anchors: jax.Array
     references: jax.Array
     values: jax.Array
+    all_values: jax.Array
     positives: jax.Array
     negatives: jax.Array
     anchor_weights: jax.Array
@@ -81,6 +84,7 @@ def compare(
     weights: jax.Array | None = None,
     multi_output: bool = False,
     label_weights: Sequence[float] | None = None,
+    needs_values: bool = True,
 ) -> Comparison:
     """Checks the arguments of a loss over pairs and compares the batch with the references, or with itself.
 
@@ -95,6 +99,7 @@ def compare(
       weights: `[B]` weights >= 0.
       multi_output: whether positives and negatives are shares of the labels instead of booleans.
       label_weights: T static weights of the labels in those shares.
+      needs_values: whether `distance` or `similarity` must be given.
 
     Returns:
       The comparison.
@@ -104,6 +109,8 @@ def compare(
       TypeError: if a dtype does not fit.
     """
     name, pairwise = ("similarity", similarity) if distance is None else ("distance", distance)
+    if needs_values and pairwise is None:
+        raise TypeError("distance or similarity is None, expected a name, a function or an array")
     matrix = _given_matrix(name, pairwise)
     batch = _check_side(embeddings, labels, where, weights, matrix, 0, multi_output=multi_output, prefix="")
     if references is None:
@@ -113,7 +120,7 @@ def compare(
             raise TypeError(f"references is a {type(references).__name__}, expected jaxmetric.References")
         others = _check_side(*references[:4], matrix, 1, multi_output=multi_output, prefix="references.")
         own = _check_own(references.own, batch.labels.shape[0])
-        for part in ("embeddings", "labels"):
+        for part in ("labels",) if matrix is not None else ("embeddings", "labels"):
             ours, theirs = getattr(batch, part).shape[1:], getattr(others, part).shape[1:]
             if ours != theirs:
                 raise ValueError(f"references.{part} has rows of shape {theirs}, expected {ours} as {part}")
@@ -122,11 +129,14 @@ def compare(
     scale = column_scale(batch.labels.shape[1], label_weights, None) if multi_output else None
     column_weights = None if scale is None else jnp.asarray([weight for weight, _ in scale], batch.weights.dtype)
     positives, negatives = _alike_and_not(batch, others, own, pairs, column_weights)
-    values: Any = None if pairwise is None else _values(name, pairwise, matrix, batch, others, shape)
+    all_values: Any = None if pairwise is None else _values(name, pairwise, matrix, batch, others, shape)
+    compared = (positives + negatives) > 0 if multi_output else positives | negatives
+    values: Any = None if pairwise is None else jnp.where(compared, all_values, 0)
     return Comparison(
         batch.embeddings,
         others.embeddings,
         values,
+        all_values,
         positives,
         negatives,
         batch.weights,
@@ -161,10 +171,25 @@ def between_references(
 ) -> jax.Array:
     """Returns `[R, R]`: the distances or similarities, as `compare` was asked for, among the references."""
     if references is None:
-        return comparison.values
+        return comparison.all_values
     if _given_matrix(name, pairwise) is not None:
         raise ValueError(f"{name} is an array, expected a name or a function: references are compared with each other")
-    return as_float(_function(name, pairwise)(comparison.references, comparison.references))
+    valid = comparison.reference_weights > 0
+    return pairwise_values(name, pairwise, comparison.references, comparison.references, valid, valid)
+
+
+def pairwise_values(
+    name: str, pairwise: Pairwise, x: jax.Array, y: jax.Array, x_valid: jax.Array, y_valid: jax.Array
+) -> jax.Array:
+    """Returns `[A, R]` of a named or given function, 0 for rows that are not valid.
+
+    In their place the function sees ones and, opposite, minus ones: at zeros, and at equal rows, many have no gradient.
+    """
+    x, y = jnp.where(x_valid[:, None], x, 1), jnp.where(y_valid[:, None], y, -1)
+    values = as_float(_function(name, pairwise)(x, y))
+    if values.shape != (x.shape[0], y.shape[0]):
+        raise ValueError(f"{name} gives shape {values.shape}, expected {(x.shape[0], y.shape[0])}")
+    return jnp.where(x_valid[:, None] & y_valid[None, :], values, 0)
 
 
 def no_sums(comparison: Comparison) -> LossStats:
@@ -266,14 +291,13 @@ def _values(
     others: _Side,
     shape: tuple[int, int],
 ) -> jax.Array:
-    if matrix is not None:
-        valid = (batch.weights[:, None] > 0) & (others.weights[None, :] > 0)
-        values = jnp.where(valid, matrix, 0) if matrix.shape == shape else matrix
-    else:
-        values = as_float(_function(name, pairwise)(batch.embeddings, others.embeddings))
-    if values.shape != shape:
-        raise ValueError(f"{name} gives shape {values.shape}, expected {shape}: anchors and references")
-    return values
+    if matrix is None:
+        return pairwise_values(
+            name, pairwise, batch.embeddings, others.embeddings, batch.weights > 0, others.weights > 0
+        )
+    if matrix.shape != shape:
+        raise ValueError(f"{name} has shape {matrix.shape}, expected {shape}: anchors and references")
+    return jnp.where((batch.weights[:, None] > 0) & (others.weights[None, :] > 0), matrix, 0)
 
 
 def _function(name: str, pairwise: Pairwise) -> _Function:

@@ -150,7 +150,7 @@ def _sums_of_anchors(
     """
     if not c.values.size:
         return no_sums(c), past
-    reach = jnp.asarray(largest, past.dtype)
+    past, momentum, reach = jax.lax.stop_gradient((past, momentum, jnp.asarray(largest, past.dtype)))
     if of_positives is None:
         histogram = _updated(past, _histogram_of_all(c, past, reach), momentum)
         sums = _sums_of_all(c, histogram, reach)
@@ -219,8 +219,9 @@ def _histogram(differences: jax.Array, weights: jax.Array, num_bins: int, reach:
     """The weight around each bin: a difference between two bins is shared by them."""
     bins, share = _bins(differences, num_bins, reach)
     histogram = jnp.zeros(num_bins, weights.dtype)
-    histogram = histogram.at[bins].add(weights * (1 - share))
-    return histogram.at[jnp.minimum(bins + 1, num_bins - 1)].add(weights * share)
+    used = weights > 0  # what the others hold need not be a number
+    histogram = histogram.at[bins].add(jnp.where(used, weights * (1 - share), 0))
+    return histogram.at[jnp.minimum(bins + 1, num_bins - 1)].add(jnp.where(used, weights * share, 0))
 
 
 def _bins(differences: jax.Array, num_bins: int, reach: jax.Array) -> tuple[jax.Array, jax.Array]:

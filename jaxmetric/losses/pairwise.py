@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxmetric.losses import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_anchor, each_pair, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
-from jaxmetric.numerics import safe_divide, safe_sqrt
+from jaxmetric.numerics import safe_abs, safe_divide, safe_sqrt
 from jaxmetric.references import References
 
 
@@ -183,7 +183,7 @@ def snr_contrastive_loss(
 
 @jax.jit
 def _snr_contrastive(c: Comparison, pos_margin: float, neg_margin: float, zero_mean: float) -> LossStats:
-    mean = zero_mean * jnp.abs(jnp.sum(c.anchors, axis=1, keepdims=True))
+    mean = zero_mean * safe_abs(jnp.sum(c.anchors, axis=1, keepdims=True))
     close, apart = jax.nn.relu(c.values - pos_margin), jax.nn.relu(neg_margin - c.values)
     return _alike_and_not(close + mean, apart + mean, c)
 

@@ -43,7 +43,7 @@ def sum_over_positives(
 ) -> Any:
     """Sums `term` over the positives of each anchor.
 
-    Differentiable once, in reverse, in `values` and `others`; rows and constants are constants.
+    Differentiable once, in reverse, in `values`, `others` and `constants`; rows are not differentiated.
 
     Args:
       term: a function of the module's top level (it is static) that returns a tree of arrays, mostly scalars, finite
@@ -52,7 +52,7 @@ def sum_over_positives(
       others: `[R, R]`, those of references to references, for terms that compare a positive with negatives; or None.
       positives: `[A, R]` booleans.
       rows: a tree of arrays `[A, ...]`, of which a term sees its anchor's, such as the mask of the negatives.
-      constants: a tree of arrays that all terms see, such as a margin.
+      constants: a tree of arrays of floats that all terms see, such as a margin.
 
     Returns:
       The tree of `term` with sums `[A, ...]`, 0 for an anchor without positives.
@@ -66,12 +66,11 @@ def _sums(
 ) -> Any:
     def turn(remaining: jax.Array, sums: Any) -> Any:
         exists, chosen = _next_positives(remaining)
-        terms = _terms(term, values, others, chosen, rows, constants)
+        terms = _terms(term, values, others, exists, chosen, rows, constants)
         return jax.tree.map(jnp.add, sums, _zero_unless(exists, terms))
 
-    shapes = jax.eval_shape(
-        lambda: _terms(term, values, others, jnp.zeros(values.shape[0], jnp.int32), rows, constants)
-    )
+    nobody = jnp.zeros(values.shape[0], bool), jnp.zeros(values.shape[0], jnp.int32)
+    shapes = jax.eval_shape(lambda: _terms(term, values, others, *nobody, rows, constants))
     return _in_turns(turn, positives, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
 
@@ -87,11 +86,12 @@ def _sums_backward(term: Term, residuals: Any, cotangents: Any) -> tuple[Any, ..
 
     def turn(remaining: jax.Array, gradients: Any) -> Any:
         exists, chosen = _next_positives(remaining)
-        _, pull_back = jax.vjp(lambda x, y: _terms(term, x, y, chosen, rows, constants), values, others)
+        _, pull_back = jax.vjp(lambda x, y, z: _terms(term, x, y, exists, chosen, rows, z), values, others, constants)
         return jax.tree.map(jnp.add, gradients, pull_back(_zero_unless(exists, cotangents)))
 
-    gradients = _in_turns(turn, positives, jax.tree.map(jnp.zeros_like, (values, others)))
-    return *gradients, None, None, None
+    zeros = jax.tree.map(jnp.zeros_like, (values, others, constants))
+    of_values, of_others, of_constants = _in_turns(turn, positives, zeros)
+    return of_values, of_others, None, None, of_constants
 
 
 _sums.defvjp(_sums_forward, _sums_backward)
@@ -122,12 +122,20 @@ def _zero_unless(exists: jax.Array, tree: Any) -> Any:
 
 
 def _terms(
-    term: Term, values: jax.Array, others: jax.Array | None, chosen: jax.Array, rows: Any, constants: Any
+    term: Term,
+    values: jax.Array,
+    others: jax.Array | None,
+    exists: jax.Array,
+    chosen: jax.Array,
+    rows: Any,
+    constants: Any,
 ) -> Any:
-    def of_anchor(row: jax.Array, positive: jax.Array, of_rows: Any) -> Any:
+    def of_anchor(row: jax.Array, exists: jax.Array, positive: jax.Array, of_rows: Any) -> Any:
+        # Without a positive left, `positive` is any reference: its values need not be numbers.
+        row = jnp.where(exists, row, 0)
         # A masked sum, not an index: its transpose is a product, where that of an index is a scatter.
         value = jnp.sum(jnp.where(jnp.arange(row.size) == positive, row, 0))
-        pair = PositivePair(value, row, None if others is None else others[positive], positive)
-        return term(pair, of_rows, constants)
+        positive_row = None if others is None else jnp.where(exists, others[positive], 0)
+        return term(PositivePair(value, row, positive_row, positive), of_rows, constants)
 
-    return jax.vmap(of_anchor)(values, chosen, rows)
+    return jax.vmap(of_anchor)(values, exists, chosen, rows)

@@ -126,8 +126,8 @@ def proxy_nca_loss(
       has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
 
     Returns:
-      The scalar loss (or `[B]` losses): >= 0 with the positive in the denominator; without it as low as -4 / sigma, and
-      0 if there is a single class. Under `jit`, a valid label outside [0, C) gives NaN.
+      The scalar loss (or `[B]` losses): >= 0 with the positive in the denominator; without it as low as
+      log(C - 1) - 4 / sigma, and 0 if there is a single class. Under `jit`, a valid label outside [0, C) gives NaN.
 
     Raises:
       ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.

@@ -184,6 +184,7 @@ def sampled_quadruplet_loss(
         return (loss, stats) if has_aux else loss
 
     losses, drawn = _sampled_losses(key, embeddings, labels, known, weights, margin, num_quadruplets)
+    losses = losses + 0 * jnp.sum(weights)  # one that is no weight may never be drawn, and must be seen all the same
     loss, stats = reduce_each(losses, drawn, reduction)
     return (loss, stats) if has_aux else loss
 

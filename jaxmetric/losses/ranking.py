@@ -297,7 +297,8 @@ def _ranking(comparison: Comparison, own: jax.Array | None = None) -> _Ranking:
     positives = comparison.positives
     weights = jnp.where(jnp.any(positives, axis=1), comparison.anchor_weights, 0)
     positives = positives if own is None else positives | own
-    return _Ranking(comparison.values, positives, comparison.negatives, weights, comparison.reference_weights)
+    values = jnp.where(positives | comparison.negatives, comparison.all_values, 0)
+    return _Ranking(values, positives, comparison.negatives, weights, comparison.reference_weights)
 
 
 def _own(comparison: Comparison, references: References | None, pairs: jax.Array | None) -> jax.Array:

@@ -112,7 +112,11 @@ def test_a_nan_stays_visible(at):
     [
         ({"mining": "semi-hard"}, ValueError, "mining is 'semi-hard', expected one of hard, all"),
         ({"margin": np.inf}, ValueError, "margin is inf, expected a finite number"),
-        ({"distance": "l1"}, ValueError, "distance is 'l1', expected one of .* or a function"),
+        (
+            {"distance": "l1"},
+            ValueError,
+            "distance is 'l1', expected one of squared_euclidean, euclidean, cosine, snr, a function",
+        ),
         ({"distance": np.ones((4, 4))}, TypeError, "distance is ndarray, expected a name or a function"),
     ],
 )

@@ -18,7 +18,7 @@ def example(seed=0, columns=1):
 
 def test_within_a_batch_an_example_is_not_compared_with_itself():
     labels = np.array([4, 4, 9, 4])
-    compared = compare(np.ones((4, 2)), labels)
+    compared = compare(np.ones((4, 2)), labels, needs_values=False)
     same = labels[:, None] == labels[None]
     np.testing.assert_array_equal(compared.positives, same & ~np.eye(4, dtype=bool))
     np.testing.assert_array_equal(compared.negatives, ~same)
@@ -32,7 +32,12 @@ def test_references_masks_and_pairs_decide_what_is_compared(seed):
     where, of_references = rng.random(A) < 0.7, rng.random(R) < 0.7
     pairs, own = rng.random((A, R)) < 0.8, rng.integers(-1, R, A)
     compared = compare(
-        embeddings, labels, references=references._replace(where=of_references, own=own), pairs=pairs, where=where
+        embeddings,
+        labels,
+        references=references._replace(where=of_references, own=own),
+        pairs=pairs,
+        where=where,
+        needs_values=False,
     )
     for a in range(A):
         for r in range(R):
@@ -57,6 +62,7 @@ def test_with_several_labels_a_pair_is_positive_by_the_share_that_agrees(seed):
         where=known,
         multi_output=True,
         label_weights=label_weights,
+        needs_values=False,
     )
     for a in range(A):
         for r in range(R):
@@ -119,7 +125,7 @@ def test_sums_of_pairs_and_anchors():
 
 def test_a_pair_weighs_the_product_of_its_members():
     weights = np.float32([1, 2, 0, 4, 0.5])
-    compared = compare(np.ones((A, D)), np.zeros(A, int), weights=weights)
+    compared = compare(np.ones((A, D)), np.zeros(A, int), weights=weights, needs_values=False)
     expected = np.where(np.eye(A, dtype=bool), 0, np.outer(weights, weights))
     np.testing.assert_array_equal(pair_weights(compared, compared.positives), expected)
 
@@ -130,11 +136,12 @@ GALLERY = References(np.ones((R, D), np.float32), np.zeros(R, int))
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"needs_values": True}, TypeError, "distance or similarity is None, expected a name, a function or an array"),
         ({"distance": "l2"}, ValueError, "distance is 'l2', expected one of squared_euclidean, euclidean, cosine, snr"),
         ({"similarity": "l2"}, ValueError, "similarity is 'l2', expected one of cosine, dot"),
         ({"distance": np.ones((A, A), int)}, TypeError, "distance has dtype int.*, expected a name, a function or"),
         ({"distance": np.ones(A)}, ValueError, r"distance has shape \(5,\), expected \[B, R\]"),
-        ({"distance": np.ones((A, R))}, ValueError, r"distance gives shape \(5, 7\), expected \(5, 5\)"),
+        ({"distance": np.ones((A, R))}, ValueError, r"distance has shape \(5, 7\), expected \(5, 5\)"),
         ({"distance": lambda x, y: x}, ValueError, r"distance gives shape \(5, 3\), expected \(5, 5\)"),
         ({"pairs": np.ones((A, R), bool)}, ValueError, r"pairs has shape \(5, 7\), expected \(5, 5\)"),
         ({"pairs": np.ones((A, A))}, TypeError, "pairs has dtype float.*, expected bool"),
@@ -159,7 +166,7 @@ GALLERY = References(np.ones((R, D), np.float32), np.zeros(R, int))
 )
 def test_bad_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
-        compare(np.ones((A, D), np.float32), np.zeros(A, int), **arguments)
+        compare(np.ones((A, D), np.float32), np.zeros(A, int), **({"needs_values": False} | arguments))
 
 
 def test_it_is_traced_without_a_transfer():

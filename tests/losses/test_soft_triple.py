@@ -276,7 +276,7 @@ def test_labels_of_any_integer_type(kind):
         ({"centers": np.ones((5, 3, 4), int)}, TypeError, "centers has dtype int"),
         ({"where": np.ones(6, bool)}, ValueError, r"where has shape \(6,\)"),
         ({"where": np.ones(7)}, TypeError, "where has dtype float"),
-        ({"weights": np.ones((7, 1))}, ValueError, r"weights has shape \(7, 1\)"),
+        ({"weights": np.ones((7, 2))}, ValueError, r"weights has shape \(7, 2\)"),
         ({"scale": 0.0}, ValueError, "scale is 0, expected a finite number above 0"),
         ({"gamma": -0.1}, ValueError, "gamma is -0.1, expected a finite number above 0"),
         ({"margin": np.nan}, ValueError, "margin is nan"),

@@ -301,7 +301,7 @@ def test_all_triplets_need_memory_quadratic_in_the_batch():
         ({"embeddings": np.ones((12, 3), int)}, TypeError, "embeddings has dtype int"),
         ({"labels": np.zeros((12, 2), int)}, ValueError, r"labels has shape \(12, 2\), expected one column of 12"),
         ({"labels": np.zeros(12, bool)}, TypeError, "labels has dtype bool, expected integers"),
-        ({"where": np.ones((12, 1), bool)}, ValueError, r"where has shape \(12, 1\), expected \(12,\)"),
+        ({"where": np.ones((12, 2), bool)}, ValueError, r"where has shape \(12, 2\), expected \(12,\)"),
         ({"weights": np.ones(11)}, ValueError, r"weights has shape \(11,\), expected \(12,\)"),
         ({"distance": "manhattan"}, ValueError, "distance is 'manhattan', expected one of squared_euclidean, eucl"),
         (
