@@ -14,13 +14,13 @@ end return indices of references instead. Nothing here is differentiated.
 """
 
 import math
-from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxmetric import checks
 from jaxmetric.agreement import known_labels
 from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.numerics import as_float
@@ -135,8 +135,8 @@ def batch_easy_hard(
     distances, positives, negatives = _check(distances, positives, negatives)
     candidates = positives | negatives
     kinds = ("easy", "hard", "semi-hard", "all")
-    _check_choice("positive", positive, kinds)
-    _check_choice("negative", negative, kinds)
+    checks.check_choice("positive", positive, kinds)
+    checks.check_choice("negative", negative, kinds)
     if (positive, negative) in (("semi-hard", "semi-hard"), ("semi-hard", "all"), ("all", "semi-hard")):
         expected = "'easy' or 'hard'" if positive == "semi-hard" else "'easy' or 'hard' or 'all'"
         raise ValueError(f"negative is {negative!r}, expected {expected} with positive {positive!r}")
@@ -189,9 +189,9 @@ def triplet_margin(
       [[True, True, True, False]]
     """
     distances, positives, negatives = _check(distances, positives, negatives)
-    _check_number("margin", margin, " of at least 0", lambda value: value >= 0)
+    checks.check_scalar("margin", margin, least=0)
     intervals = {"all": (-jnp.inf, margin), "hard": (-jnp.inf, 0), "semi-hard": (0, margin), "easy": (margin, jnp.inf)}
-    _check_choice("kind", kind, intervals)
+    checks.check_choice("kind", kind, intervals)
     return _pairs_with_gap(distances, positives, negatives, *intervals[kind])
 
 
@@ -267,9 +267,9 @@ def distance_weighted(
       C.-Y. Wu, R. Manmatha, A. J. Smola, P. Krähenbühl, Sampling Matters in Deep Embedding Learning, ICCV 2017.
     """
     distances, positives, negatives = _check(distances, positives, negatives)
-    _check_number("dim", dim, " of at least 1", lambda value: value >= 1)
-    _check_number("cutoff", cutoff, " in (0, 2)", lambda value: 0 < value < 2)
-    _check_number("nonzero_loss_cutoff", nonzero_loss_cutoff, " in (0, 2]", lambda value: 0 < value <= 2)
+    checks.check_scalar("dim", dim, least=1)
+    checks.check_scalar("cutoff", cutoff, above=0, below=2)
+    checks.check_scalar("nonzero_loss_cutoff", nonzero_loss_cutoff, above=0, most=2)
     return _draw_by_distance(key, distances, positives, negatives, dim, cutoff, nonzero_loss_cutoff)
 
 
@@ -305,7 +305,7 @@ def multi_similarity(
       Learning, CVPR 2019.
     """
     distances, positives, negatives = _check(distances, positives, negatives)
-    _check_number("epsilon", epsilon, "", lambda value: True)
+    checks.check_scalar("epsilon", epsilon)
     nearest = jnp.min(jnp.where(negatives, distances, jnp.inf), axis=1, keepdims=True, initial=jnp.inf)
     farthest = jnp.max(jnp.where(positives, distances, -jnp.inf), axis=1, keepdims=True, initial=-jnp.inf)
     kept = (positives & (distances + epsilon > nearest)) | (negatives & (distances - epsilon < farthest))
@@ -343,8 +343,8 @@ def pair_margin(
       [[False, True, True, False]]
     """
     distances, positives, negatives = _check(distances, positives, negatives)
-    _check_number("pos_margin", pos_margin, "", lambda value: True)
-    _check_number("neg_margin", neg_margin, "", lambda value: True)
+    checks.check_scalar("pos_margin", pos_margin)
+    checks.check_scalar("neg_margin", neg_margin)
     kept = (positives & (distances > pos_margin)) | (negatives & (distances < neg_margin))
     return _with_nan(kept, distances, positives | negatives)
 
@@ -375,7 +375,7 @@ def hard_aware(distances: jax.Array, positives: jax.Array, negatives: jax.Array,
       Y. Yuan, K. Yang, C. Zhang, Hard-Aware Deeply Cascaded Embedding, ICCV 2017.
     """
     distances, positives, negatives = _check(distances, positives, negatives)
-    _check_number("share", share, " in [0, 1]", lambda value: 0 <= value <= 1)
+    checks.check_scalar("share", share, least=0, most=1)
     return _share_of_the_hardest(distances, positives, negatives, share)
 
 
@@ -418,7 +418,7 @@ def uniform_histogram(
     """
     distances, positives, negatives = _check(distances, positives, negatives)
     for name, value in (("num_bins", num_bins), ("pos_per_bin", pos_per_bin), ("neg_per_bin", neg_per_bin)):
-        _check_number(name, value, " of at least 1", lambda value: value >= 1)
+        checks.check_static_integer(name, value, least=1)
     return _draw_from_bins(key, distances, positives, negatives, pos_per_bin, neg_per_bin, num_bins=num_bins)
 
 
@@ -459,7 +459,7 @@ def angular(
     References:
       J. Wang, F. Zhou, S. Wen, X. Liu, Y. Lin, Deep Metric Learning with Angular Loss, ICCV 2017.
     """
-    _check_number("angle", angle, " in (0, pi / 2)", lambda value: 0 < value < math.pi / 2)
+    checks.check_scalar("angle", angle, above=0, below=math.pi / 2, unit="radians")
     others = embeddings if references is None else references.embeddings
     squared = pairwise_squared_euclidean(embeddings, others)
     squared, positives, negatives = _check(squared, positives, negatives)
@@ -649,14 +649,3 @@ def _check(distances: Any, positives: Any, negatives: Any) -> tuple[jax.Array, j
             raise ValueError(f"{name} has shape {mask.shape}, expected {distances.shape} as distances")
         masks.append(mask)
     return distances, masks[0], masks[1]
-
-
-def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
-
-
-def _check_number(name: str, value: float, expected: str, in_range: Callable[[float], bool]) -> None:
-    """Raises unless `value` is in range; a traced one is not looked at."""
-    if not isinstance(value, jax.core.Tracer) and not (math.isfinite(value) and in_range(value)):
-        raise ValueError(f"{name} is {value:g}, expected a finite number{expected}")

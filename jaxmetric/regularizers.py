@@ -11,8 +11,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxmetric import checks
 from jaxmetric.distances import pairwise_lp
-from jaxmetric.losses import checks
 from jaxmetric.losses.reduction import reduce_each
 from jaxmetric.numerics import safe_abs, safe_normalize
 

@@ -14,6 +14,7 @@ PACKAGE = Path(jaxmetric.__file__).parent
 # Each room may import from those named before it and, without a circle, from those beside it.
 LAYERS = [
     {"numerics", "references"},
+    {"checks"},
     {"distances", "agreement"},
     {"ordering"},
     {"tuples", "mining"},

@@ -390,9 +390,9 @@ def test_shapes_and_dtypes_which_do_not_fit_are_named(miner):
         (mining.triplet_margin, {"kind": "semi"}, "kind is 'semi', expected one of all, hard, semi-hard, easy"),
         (mining.semi_hard, {"margin": -1}, "margin is -1, expected a finite number of at least 0"),
         (mining.multi_similarity, {"epsilon": np.inf}, "epsilon is inf, expected a finite number"),
-        (mining.hard_aware, {"share": 2}, "share is 2, expected a finite number in [0, 1]"),
-        (MINERS["distance_weighted"], {"cutoff": 2}, "cutoff is 2, expected a finite number in (0, 2)"),
-        (MINERS["uniform_histogram"], {"num_bins": 0}, "num_bins is 0, expected a finite number of at least 1"),
+        (mining.hard_aware, {"share": 2}, "share is 2, expected a finite number of at least 0 and of at most 1"),
+        (MINERS["distance_weighted"], {"cutoff": 2}, "cutoff is 2, expected a finite number above 0 and below 2"),
+        (MINERS["uniform_histogram"], {"num_bins": 0}, "num_bins is 0, expected a static integer of at least 1"),
     ],
 )
 def test_hyper_parameters_out_of_range_are_named(miner, arguments, message):
@@ -402,7 +402,7 @@ def test_hyper_parameters_out_of_range_are_named(miner, arguments, message):
 
 
 def test_an_angle_out_of_range_is_named():
-    with pytest.raises(ValueError, match=r"angle is 2, expected a finite number in \(0, pi / 2\)"):
+    with pytest.raises(ValueError, match="angle is 2, expected radians above 0 and below 1"):
         mining.angular(np.ones((2, 3)), np.ones((2, 2), bool), np.ones((2, 2), bool), angle=2)
 
 

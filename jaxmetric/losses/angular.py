@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, between_references, compare, no_sums
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
@@ -64,9 +64,7 @@ def angular_loss(
       J. Wang, F. Zhou, S. Wen, X. Liu, Y. Lin, Deep Metric Learning with Angular Loss, ICCV 2017.
     """
     check_reduction(reduction, "none")
-    checks.check_scalar("angle", angle, above=0)
-    if not isinstance(angle, jax.core.Tracer) and float(angle) >= math.pi / 2:
-        raise ValueError(f"angle is {float(angle):g}, expected radians below pi / 2")
+    checks.check_scalar("angle", angle, above=0, below=math.pi / 2, unit="radians")
     comparison = compare(
         embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
     )

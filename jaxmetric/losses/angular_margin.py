@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.class_vectors import (
     Column,
     ColumnLoss,
@@ -283,7 +283,7 @@ def sphereface_loss(
     """
     checks.check_scalar("scale", scale, above=0)
     return class_vector_loss(
-        _sphereface(_check_multiple(margin)),
+        _sphereface(checks.check_static_integer("margin", margin, least=1)),
         {"scale": scale},
         embeddings,
         labels,
@@ -348,7 +348,7 @@ def large_margin_softmax_loss(
     """
     checks.check_scalar("scale", scale, above=0)
     return class_vector_loss(
-        _large_margin_softmax(_check_multiple(margin)),
+        _large_margin_softmax(checks.check_static_integer("margin", margin, least=1)),
         {"scale": scale},
         embeddings,
         labels,
@@ -506,14 +506,4 @@ def _halved_squares(vectors: jax.Array, index: jax.Array, embeddings: jax.Array,
 
 
 def _check_angle(margin: Any) -> None:
-    checks.check_scalar("margin", margin, least=0)
-    if not isinstance(margin, jax.core.Tracer) and float(margin) > math.pi:
-        raise ValueError(f"margin is {float(margin):g}, expected radians in [0, pi]")
-
-
-def _check_multiple(margin: Any) -> int:
-    if isinstance(margin, bool) or not isinstance(margin, int):
-        raise TypeError(f"margin is {margin!r}, expected a static integer")
-    if margin < 1:
-        raise ValueError(f"margin is {margin}, expected at least 1")
-    return margin
+    checks.check_scalar("margin", margin, least=0, most=math.pi, unit="radians")

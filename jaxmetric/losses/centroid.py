@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, compare, each_anchor, each_pair, no_sums, pairwise_values
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
 from jaxmetric.mining import hardest_negatives

@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_stats
 from jaxmetric.losses.triplet import all_triplets

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_each, reduce_stats
 
 # All classes are scored at once up to this many scores, C K B; beyond, as many at a time as have CHUNK scores, which a

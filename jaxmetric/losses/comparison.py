@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmetric import checks
 from jaxmetric.agreement import column_scale, known_labels
 from jaxmetric.distances import (
     pairwise_cosine_distance,
@@ -22,7 +23,6 @@ from jaxmetric.distances import (
     pairwise_snr,
     pairwise_squared_euclidean,
 )
-from jaxmetric.losses import checks
 from jaxmetric.losses.reduction import LossStats
 from jaxmetric.numerics import as_float, safe_divide
 from jaxmetric.references import References

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_anchor, each_pair, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, reduce_anchors
 from jaxmetric.numerics import masked_logsumexp, safe_divide, safe_sqrt
@@ -198,9 +198,7 @@ def tuplet_margin_loss(
     References:
       B. Yu, D. Tao, Deep Metric Learning with Tuplet Margin Loss, ICCV 2019.
     """
-    checks.check_scalar("margin", margin, least=0)
-    if not isinstance(margin, jax.core.Tracer) and float(margin) >= math.pi / 2:
-        raise ValueError(f"margin is {float(margin):g}, expected radians in [0, pi / 2)")
+    checks.check_scalar("margin", margin, least=0, below=math.pi / 2, unit="radians")
     checks.check_scalar("scale", scale, above=0)
     comparison = compare(
         embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights

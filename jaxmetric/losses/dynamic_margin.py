@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, between_references, compare, each_pair, no_sums
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
@@ -101,9 +101,7 @@ def dynamic_soft_margin_loss(
       L. Zhang, S. Rusinkiewicz, Learning Local Descriptors with a CDF-Based Dynamic Soft Margin, ICCV 2019.
     """
     check_reduction(reduction, "none")
-    checks.check_scalar("momentum", momentum, least=0)
-    if not isinstance(momentum, jax.core.Tracer) and float(momentum) > 1:
-        raise ValueError(f"momentum is {float(momentum):g}, expected a number of at most 1")
+    checks.check_scalar("momentum", momentum, least=0, most=1)
     checks.check_scalar("largest", largest, above=0)
     checks.check_choice("mining", mining, MININGS)
     comparison = compare(
@@ -121,10 +119,7 @@ def dynamic_soft_margin_loss(
 
 
 def _check_histogram(histogram: jax.Array | None, num_bins: int, dtype: jnp.dtype) -> jax.Array:
-    if isinstance(num_bins, bool) or not isinstance(num_bins, int):
-        raise TypeError(f"num_bins is {num_bins!r}, expected a static integer")
-    if num_bins < 2:
-        raise ValueError(f"num_bins is {num_bins}, expected an integer of at least 2")
+    checks.check_static_integer("num_bins", num_bins, least=2)
     if histogram is None:
         return jnp.zeros(num_bins, dtype)
     histogram = jnp.asarray(histogram)

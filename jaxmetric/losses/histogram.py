@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_pair, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, reduce_anchors
 from jaxmetric.numerics import safe_divide
@@ -69,7 +70,7 @@ def histogram_loss(
     References:
       E. Ustinova, V. Lempitsky, Learning Deep Embeddings with Histogram Loss, NeurIPS 2016, arXiv 1611.00822.
     """
-    check_num_bins(num_bins)
+    checks.check_static_integer("num_bins", num_bins, least=1)
     comparison = compare(
         embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
     )
@@ -114,11 +115,3 @@ def _interpolate(table: jax.Array, bins: _SoftBins) -> jax.Array:
     tables = jnp.tile(table, bins.below.shape[0])
     lower, upper = tables[bins.below], tables[bins.below + 1]
     return lower + bins.share * (upper - lower)
-
-
-def check_num_bins(num_bins: int) -> None:
-    """Raises unless `num_bins` is a static integer of at least 1."""
-    if isinstance(num_bins, bool) or not isinstance(num_bins, int):
-        raise TypeError(f"num_bins is {num_bins!r}, expected a static integer")
-    if num_bins < 1:
-        raise ValueError(f"num_bins is {num_bins}, expected at least 1")

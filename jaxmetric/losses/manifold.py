@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from jaxmetric import checks
 from jaxmetric.distances import pairwise_cosine_similarity, pairwise_dot_product
-from jaxmetric.losses import checks
 from jaxmetric.losses.class_vectors import Column, class_vector_loss, of_examples
 from jaxmetric.losses.reduction import LossResult, LossStats
 from jaxmetric.numerics import as_float, safe_divide, safe_sqrt
@@ -75,9 +75,7 @@ def manifold_loss(
     """
     checks.check_scalar("context_weight", context_weight, least=0)
     checks.check_scalar("margin", margin)
-    checks.check_scalar("alpha", alpha, above=0)
-    if not isinstance(alpha, jax.core.Tracer) and float(alpha) >= 1:
-        raise ValueError(f"alpha is {float(alpha):g}, expected a number below 1")
+    checks.check_scalar("alpha", alpha, above=0, below=1)
     return class_vector_loss(
         _manifold,
         {"context_weight": context_weight, "alpha": alpha, "margin": margin},

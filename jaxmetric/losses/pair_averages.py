@@ -8,7 +8,7 @@ those of each anchor, the worst weighing most.
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_anchor, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
 from jaxmetric.numerics import safe_divide
@@ -230,9 +230,7 @@ def ranked_list_loss(
     alpha = 1 + margin / 2 if alpha is None else checks.check_scalar("alpha", alpha)
     checks.check_scalar("pos_temperature", pos_temperature, least=0)
     checks.check_scalar("neg_temperature", neg_temperature, least=0)
-    checks.check_scalar("neg_weight", neg_weight, least=0)
-    if not isinstance(neg_weight, jax.core.Tracer) and float(neg_weight) > 1:
-        raise ValueError(f"neg_weight is {float(neg_weight):g}, expected a number in [0, 1]")
+    checks.check_scalar("neg_weight", neg_weight, least=0, most=1)
     comparison = compare(
         embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
     )

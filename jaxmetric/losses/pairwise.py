@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_anchor, each_pair, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
 from jaxmetric.numerics import safe_abs, safe_divide, safe_sqrt

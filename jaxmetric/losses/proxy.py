@@ -6,7 +6,7 @@ The first two score the classes of each example, the last the examples of each c
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.class_vectors import (
     Column,
     class_vector_loss,

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmetric import checks
 from jaxmetric.agreement import PairLevels, column_scale, disagreement_levels, known_labels
 from jaxmetric.distances import pairwise_squared_euclidean
-from jaxmetric.losses import checks
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_each, reduce_stats
 from jaxmetric.numerics import safe_divide
 from jaxmetric.ordering import level_sums, ordered_hinge
@@ -171,8 +171,7 @@ def sampled_quadruplet_loss(
     """
     check_reduction(reduction, "none")
     checks.check_scalar("margin", margin)
-    if isinstance(num_quadruplets, bool) or not isinstance(num_quadruplets, int) or num_quadruplets < 1:
-        raise ValueError(f"num_quadruplets is {num_quadruplets!r}, expected a static integer of at least 1")
+    checks.check_static_integer("num_quadruplets", num_quadruplets, least=1)
     embeddings = checks.check_embeddings(embeddings)
     if where is not None and np.ndim(where) != 1:
         raise ValueError(f"where has shape {np.shape(where)}, expected [B]: one boolean for each example")

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_anchor
-from jaxmetric.losses.histogram import check_num_bins
 from jaxmetric.losses.positive_pairs import PositivePair, Term, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, reduce_anchors
 from jaxmetric.numerics import safe_divide
@@ -276,7 +275,7 @@ def fast_ap_loss(
     References:
       F. Cakir, K. He, X. Xia, B. Kulis, S. Sclaroff, Deep Metric Learning to Rank, CVPR 2019.
     """
-    check_num_bins(num_bins)
+    checks.check_static_integer("num_bins", num_bins, least=1)
     comparison = compare(
         embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
     )

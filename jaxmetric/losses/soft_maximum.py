@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_anchor, each_pair, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, reduce_anchors
 from jaxmetric.numerics import masked_logsumexp

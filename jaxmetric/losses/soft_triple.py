@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.class_vectors import (
     Column,
     class_vector_loss,

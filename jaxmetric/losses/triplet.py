@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, between_references, compare, no_sums
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses import checks
+from jaxmetric import checks
 from jaxmetric.losses.reduction import LossResult, LossStats, reduce_stats
 from jaxmetric.numerics import safe_divide, safe_sqrt
 

@@ -105,8 +105,8 @@ def test_large_similarities_are_finite_and_nan_stays_visible():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"angle": 0.0}, "angle is 0, expected a finite number above 0"),
-        ({"angle": 45}, "angle is 45, expected radians below pi / 2"),
+        ({"angle": 0.0}, "angle is 0, expected radians above 0"),
+        ({"angle": 45}, "angle is 45, expected radians above 0 and below 1.57"),
         ({"reduction": "max"}, "reduction is 'max', expected one of"),
         ({"similarity": "euclidean"}, "similarity is 'euclidean', expected one of"),
     ],

@@ -150,12 +150,17 @@ def test_margins_may_be_traced():
 @pytest.mark.parametrize(
     ("loss", "changes", "error", "message"),
     [
-        ("arcface", {"margin": 28.6}, ValueError, r"margin is 28.6, expected radians in \[0, pi\]"),
-        ("arcface", {"margin": -0.1}, ValueError, "margin is -0.1, expected a finite number of at least 0"),
+        ("arcface", {"margin": 28.6}, ValueError, "margin is 28.6, expected radians of at least 0 and of at most 3.14"),
+        ("arcface", {"margin": -0.1}, ValueError, "margin is -0.1, expected radians of at least 0"),
         ("arcface", {"scale": 0.0}, ValueError, "scale is 0, expected a finite number above 0"),
-        ("sub_center_arcface", {"margin": 4.0}, ValueError, r"margin is 4, expected radians in \[0, pi\]"),
+        (
+            "sub_center_arcface",
+            {"margin": 4.0},
+            ValueError,
+            "margin is 4, expected radians of at least 0 and of",
+        ),
         ("cosface", {"margin": "0.35"}, TypeError, "margin is '0.35', expected a number"),
-        ("sphereface", {"margin": 0}, ValueError, "margin is 0, expected at least 1"),
+        ("sphereface", {"margin": 0}, ValueError, "margin is 0, expected a static integer of at least 1"),
         ("sphereface", {"margin": 4.0}, TypeError, "margin is 4.0, expected a static integer"),
         ("large_margin_softmax", {"margin": jnp.array(4)}, TypeError, "margin is .*4.*, expected a static integer"),
         ("large_margin_softmax", {"scale": math.nan}, ValueError, "scale is nan"),

@@ -174,10 +174,10 @@ def test_a_nan_stays_visible(mining, at):
     ("changes", "error", "message"),
     [
         ({"mining": "semi-hard"}, ValueError, "mining is 'semi-hard', expected one of hard, all"),
-        ({"momentum": 1.5}, ValueError, "momentum is 1.5, expected a number of at most 1"),
+        ({"momentum": 1.5}, ValueError, "momentum is 1.5, expected a finite number of at least 0 and of at most 1"),
         ({"momentum": -0.5}, ValueError, "momentum is -0.5, expected a finite number of at least 0"),
         ({"largest": 0}, ValueError, "largest is 0, expected a finite number above 0"),
-        ({"num_bins": 1}, ValueError, "num_bins is 1, expected an integer of at least 2"),
+        ({"num_bins": 1}, ValueError, "num_bins is 1, expected a static integer of at least 2"),
         ({"num_bins": 9.0}, TypeError, "num_bins is 9.0, expected a static integer"),
         ({"histogram": np.ones((2, 2), np.float32)}, ValueError, r"histogram has shape \(2, 2\), expected \[K\]"),
         ({"histogram": np.arange(3)}, TypeError, "histogram has dtype int"),

@@ -148,7 +148,7 @@ def test_memory_does_not_grow_with_the_bins():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"num_bins": 0}, ValueError, "num_bins is 0, expected at least 1"),
+        ({"num_bins": 0}, ValueError, "num_bins is 0, expected a static integer of at least 1"),
         ({"num_bins": np.float32(4)}, TypeError, "num_bins is .*4.0.*, expected a static integer"),
         ({"similarity": "euclidean"}, ValueError, "similarity is 'euclidean', expected one of cosine, dot"),
         ({"reduction": "median"}, ValueError, "reduction is 'median', expected one of"),

@@ -149,7 +149,7 @@ def test_columns_of_labels_are_added():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"alpha": 1.0}, ValueError, "alpha is 1, expected a number below 1"),
+        ({"alpha": 1.0}, ValueError, "alpha is 1, expected a finite number above 0 and below 1"),
         ({"alpha": 0}, ValueError, "alpha is 0, expected a finite number above 0"),
         ({"context_weight": np.inf}, ValueError, "context_weight is inf, expected a finite number of at least 0"),
         ({"labels": np.full(B, C)}, ValueError, r"labels span \[3, 3\], expected classes in \[0, 3\) as proxies"),

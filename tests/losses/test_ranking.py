@@ -260,7 +260,7 @@ def test_memory_is_quadratic_in_the_batch(name):
             ValueError,
             r"rank_temperature has shape \(2,\), expected",
         ),
-        (fast_ap_loss, {"num_bins": 0}, ValueError, "num_bins is 0, expected at least 1"),
+        (fast_ap_loss, {"num_bins": 0}, ValueError, "num_bins is 0, expected a static integer of at least 1"),
         (fast_ap_loss, {"num_bins": 2.5}, TypeError, "num_bins is 2.5, expected a static integer"),
         (
             fast_ap_loss,

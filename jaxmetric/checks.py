@@ -1,4 +1,4 @@
-"""The checks at the public edge of every loss: they run at trace time and raise one line each."""
+"""The checks at the public edge of losses, miners and regularisers: they run at trace time and raise one line each."""
 
 import math
 from collections.abc import Iterable
@@ -71,7 +71,16 @@ def check_weights(name: str, weights: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(jnp.where(weights >= 0, weights, jnp.inf))
 
 
-def check_scalar(name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf) -> Any:
+def check_scalar(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    unit: str = "a finite number",
+) -> Any:
     """Raises unless `value` is a finite scalar in range; a traced scalar is only checked for its shape."""
     if np.ndim(value) != 0:
         raise ValueError(f"{name} has shape {np.shape(value)}, expected a scalar")
@@ -81,10 +90,25 @@ def check_scalar(name: str, value: Any, *, above: float = -math.inf, least: floa
         raise TypeError(f"{name} is {value!r}, expected a number")
     if not isinstance(value, jax.core.Tracer):
         number = float(value)
-        if not math.isfinite(number) or number <= above or number < least:
-            bound = f" above {above:g}" if above > -math.inf else f" of at least {least:g}" if least > -math.inf else ""
-            raise ValueError(f"{name} is {number:g}, expected a finite number{bound}")
+        bounds = [
+            (f"above {above}", above is None or number > above),
+            (f"of at least {least}", least is None or number >= least),
+            (f"below {below}", below is None or number < below),
+            (f"of at most {most}", most is None or number <= most),
+        ]
+        if not (math.isfinite(number) and all(holds for _, holds in bounds)):
+            asked = [words for words, _ in bounds if not words.endswith("None")]
+            raise ValueError(f"{name} is {number:g}, expected {' '.join([unit, ' and '.join(asked)]).rstrip()}")
     return value
+
+
+def check_static_integer(name: str, value: Any, *, least: int) -> int:
+    """Returns an integer of at least `least`, known before tracing."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} is {value!r}, expected a static integer")
+    if value < least:
+        raise ValueError(f"{name} is {value}, expected a static integer of at least {least}")
+    return int(value)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
