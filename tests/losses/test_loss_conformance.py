@@ -349,13 +349,14 @@ def test_masked_rows_and_pairs_never_reach_a_function_or_matrix_that_is_not_safe
     argument = "distance" if takes(ROWS[name], "distance") else "similarity"
     call, where = partial(ROWS[name].call, parameters), np.arange(B) % 4 > 0
     function = plain_cosine if argument == "similarity" else lambda x, y: 1 - plain_cosine(x, y)
-    gradient = jax.grad(lambda x: call(x, labels, where=where, **{argument: function}))(embeddings)
+    gradient = jax.jit(jax.grad(lambda x: call(x, labels, where=where, **{argument: function})))(embeddings)
     assert_finite(gradient)
     assert np.any(gradient)
     if takes(ROWS[name], "pairs"):
         matrix = function(embeddings, embeddings) + np.diag(np.full(B, np.nan, np.float32))
         pairs = ~np.eye(B, dtype=bool)
-        assert_finite(jax.value_and_grad(lambda m: call(None, labels, pairs=pairs, **{argument: m}))(matrix))
+        value_and_grad = jax.jit(jax.value_and_grad(lambda m: call(None, labels, pairs=pairs, **{argument: m})))
+        assert_finite(value_and_grad(matrix))
 
 
 @rows_with(lambda row: row.class_vectors and takes(row, "class_weights"))
