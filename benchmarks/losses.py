@@ -46,6 +46,11 @@ def example(batch: int) -> tuple[np.ndarray, np.ndarray]:
     return embeddings.astype(np.float32), np.repeat(np.arange(batch // PER_CLASS, dtype=np.int32), PER_CLASS)
 
 
+def in_a_batch(loss: Any) -> Callable[[Any, Any], Any]:
+    """A peer that takes no labels."""
+    return lambda x, y: loss(x)
+
+
 def candidates(name: str, entry: Entry, batch: int) -> list[Candidate]:
     embeddings, labels = example(batch)
     vectors = np.random.default_rng(1).normal(size=(batch // PER_CLASS, DIM)).astype(np.float32)
@@ -118,7 +123,11 @@ ENTRIES = {
     "angular_loss": of(jaxmetric.angular_loss, "AngularLoss"),
     "chen_quadruplet_loss": of(jaxmetric.chen_quadruplet_loss, None),
     "centroid_triplet_loss": of(jaxmetric.centroid_triplet_loss, None),
-    "dynamic_soft_margin_loss": of(jaxmetric.dynamic_soft_margin_loss, "DynamicSoftMarginLoss"),
+    # Theirs differentiates past batches as well, so that one object cannot be called for a second backward pass.
+    "dynamic_soft_margin_loss": Entry(
+        lambda x, y, vectors: jaxmetric.dynamic_soft_margin_loss(x, y, mining="all"),
+        lambda losses, classes: lambda x, y: losses.DynamicSoftMarginLoss()(x, y),
+    ),
     "ntxent_loss": of(jaxmetric.ntxent_loss, "NTXentLoss"),
     "supcon_loss": of(jaxmetric.supcon_loss, "SupConLoss"),
     "n_pairs_loss": of(jaxmetric.n_pairs_loss, "NPairsLoss"),
@@ -145,7 +154,7 @@ ENTRIES = {
     ),
     "manifold_loss": Entry(
         lambda x, y, vectors: jaxmetric.manifold_loss(x, y, vectors),
-        lambda losses, classes: losses.ManifoldLoss(l=DIM, K=classes),
+        lambda losses, classes: in_a_batch(losses.ManifoldLoss(l=DIM, K=classes)),
     ),
 }
 
