@@ -1,4 +1,4 @@
-"""Class-vector losses beside pytorch-metric-learning, and SoftTriple with 100,000 classes, which it cannot hold.
+"""Class-vector losses beside pytorch-metric-learning, and SoftTriple with 100,000 classes, in chunks.
 
 `python -m benchmarks.class_vectors`
 """
