@@ -163,7 +163,7 @@ def test_the_boundaries_of_the_ranked_list_lie_around_1_by_default():
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("neg_weight", 1.5, r"neg_weight is 1.5, expected a number in \[0, 1\]"),
+        ("neg_weight", 1.5, r"neg_weight is 1.5, expected a finite number of at least 0 and of at most 1"),
         ("margin", -0.1, "margin is -0.1, expected a finite number of at least 0"),
         ("alpha", np.nan, "alpha is nan, expected a finite number"),
     ],
