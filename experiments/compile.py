@@ -22,6 +22,7 @@ from experiments.console import run_command
 from experiments.presets import ABOUT, DEFAULT, PRESETS
 from experiments.setup import Experiment, load_experiment, make_batch_plan, make_state, make_step
 from jaxmetric import parallel
+from jaxmetric.training import TrainState
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,17 +57,17 @@ def _run(name: str, config: Config, topology: str) -> int:
     chip, devices = slice_of(topology)
     experiment = load_experiment(config, num_devices=len(devices))
     make_batch_plan(config.batch, experiment.source, seed=config.seed)
-    size = max(config.batch.classes_per_batch, 1) * config.batch.pictures_per_class
+    size, state = config.batch.size, jax.eval_shape(lambda: make_state(experiment))
     print(f"{name} on {topology}: {len(devices)} chips, batch {size}, {size // len(devices)} a chip", flush=True)
     start = time.monotonic()
     try:
-        program = compile_step(experiment, size, devices)
+        program = compile_step(experiment, state, devices)
     except jax.errors.JaxRuntimeError as error:
         print(f"does not fit: {' '.join(str(error).split())[:300]}")
         return 1
     print(f"compiled in {time.monotonic() - start:.0f} s")
     cost = cost_of(program, len(devices))
-    print(describe(cost, _sizes(experiment), chip, size))
+    print(describe(cost, _sizes(state), chip, size))
     return 0 if cost.peak <= chip.memory else 1
 
 
@@ -92,14 +93,14 @@ def slice_of(topology: str) -> tuple[Chip, list[jax.Device]]:
     return CHIPS[name], list(description.devices)
 
 
-def compile_step(experiment: Experiment, batch_size: int, devices: list[jax.Device]) -> Any:
-    """The training step of a configuration, compiled for devices that need not be here."""
+def compile_step(experiment: Experiment, state: TrainState, devices: list[jax.Device]) -> Any:
+    """The training step of a configuration, compiled for a state of these shapes and devices that need not be here."""
+    batch_size = experiment.config.batch.size
     side, columns = experiment.config.data.stored_size, len(experiment.source.columns)
     batch = {
         "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch_size, columns), jnp.int32),
     }
-    state = jax.eval_shape(lambda: make_state(experiment))
     return parallel.compile_shard_map(make_step(experiment), state, batch, devices=devices)
 
 
@@ -111,9 +112,7 @@ class Sizes(NamedTuple):
     optimiser: int
 
 
-def _sizes(experiment: Experiment) -> Sizes:
-    state = jax.eval_shape(lambda: make_state(experiment))
-
+def _sizes(state: TrainState) -> Sizes:
     def size(tree: Any) -> int:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 

@@ -69,6 +69,11 @@ class BatchConfig:
     colour: float = 0.05
     """Brightness, contrast and saturation change by up to this share."""
 
+    @property
+    def size(self) -> int:
+        """Pictures in a batch, over all devices."""
+        return max(self.classes_per_batch, 1) * self.pictures_per_class
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
@@ -179,8 +184,7 @@ def check_config(config: Config) -> None:
     if not any(weights.values()):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in LOSS_WEIGHTS)
         raise ConfigError(f"every loss has weight 0; give one of {flags}")
-    size = max(batch.classes_per_batch, 1) * batch.pictures_per_class
-    if batch.classes_per_batch < 0 or size < 2:
+    if batch.classes_per_batch < 0 or batch.size < 2:
         raise ConfigError(
             f"classes_per_batch {batch.classes_per_batch} x pictures_per_class {batch.pictures_per_class} "
             "is a batch of fewer than 2 pictures; nothing can be compared"

@@ -80,7 +80,7 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
             f"{', '.join(column.name for column in source.columns)}"
         )
     devices = num_devices or jax.local_device_count()
-    size = max(config.batch.classes_per_batch, 1) * config.batch.pictures_per_class
+    size = config.batch.size
     if size % devices:
         raise ConfigError(
             f"classes_per_batch x pictures_per_class is a batch of {size}, "

@@ -45,6 +45,18 @@ def check_class_labels(embeddings: jax.Array, labels: Any, name: str = "labels")
     return labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
 
 
+def check_class_range(labels: Any, counted: Any, num_classes: int, name: str) -> None:
+    """Raises for labels `[B]` outside [0, C) that are `counted` `[B]`, unless either is traced."""
+    if isinstance(labels, jax.core.Tracer) or isinstance(counted, jax.core.Tracer):
+        return
+    labels = np.asarray(labels)[np.asarray(counted)]
+    if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
+        raise ValueError(
+            f"labels span [{labels.min()}, {labels.max()}], expected classes in [0, {num_classes}) as {name}; "
+            "`where` leaves out examples without a class"
+        )
+
+
 def example_weights(embeddings: jax.Array, where: Any, weights: Any, prefix: str = "") -> jax.Array:
     """Returns one weight for each embedding, `[B]`: `weights` (default 1), 0 where `where` is False."""
     count = embeddings.shape[0]

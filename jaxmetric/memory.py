@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric.agreement import known_labels
+from jaxmetric.checks import check_embeddings
 from jaxmetric.numerics import as_float
 from jaxmetric.references import References
 
@@ -136,7 +137,7 @@ def as_references(
             raise ValueError(f"weights has shape {jnp.shape(weights)}, expected {columns.shape[:1]} as embeddings")
         weights = _joined(as_float(weights), jnp.ones(memory.labels.shape[0], jnp.float32))
     return References(
-        _joined(as_float(embeddings), as_float(memory.embeddings)),
+        _joined(embeddings, as_float(memory.embeddings)),
         _joined(columns, memory.labels),
         _joined(known, memory.where),
         weights,
@@ -172,10 +173,8 @@ def _check(
     memory: Memory, embeddings: jax.Array, labels: jax.Array, where: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the embeddings, the labels as `[B, T]` int32 and which of them are valid."""
-    embeddings = jnp.asarray(embeddings)
-    if not jnp.issubdtype(embeddings.dtype, jnp.floating):
-        raise TypeError(f"embeddings has dtype {embeddings.dtype}, expected a floating-point dtype")
-    if embeddings.ndim != 2 or embeddings.shape[1] != memory.embeddings.shape[1]:
+    embeddings = check_embeddings(embeddings)
+    if embeddings.shape[1] != memory.embeddings.shape[1]:
         raise ValueError(
             f"embeddings has shape {embeddings.shape}, expected [B, {memory.embeddings.shape[1]}] as the memory"
         )

@@ -24,7 +24,7 @@ from jaxmetric import checks
 from jaxmetric.agreement import known_labels
 from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.numerics import as_float
-from jaxmetric.references import References
+from jaxmetric.references import References, own_pairs
 
 
 def label_pairs(
@@ -54,16 +54,12 @@ def label_pairs(
       [[False, False, True], [False, False, True], [True, True, False]]
     """
     labels, valid = _column("labels", labels, where)
-    if references is None:
-        others, others_valid, own = labels, valid, jnp.arange(labels.size)
-    else:
+    others, others_valid = labels, valid
+    if references is not None:
         others, others_valid = _column("references.labels", references.labels, references.where)
-        own = jnp.full(labels.size, -1) if references.own is None else jnp.asarray(references.own)
-        if own.shape != labels.shape:
-            raise ValueError(f"references.own has shape {own.shape}, expected {labels.shape} as labels")
         if references.weights is not None:
             others_valid &= jnp.asarray(references.weights) != 0
-    compared = valid[:, None] & others_valid[None, :] & (own[:, None] != jnp.arange(others.size)[None, :])
+    compared = valid[:, None] & others_valid[None, :] & ~own_pairs(references, labels.size, others.size)
     same = labels[:, None] == others[None, :]
     return compared & same, compared & ~same
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class References(NamedTuple):
@@ -25,3 +26,23 @@ class References(NamedTuple):
     where: jax.Array | None = None
     weights: jax.Array | None = None
     own: jax.Array | None = None
+
+
+def own_pairs(references: References | None, batch: int, num_references: int) -> jax.Array:
+    """Returns `[B, R]` booleans: which reference is the example itself; within a batch the diagonal.
+
+    Raises:
+      ValueError: if `references.own` has another shape than `[B]`.
+      TypeError: if it has no integer dtype.
+    """
+    if references is None:
+        own = jnp.arange(batch)
+    elif references.own is None:
+        own = jnp.full(batch, -1)
+    else:
+        own = jnp.asarray(references.own)
+        if not jnp.issubdtype(own.dtype, jnp.integer):
+            raise TypeError(f"references.own has dtype {own.dtype}, expected integers")
+        if own.shape != (batch,):
+            raise ValueError(f"references.own has shape {own.shape}, expected {(batch,)} as labels")
+    return own[:, None] == jnp.arange(num_references, dtype=own.dtype)[None, :]

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric import checks
-from jaxmetric.losses.comparison import Comparison, compare, each_anchor, each_pair, no_sums, pairwise_values
-from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
+from jaxmetric.losses.comparison import Comparison, compare, no_sums, pairwise_values
+from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_anchor, each_pair, reduce_anchors
 from jaxmetric.mining import hardest_negatives
 from jaxmetric.numerics import safe_divide
 from jaxmetric.references import References

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric import checks
-from jaxmetric.losses.comparison import Comparison, Pairwise, compare
+from jaxmetric.losses.comparison import SYMMETRIC_DISTANCES, Comparison, Pairwise, compare
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_stats
 from jaxmetric.losses.triplet import all_triplets
 from jaxmetric.ordering import NearFarSums, near_far_sums, of_margin, with_gradient
@@ -82,7 +82,7 @@ def chen_quadruplet_loss(
     comparison = compare(
         embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
     )
-    symmetric = references is None and pairs is None and isinstance(distance, str) and distance != "snr"
+    symmetric = references is None and pairs is None and isinstance(distance, str) and distance in SYMMETRIC_DISTANCES
     triplets = all_triplets(comparison, margin)
     quadruplets = _all_quadruplets(comparison, second_margin, symmetric=symmetric)
     stats = LossStats(*(jnp.stack(both) for both in zip(triplets, quadruplets, strict=True)))

@@ -527,15 +527,10 @@ def _check_range(labels: Any, options: _Options, num_classes: int, name: str) ->
     if any(isinstance(array, jax.core.Tracer) for array in (labels, options.where, options.weights)):
         return
     labels = np.asarray(labels).reshape(-1)
-    counted = np.ones(labels.shape, bool) if options.where is None else np.array(options.where)
+    counted = np.ones(labels.shape, bool) if options.where is None else np.array(options.where).reshape(-1)
     if options.weights is not None:
-        counted &= np.asarray(options.weights) > 0
-    labels = labels[counted]
-    if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
-        raise ValueError(
-            f"labels span [{labels.min()}, {labels.max()}], expected classes in [0, {num_classes}) as {name}; "
-            "`where` leaves out examples without a class"
-        )
+        counted &= np.asarray(options.weights).reshape(-1) > 0
+    checks.check_class_range(labels, counted, num_classes, name)
 
 
 def _describe(class_weights: Any) -> str:

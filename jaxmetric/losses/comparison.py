@@ -1,9 +1,8 @@
 """What every loss over pairs begins with: anchors compared with references, and which of those are alike.
 
 `compare` checks the arguments that these losses share and returns a `Comparison`; a loss is then a formula of its
-values and masks. `each_pair` and `each_anchor` turn what the formula gives into sums, one for each anchor, which
-`jaxmetric.losses.reduction.reduce_anchors` divides. `between_references` is for losses that also need the values among
-the references.
+values and masks, whose sums `jaxmetric.losses.reduction` divides. `between_references` and
+`negatives_between_references` are for losses that compare the references with each other, too.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from jaxmetric.distances import (
 )
 from jaxmetric.losses.reduction import LossStats
 from jaxmetric.numerics import as_float, safe_divide
-from jaxmetric.references import References
+from jaxmetric.references import References, own_pairs
 
 _Function: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 # A name, a function of [A, D] and [R, D] that returns [A, R], or an [A, R] array computed beforehand.
@@ -37,6 +36,7 @@ DISTANCES: dict[str, _Function] = {
     "cosine": pairwise_cosine_distance,
     "snr": pairwise_snr,
 }
+SYMMETRIC_DISTANCES = DISTANCES.keys() - {"snr"}
 SIMILARITIES: dict[str, _Function] = {"cosine": pairwise_cosine_similarity, "dot": pairwise_dot_product}
 
 
@@ -114,17 +114,17 @@ def compare(
     matrix = _given_matrix(name, pairwise)
     batch = _check_side(embeddings, labels, where, weights, matrix, 0, multi_output=multi_output, prefix="")
     if references is None:
-        others, own = batch, jnp.arange(batch.labels.shape[0])
+        others = batch
     else:
         if not isinstance(references, References):
             raise TypeError(f"references is a {type(references).__name__}, expected jaxmetric.References")
         others = _check_side(*references[:4], matrix, 1, multi_output=multi_output, prefix="references.")
-        own = _check_own(references.own, batch.labels.shape[0])
         for part in ("labels",) if matrix is not None else ("embeddings", "labels"):
             ours, theirs = getattr(batch, part).shape[1:], getattr(others, part).shape[1:]
             if ours != theirs:
                 raise ValueError(f"references.{part} has rows of shape {theirs}, expected {ours} as {part}")
     shape = (batch.labels.shape[0], others.labels.shape[0])
+    own = own_pairs(references, *shape)
     _check_pairs(pairs, shape)
     scale = column_scale(batch.labels.shape[1], label_weights, None) if multi_output else None
     column_weights = None if scale is None else jnp.asarray([weight for weight, _ in scale], batch.weights.dtype)
@@ -146,24 +146,16 @@ def compare(
     )
 
 
-def each_pair(losses: jax.Array, weights: jax.Array) -> LossStats:
-    """Sums `[A, R]` losses of pairs, each of a weight (0 = no pair), to `[A]` sums for each anchor."""
-    return LossStats(
-        jnp.sum(jnp.where(weights > 0, weights * losses, 0), axis=1),
-        jnp.sum(weights, axis=1),
-        jnp.sum(jnp.where(losses > 0, weights, 0), axis=1),
-    )
-
-
-def each_anchor(losses: jax.Array, weights: jax.Array) -> LossStats:
-    """The sums for each anchor where an anchor has a single loss, `[A]`, of a weight `[A]` (0 = none)."""
-    return LossStats(jnp.where(weights > 0, weights * losses, 0), weights, jnp.where(losses > 0, weights, 0))
-
-
 def pair_weights(comparison: Comparison, pairs: jax.Array) -> jax.Array:
     """`[A, R]`: the product of the weights of both members, times `pairs` (positives or negatives)."""
     product = comparison.anchor_weights[:, None] * comparison.reference_weights[None, :]
     return product * pairs.astype(product.dtype)
+
+
+def weights_of_complete_anchors(comparison: Comparison) -> jax.Array:
+    """`[A]`: the anchors' weights, 0 for an anchor without a positive or without a negative."""
+    exists = jnp.any(comparison.positives, axis=1) & jnp.any(comparison.negatives, axis=1)
+    return jnp.where(exists, comparison.anchor_weights, 0)
 
 
 def between_references(
@@ -176,6 +168,12 @@ def between_references(
         raise ValueError(f"{name} is an array, expected a name or a function: references are compared with each other")
     valid = comparison.reference_weights > 0
     return pairwise_values(name, pairwise, comparison.references, comparison.references, valid, valid)
+
+
+def negatives_between_references(comparison: Comparison) -> jax.Array:
+    """Returns `[R, R]` booleans: which valid references are of another class than each reference."""
+    labels = comparison.reference_labels
+    return (labels[:, None] != labels[None, :]) & (comparison.reference_weights > 0)[None, :]
 
 
 def pairwise_values(
@@ -242,17 +240,6 @@ def _check_side(
     return _Side(checks.leave_out(rows, weights), columns, known, weights)
 
 
-def _check_own(own: jax.Array | None, batch: int) -> jax.Array:
-    if own is None:
-        return jnp.full(batch, -1)
-    own = jnp.asarray(own)
-    if not jnp.issubdtype(own.dtype, jnp.integer):
-        raise TypeError(f"references.own has dtype {own.dtype}, expected integers")
-    if own.shape != (batch,):
-        raise ValueError(f"references.own has shape {own.shape}, expected ({batch},) as embeddings")
-    return own
-
-
 def _check_pairs(pairs: jax.Array | None, shape: tuple[int, int]) -> None:
     if pairs is None:
         return
@@ -266,8 +253,7 @@ def _check_pairs(pairs: jax.Array | None, shape: tuple[int, int]) -> None:
 def _alike_and_not(
     batch: _Side, others: _Side, own: jax.Array, pairs: jax.Array | None, column_weights: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    allowed = (batch.weights[:, None] > 0) & (others.weights[None, :] > 0)
-    allowed &= own[:, None] != jnp.arange(others.labels.shape[0])[None, :]
+    allowed = (batch.weights[:, None] > 0) & (others.weights[None, :] > 0) & ~own
     if pairs is not None:
         allowed &= pairs
     if column_weights is None:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric import checks
-from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_anchor, each_pair, pair_weights
-from jaxmetric.losses.reduction import LossResult, LossStats, reduce_anchors
+from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights, weights_of_complete_anchors
+from jaxmetric.losses.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
 from jaxmetric.numerics import masked_logsumexp, safe_divide, safe_sqrt
 from jaxmetric.references import References
 
@@ -428,8 +428,7 @@ def _supcon(c: Comparison, temperature: float) -> LossStats:
     shares = c.positives * c.reference_weights[None, :]
     of_positives = safe_divide(jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1), jnp.sum(shares, axis=1))
     losses = masked_logsumexp(logits, c.positives + c.negatives > 0) - of_positives
-    exists = jnp.any(c.positives > 0, axis=1) & jnp.any(c.negatives > 0, axis=1)
-    return each_anchor(losses, jnp.where(exists, c.anchor_weights, 0))
+    return each_anchor(losses, weights_of_complete_anchors(c))
 
 
 @jax.jit

@@ -10,10 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric import checks
-from jaxmetric.losses.comparison import Comparison, Pairwise, between_references, compare, each_pair, no_sums
+from jaxmetric.losses.comparison import (
+    Comparison,
+    Pairwise,
+    between_references,
+    compare,
+    negatives_between_references,
+    no_sums,
+)
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
-from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
-from jaxmetric.losses.triplet import triplet_weights
+from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_pair, reduce_anchors
+from jaxmetric.losses.triplet import sum_over_triplets, triplet_weights
 from jaxmetric.mining import hardest_negatives
 from jaxmetric.numerics import as_float, safe_divide
 from jaxmetric.references import References
@@ -111,7 +118,7 @@ def dynamic_soft_margin_loss(
     of_positives = None
     if mining == "hard":
         # Within the batch, the negatives of a positive are those that `pairs` leaves it as an anchor.
-        negatives = comparison.negatives if references is None else _negatives_of_references(comparison)
+        negatives = comparison.negatives if references is None else negatives_between_references(comparison)
         of_positives = between_references("distance", distance, comparison, references), negatives
     per_anchor, updated = _sums_of_anchors(comparison, of_positives, past, momentum, largest)
     loss, stats = reduce_anchors(per_anchor, reduction, has_aux=True)
@@ -148,17 +155,13 @@ def _sums_of_anchors(
     past, momentum, reach = jax.lax.stop_gradient((past, momentum, jnp.asarray(largest, past.dtype)))
     if of_positives is None:
         histogram = _updated(past, _histogram_of_all(c, past, reach), momentum)
-        sums = _sums_of_all(c, histogram, reach)
+        sums = sum_over_triplets(_losses, c, None, (jnp.cumsum(histogram), reach))
     else:
         differences, weights = _hard_triplets(c, *of_positives)
         every_weight = c.anchor_weights[:, None] * weights
         histogram = _updated(past, _histogram(differences, every_weight, past.size, reach), momentum)
         sums = each_pair(_losses(differences, jnp.cumsum(histogram), reach), weights)
     return LossStats(*(c.anchor_weights * each for each in sums)), histogram
-
-
-def _negatives_of_references(c: Comparison) -> jax.Array:
-    return (c.reference_labels[:, None] != c.reference_labels[None, :]) & (c.reference_weights > 0)[None, :]
 
 
 def _hard_triplets(c: Comparison, others: jax.Array, negatives: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -189,20 +192,6 @@ def _histogram_of_all(c: Comparison, past: jax.Array, reach: jax.Array) -> jax.A
 def _histogram_term(pair: PositivePair, far: jax.Array, constants: Any) -> jax.Array:
     reference_weights, empty, reach = constants
     return _histogram(pair.value - pair.anchor_row, reference_weights[pair.positive] * far, empty.size, reach)
-
-
-def _sums_of_all(c: Comparison, histogram: jax.Array, reach: jax.Array) -> LossStats:
-    near, far = triplet_weights(c)
-    constants = (c.reference_weights, jnp.cumsum(histogram), reach)
-    total, active = sum_over_positives(_term, c.values, None, c.positives, far, constants)
-    return LossStats(total, jnp.sum(near, axis=1) * jnp.sum(far, axis=1), active)
-
-
-def _term(pair: PositivePair, far: jax.Array, constants: Any) -> tuple[jax.Array, jax.Array]:
-    reference_weights, cumulative, reach = constants
-    losses = _losses(pair.value - pair.anchor_row, cumulative, reach)
-    weights = reference_weights[pair.positive] * far
-    return jnp.sum(jnp.where(weights > 0, weights * losses, 0)), jnp.sum(jnp.where(losses > 0, weights, 0))
 
 
 def _losses(differences: jax.Array, cumulative: jax.Array, reach: jax.Array) -> jax.Array:

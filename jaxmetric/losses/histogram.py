@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric import checks
-from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_pair, pair_weights
-from jaxmetric.losses.reduction import LossResult, LossStats, reduce_anchors
+from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights
+from jaxmetric.losses.reduction import LossResult, LossStats, each_pair, reduce_anchors
 from jaxmetric.numerics import safe_divide
 from jaxmetric.references import References
 

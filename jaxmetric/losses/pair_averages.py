@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric import checks
-from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_anchor, pair_weights
-from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
+from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights
+from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_anchor, reduce_anchors
 from jaxmetric.numerics import safe_divide
 from jaxmetric.references import References
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric import checks
-from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_anchor, each_pair, pair_weights
-from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
+from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights
+from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_anchor, each_pair, reduce_anchors
 from jaxmetric.numerics import safe_abs, safe_divide, safe_sqrt
 from jaxmetric.references import References
 
@@ -365,11 +365,8 @@ def _boundaries(c: Comparison, beta: Any) -> jax.Array:
     beta = beta.astype(c.values.dtype)
     if beta.ndim == 0:
         return jnp.broadcast_to(beta, c.anchor_weights.shape)
+    checks.check_class_range(c.anchor_labels, c.anchor_weights > 0, beta.size, "beta")
     labels = jnp.where(c.anchor_weights > 0, c.anchor_labels, 0)
-    if not isinstance(labels, jax.core.Tracer) and labels.size:
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= beta.size:
-            raise ValueError(f"labels span [{low}, {high}], expected classes in [0, {beta.size}) as beta")
     return jnp.where((labels >= 0) & (labels < beta.size), beta[jnp.clip(labels, 0, beta.size - 1)], jnp.nan)
 
 

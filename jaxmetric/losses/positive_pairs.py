@@ -64,8 +64,7 @@ def sum_over_positives(
 def _sums(
     term: Term, values: jax.Array, others: jax.Array | None, positives: jax.Array, rows: Any, constants: Any
 ) -> Any:
-    def turn(remaining: jax.Array, sums: Any) -> Any:
-        exists, chosen = _next_positives(remaining)
+    def turn(exists: jax.Array, chosen: jax.Array, sums: Any) -> Any:
         terms = _terms(term, values, others, exists, chosen, rows, constants)
         return jax.tree.map(jnp.add, sums, _zero_unless(exists, terms))
 
@@ -84,8 +83,7 @@ def _sums_forward(
 def _sums_backward(term: Term, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     values, others, positives, rows, constants = residuals
 
-    def turn(remaining: jax.Array, gradients: Any) -> Any:
-        exists, chosen = _next_positives(remaining)
+    def turn(exists: jax.Array, chosen: jax.Array, gradients: Any) -> Any:
         _, pull_back = jax.vjp(lambda x, y, z: _terms(term, x, y, exists, chosen, rows, z), values, others, constants)
         return jax.tree.map(jnp.add, gradients, pull_back(_zero_unless(exists, cotangents)))
 
@@ -97,24 +95,22 @@ def _sums_backward(term: Term, residuals: Any, cotangents: Any) -> tuple[Any, ..
 _sums.defvjp(_sums_forward, _sums_backward)
 
 
-def _in_turns(turn: Callable[[jax.Array, Any], Any], positives: jax.Array, initial: Any) -> Any:
-    """Calls `turn(remaining, result)` until no anchor has a positive left."""
+def _in_turns(turn: Callable[[jax.Array, jax.Array, Any], Any], positives: jax.Array, initial: Any) -> Any:
+    """Calls `turn(exists, chosen, result)` until no anchor has a positive left.
+
+    `exists` `[A]` says whether an anchor has one in this turn, `chosen` `[A]` which.
+    """
 
     def step(_: jax.Array, state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         remaining, result = state
-        _, chosen = _next_positives(remaining)
+        exists, chosen = jnp.any(remaining, axis=1), jnp.argmax(remaining, axis=1)
         taken = chosen[:, None] == jnp.arange(positives.shape[1])[None, :]
-        return remaining & ~taken, turn(remaining, result)
+        return remaining & ~taken, turn(exists, chosen, result)
 
     if not positives.size:
         return initial
     num_turns = jnp.max(jnp.sum(positives, axis=1))
     return jax.lax.fori_loop(0, num_turns, step, (positives, initial))[1]
-
-
-def _next_positives(remaining: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For each anchor: whether a positive is left, and the first one's index."""
-    return jnp.any(remaining, axis=1), jnp.argmax(remaining, axis=1)
 
 
 def _zero_unless(exists: jax.Array, tree: Any) -> Any:

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric import checks
-from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_anchor
+from jaxmetric.losses.comparison import Comparison, Pairwise, compare
 from jaxmetric.losses.positive_pairs import PositivePair, Term, sum_over_positives
-from jaxmetric.losses.reduction import LossResult, LossStats, reduce_anchors
+from jaxmetric.losses.reduction import LossResult, LossStats, each_anchor, reduce_anchors
 from jaxmetric.numerics import safe_divide
-from jaxmetric.references import References
+from jaxmetric.references import References, own_pairs
 
 
 def smooth_ap_loss(
@@ -302,14 +302,7 @@ def _ranking(comparison: Comparison, own: jax.Array | None = None) -> _Ranking:
 
 def _own(comparison: Comparison, references: References | None, pairs: jax.Array | None) -> jax.Array:
     """`[A, R]`: which reference is the query itself, where it is valid and `pairs` does not leave it out."""
-    num_queries, num_references = comparison.positives.shape
-    if references is None:
-        index = jnp.arange(num_queries)
-    elif references.own is None:
-        index = jnp.full(num_queries, -1)
-    else:
-        index = jnp.asarray(references.own)
-    own = index[:, None] == jnp.arange(num_references, dtype=index.dtype)[None, :]
+    own = own_pairs(references, *comparison.positives.shape)
     valid = (comparison.anchor_weights[:, None] > 0) & (comparison.reference_weights[None, :] > 0)
     return own & valid if pairs is None else own & valid & pairs
 

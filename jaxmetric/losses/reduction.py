@@ -37,12 +37,23 @@ def reduce_stats(stats: LossStats, reduction: str) -> jax.Array:
     return stats.total
 
 
+def each_pair(losses: jax.Array, weights: jax.Array) -> LossStats:
+    """Sums `[A, R]` losses of pairs, each of a weight (0 = no pair), to `[A]` sums for each anchor."""
+    return LossStats(
+        jnp.sum(jnp.where(weights > 0, weights * losses, 0), axis=1),
+        jnp.sum(weights, axis=1),
+        jnp.sum(jnp.where(losses > 0, weights, 0), axis=1),
+    )
+
+
+def each_anchor(losses: jax.Array, weights: jax.Array) -> LossStats:
+    """The sums for each anchor where an anchor has a single loss, `[A]`, of a weight `[A]` (0 = none)."""
+    return LossStats(jnp.where(weights > 0, weights * losses, 0), weights, jnp.where(losses > 0, weights, 0))
+
+
 def reduce_each(values: jax.Array, weights: jax.Array, reduction: str) -> tuple[jax.Array, LossStats]:
     """Reduces one value and one weight (0 = left out) for each anchor or example; `"none"` returns them weighed."""
-    check_reduction(reduction, "none")
-    weighed = jnp.where(weights > 0, values * weights, 0)
-    stats = LossStats(jnp.sum(weighed), jnp.sum(weights), jnp.sum(jnp.where(values > 0, weights, 0)))
-    return (weighed if reduction == "none" else reduce_stats(stats, reduction)), stats
+    return reduce_anchors(each_anchor(values, weights), reduction, has_aux=True)
 
 
 def reduce_anchors(per_anchor: LossStats, reduction: str, has_aux: bool) -> LossResult:

@@ -11,8 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric import checks
-from jaxmetric.losses.comparison import Comparison, Pairwise, compare, each_anchor, each_pair, pair_weights
-from jaxmetric.losses.reduction import LossResult, LossStats, reduce_anchors
+from jaxmetric.losses.comparison import (
+    Comparison,
+    Pairwise,
+    between_references,
+    compare,
+    negatives_between_references,
+    pair_weights,
+    weights_of_complete_anchors,
+)
+from jaxmetric.losses.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
 from jaxmetric.numerics import masked_logsumexp
 from jaxmetric.references import References
 
@@ -215,12 +223,8 @@ def lifted_structure_loss(
     comparison = compare(
         embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
     )
-    of_references = None
-    if references is not None:
-        if not isinstance(distance, str) and not callable(distance):
-            raise ValueError("distance is an array, expected a name or a function: references are compared, too")
-        of_references = compare(*references[:2], distance=distance, where=references.where, weights=references.weights)
-    return reduce_anchors(_lifted_structure(comparison, of_references, margin), reduction, has_aux)
+    others = None if references is None else between_references("distance", distance, comparison, references)
+    return reduce_anchors(_lifted_structure(comparison, others, margin), reduction, has_aux)
 
 
 def generalized_lifted_structure_loss(
@@ -285,7 +289,7 @@ def _multi_similarity(c: Comparison, alpha: float, beta: float, base: float) -> 
     alike = masked_logsumexp(-alpha * excess, c.positives > 0, weights=c.positives)
     unlike = masked_logsumexp(beta * excess, c.negatives > 0, weights=c.negatives)
     losses = jax.nn.softplus(alike) / alpha + jax.nn.softplus(unlike) / beta
-    return each_anchor(losses, _weights_of_anchors_with_both(c))
+    return each_anchor(losses, weights_of_complete_anchors(c))
 
 
 @jax.jit
@@ -294,15 +298,14 @@ def _circle(c: Comparison, margin: float, gamma: float) -> LossStats:
     pull, push = jax.nn.relu(1 + margin - constant), jax.nn.relu(constant + margin)
     alike = masked_logsumexp(-gamma * pull * (c.values - (1 - margin)), c.positives)
     unlike = masked_logsumexp(gamma * push * (c.values - margin), c.negatives)
-    return each_anchor(jax.nn.softplus(alike + unlike), _weights_of_anchors_with_both(c))
+    return each_anchor(jax.nn.softplus(alike + unlike), weights_of_complete_anchors(c))
 
 
 @jax.jit
-def _lifted_structure(c: Comparison, of_references: Comparison | None, margin: float) -> LossStats:
-    of_anchors = masked_logsumexp(margin - c.values, c.negatives)
-    of_positives = of_anchors
-    if of_references is not None:
-        of_positives = masked_logsumexp(margin - of_references.values, of_references.negatives)
+def _lifted_structure(c: Comparison, others: jax.Array | None, margin: float) -> LossStats:
+    of_anchors = of_positives = masked_logsumexp(margin - c.values, c.negatives)
+    if others is not None:
+        of_positives = masked_logsumexp(margin - others, negatives_between_references(c))
     losses = jax.nn.relu(c.values + jnp.logaddexp(of_anchors[:, None], of_positives[None, :]))
     return each_pair(jnp.square(losses) / 2, pair_weights(c, c.positives))
 
@@ -311,10 +314,4 @@ def _lifted_structure(c: Comparison, of_references: Comparison | None, margin: f
 def _generalized_lifted_structure(c: Comparison, margin: float) -> LossStats:
     alike = masked_logsumexp(c.values, c.positives)
     unlike = masked_logsumexp(margin - c.values, c.negatives)
-    return each_anchor(jax.nn.relu(alike + unlike), _weights_of_anchors_with_both(c))
-
-
-def _weights_of_anchors_with_both(c: Comparison) -> jax.Array:
-    """`[A]`: the anchors' weights, 0 for an anchor without a positive or without a negative."""
-    exists = jnp.any(c.positives, axis=1) & jnp.any(c.negatives, axis=1)
-    return jnp.where(exists, c.anchor_weights, 0)
+    return each_anchor(jax.nn.relu(alike + unlike), weights_of_complete_anchors(c))

@@ -6,7 +6,6 @@ orders, one positive of each anchor at a time (`jaxmetric.losses.positive_pairs`
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, between_references, compare, no_sums
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
-from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
+from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_pair, reduce_anchors
 from jaxmetric.mining import hardest_negatives, hardest_positives, semi_hard_negatives
 from jaxmetric.ordering import ordered_hinge
 from jaxmetric.references import References
@@ -114,13 +113,13 @@ def _sums_of_anchors(
 ) -> LossStats:
     if not c.values.size:
         return no_sums(c)
-    penalty = jax.nn.softplus if soft_margin else jax.nn.relu
+    penalty = _soft_hinge if soft_margin else _hinge
     if mining == "hard":
         sums = _hard_triplets(c, others, margin, penalty)
     elif mining == "semi-hard":
         sums = _semi_hard_triplets(c, others, margin, penalty)
     elif soft_margin or others is not None:
-        sums = _enumerated_triplets(c, others, margin, _soft_term if soft_margin else _hinge_term)
+        sums = sum_over_triplets(penalty, c, others, (jnp.asarray(margin, c.values.dtype),))
     else:
         sums = _sorted_triplets(c, margin)
     return LossStats(*(c.anchor_weights * jnp.where(c.anchor_weights > 0, each, 0) for each in sums))
@@ -140,49 +139,58 @@ def _sorted_triplets(c: Comparison, margin: float) -> LossStats:
     return jax.lax.map(of_anchor, (c.values, *triplet_weights(c)), batch_size=max(1, _BLOCK // c.values.shape[1]))
 
 
-def _enumerated_triplets(c: Comparison, others: jax.Array | None, margin: float, term: Callable[..., Any]) -> LossStats:
+def sum_over_triplets(
+    penalty: Callable[..., jax.Array], c: Comparison, others: jax.Array | None, constants: tuple[jax.Array, ...]
+) -> LossStats:
+    """Sums `penalty(d(a, p) - d(a, n), *constants)`, a function of the module, over the triplets of each anchor.
+
+    With `others` `[R, R]`, the distances among the references, d(p, n) stands for d(a, n) where it is smaller.
+    """
     near, far = triplet_weights(c)
-    constants = (c.reference_weights, jnp.asarray(margin, c.values.dtype))
-    total, active = sum_over_positives(term, c.values, others, near > 0, far, constants)
+    total, active = sum_over_positives(
+        partial(_term, penalty), c.values, others, near > 0, far, (c.reference_weights, *constants)
+    )
     return LossStats(total, jnp.sum(near, axis=1) * jnp.sum(far, axis=1), active)
 
 
-def _hinge_term(pair: PositivePair, far: jax.Array, constants: Any) -> tuple[jax.Array, jax.Array]:
-    return _term(pair, far, constants, jax.nn.relu)
-
-
-def _soft_term(pair: PositivePair, far: jax.Array, constants: Any) -> tuple[jax.Array, jax.Array]:
-    return _term(pair, far, constants, jax.nn.softplus)
-
-
 def _term(
-    pair: PositivePair, far: jax.Array, constants: Any, penalty: Callable[[jax.Array], jax.Array]
+    penalty: Callable[..., jax.Array], pair: PositivePair, far: jax.Array, constants: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array]:
     """The weighted sum of the losses of all triplets of an anchor and a positive, and the weight of the active ones."""
-    reference_weights, margin = constants
+    reference_weights, *hyper = constants
     row = pair.anchor_row
     distances = row if pair.positive_row is None else jnp.minimum(row, pair.positive_row)
-    losses = penalty(pair.value - distances + margin)
-    weights = reference_weights[pair.positive] * far
-    return jnp.sum(jnp.where(weights > 0, weights * losses, 0)), jnp.sum(jnp.where(losses > 0, weights, 0))
+    total, _, active = each_pair(
+        penalty(pair.value - distances, *hyper)[None], (reference_weights[pair.positive] * far)[None]
+    )
+    return total[0], active[0]
+
+
+def _hinge(differences: jax.Array, margin: float | jax.Array) -> jax.Array:
+    return jax.nn.relu(differences + margin)
+
+
+def _soft_hinge(differences: jax.Array, margin: float | jax.Array) -> jax.Array:
+    return jax.nn.softplus(differences + margin)
 
 
 def _semi_hard_triplets(
-    c: Comparison, others: jax.Array | None, margin: float, penalty: Callable[[jax.Array], jax.Array]
+    c: Comparison, others: jax.Array | None, margin: float, penalty: Callable[..., jax.Array]
 ) -> LossStats:
     index = semi_hard_negatives(c.values, c.negatives)
     far = jnp.take_along_axis(c.values, index, axis=1)
     if others is not None:
         far = jnp.minimum(far, others[jnp.arange(index.shape[1])[None, :], index])
     near_weights, far_weights = triplet_weights(c)
-    sums = _row_sums(c.values, far, near_weights * jnp.take_along_axis(far_weights, index, axis=1), margin, penalty)
+    triplets = near_weights * jnp.take_along_axis(far_weights, index, axis=1)
+    sums = each_pair(penalty(c.values - far, margin), triplets)
     # A negative at a distance of NaN sorts last and is not chosen; it must be seen all the same.
     not_a_number = 0 * jnp.sum(jnp.where(c.negatives, c.values, 0), axis=1)
     return sums._replace(total=sums.total + not_a_number)
 
 
 def _hard_triplets(
-    c: Comparison, others: jax.Array | None, margin: float, penalty: Callable[[jax.Array], jax.Array]
+    c: Comparison, others: jax.Array | None, margin: float, penalty: Callable[..., jax.Array]
 ) -> LossStats:
     near, far = hardest_positives(c.values, c.positives), hardest_negatives(c.values, c.negatives)
     near_weights, far_weights = triplet_weights(c)
@@ -193,12 +201,4 @@ def _hard_triplets(
     near_distance, far_distance, near_weight, far_weight = chosen
     if others is not None:
         far_distance = jnp.minimum(far_distance, others[near, far][:, None])
-    return _row_sums(near_distance, far_distance, near_weight * far_weight, margin, penalty)
-
-
-def _row_sums(
-    near: jax.Array, far: jax.Array, weight: jax.Array, margin: float, penalty: Callable[[jax.Array], jax.Array]
-) -> LossStats:
-    losses = penalty(near - far + margin)
-    total = jnp.sum(jnp.where(weight > 0, weight * losses, 0), axis=1)
-    return LossStats(total, jnp.sum(weight, axis=1), jnp.sum(jnp.where(losses > 0, weight, 0), axis=1))
+    return each_pair(penalty(near_distance - far_distance, margin), near_weight * far_weight)

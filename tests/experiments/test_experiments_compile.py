@@ -11,7 +11,7 @@ from experiments.chips import CHIPS, Cost, cost_of, roofline, sent_bytes
 from experiments.compile import Sizes, compile_step, describe, main, slice_of
 from experiments.config import ConfigError, EncoderConfig
 from experiments.presets import PRESETS
-from experiments.setup import load_experiment
+from experiments.setup import load_experiment, make_state
 from jaxmetric.parallel import average, compile_shard_map, gather
 
 
@@ -46,7 +46,8 @@ def test_the_cost_of_a_compiled_step():
 def test_the_real_step_compiles_for_given_devices():
     config = dataclasses.replace(PRESETS["debug"], network=EncoderConfig(encoder="tiny", embedding_dim=8))
     experiment = load_experiment(config, num_devices=8)
-    program = compile_step(experiment, 16, jax.devices())
+    state = jax.eval_shape(lambda: make_state(experiment))
+    program = compile_step(experiment, state, jax.devices())
     assert cost_of(program, 8).sent.keys() >= {"all-gather", "all-reduce"}
 
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmetric.losses.comparison import compare, each_anchor, each_pair, pair_weights
+from jaxmetric.losses.comparison import compare, pair_weights
+from jaxmetric.losses.reduction import each_anchor, each_pair
 from jaxmetric.references import References
 
 A, R, D = 5, 7, 3
