@@ -1,8 +1,9 @@
-"""The exact quadruplet loss against enumerating its quadruplets, and against sorting its distances once.
+"""The exact quadruplet loss against enumerating its quadruplets, sorting its distances once, and drawing anchors.
 
 `python -m benchmarks.quadruplet`
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measure import HAVE_PEERS, Candidate, compare, compiled, print_environment, torch_step
-from jaxmetric import quadruplet_loss
+from jaxmetric import anchored_quadruplet_loss, quadruplet_loss
 
 T, DIM, MARGIN = 4, 128, 1.0
 
@@ -49,6 +50,12 @@ def as_published(embeddings: jax.Array, labels: jax.Array) -> jax.Array:
     return quadruplet_loss(embeddings, labels, margin=MARGIN, agreement="any", self_pairs=True)
 
 
+def anchored(batch: int, num_anchors: int) -> Candidate:
+    loss = partial(anchored_quadruplet_loss, num_anchors=num_anchors)
+    arguments = (jax.random.key(0), *example(batch))
+    return compiled(f"{num_anchors} anchors of {batch:,}", jax.value_and_grad(loss, argnums=1), *arguments)
+
+
 def distances_of(embeddings: np.ndarray) -> np.ndarray:
     squared = np.sum((embeddings[:, None] - embeddings[None]) ** 2, axis=-1)
     return squared[np.triu_indices(len(embeddings), 1)]
@@ -73,6 +80,12 @@ def main() -> None:
             compiled(f"one jnp.sort of its {distances.size:,} distances", jnp.sort, distances),
             compiled("quadruplet_loss", jax.value_and_grad(quadruplet_loss), embeddings, labels),
         ],
+    )
+
+    exact = compiled("quadruplet_loss, B = 4,096", jax.value_and_grad(quadruplet_loss), *example(4096))
+    compare(
+        f"Anchored quadruplet loss on one device, value and gradient, T = {T}",
+        [exact, anchored(4096, 64), anchored(16384, 32)],
     )
 
 

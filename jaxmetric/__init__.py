@@ -16,7 +16,10 @@ from jaxmetric.distances import (
     pairwise_squared_euclidean,
 )
 from jaxmetric.losses import (
+    ClassShard,
     LossStats,
+    SampledClasses,
+    anchored_quadruplet_loss,
     angular_loss,
     arcface_loss,
     center_loss,
@@ -51,6 +54,7 @@ from jaxmetric.losses import (
     quadruplet_loss,
     ranked_list_loss,
     recall_at_k_loss,
+    sample_classes,
     sampled_quadruplet_loss,
     siglip_loss,
     smooth_ap_loss,
@@ -76,8 +80,11 @@ from jaxmetric.regularizers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClassShard",
     "LossStats",
     "References",
+    "SampledClasses",
+    "anchored_quadruplet_loss",
     "angular_loss",
     "arcface_loss",
     "center_invariant_regularizer",
@@ -126,6 +133,7 @@ __all__ = [
     "recall_at_k_loss",
     "regular_face_regularizer",
     "regularizers",
+    "sample_classes",
     "sampled_quadruplet_loss",
     "siglip_loss",
     "smooth_ap_loss",

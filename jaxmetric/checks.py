@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import is_dataclass
 from typing import Any
 
 import jax
@@ -144,6 +145,8 @@ def leave_out(embeddings: jax.Array, weights: jax.Array) -> jax.Array:
 
 def check_class_parameters(name: str, vectors: Any, num_axes: int) -> jax.Array:
     """Returns class vectors, `[C, D]` or (with three axes) `[C, K, D]`, in float32 (or float64)."""
+    if is_dataclass(vectors):
+        raise TypeError(f"{name} is a {type(vectors).__name__}, expected an array")
     vectors = jnp.asarray(vectors)
     if not jnp.issubdtype(vectors.dtype, jnp.floating):
         raise TypeError(f"{name} has dtype {vectors.dtype}, expected a floating-point dtype")

@@ -5,9 +5,9 @@ a's level lies below b's. With the values in ascending order, the b's that a vio
 per value and running sums per level replace the P^2 comparisons: O(P log P + L P) time and O(P) memory for L levels.
 The gradient of each value is a count of its violations, found on the way.
 
-The quadruplet loss calls `ordered_hinge` on the distances of all pairs of a batch; the batch-all triplet loss calls it
-one anchor's distances at a time. `near_far_sums` has two levels and any number of segments, within which it compares:
-the quadruplet loss of two margins takes the pairs of each class away from all pairs.
+The quadruplet loss calls `ordered_hinge` on the distances of all pairs of a batch; the batch-all triplet loss takes one
+anchor's distances at a time, by `ordered_hinge_of_rows`. `near_far_sums` has two levels and any number of segments,
+within which it compares: the quadruplet loss of two margins takes the pairs of each class away from all pairs.
 """
 
 from functools import partial
@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+# How many values are sorted together where rows are: few enough to stay in the cache.
+_BLOCK = 2**16
 
 
 class OrderedHinge(NamedTuple):
@@ -83,6 +86,25 @@ def ordered_hinge(
     return OrderedHinge(
         of_margin(total, active, margin), _pairs_weight(constants, num_levels), jax.lax.stop_gradient(active)
     )
+
+
+def ordered_hinge_of_rows(
+    values: jax.Array,
+    lower: jax.Array,
+    upper: jax.Array,
+    near_weights: jax.Array,
+    far_weights: jax.Array,
+    *,
+    margin: float,
+    num_levels: int,
+) -> OrderedHinge:
+    """Returns the sums `[A]` that `ordered_hinge` finds in each row of `[A, P]` arrays, a few rows at a time."""
+
+    def of_row(row: tuple[jax.Array, ...]) -> OrderedHinge:
+        return ordered_hinge(*row, margin=margin, num_levels=num_levels)
+
+    rows = (values, lower, upper, near_weights, far_weights)
+    return jax.lax.map(of_row, rows, batch_size=max(1, _BLOCK // values.shape[1]))
 
 
 class NearFarSums(NamedTuple):
@@ -185,13 +207,21 @@ def level_sums(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Ar
 
 def sums_above(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
     """Returns `[num_levels]`: the sum of the `[P]` weights on the levels above each."""
-    from_level = jnp.cumsum(level_sums(weights, levels, num_levels)[::-1])[::-1]
-    return jnp.append(from_level[1:], 0)
+    return _above(level_sums(weights, levels, num_levels))
+
+
+def ordered_weight(near_sums: jax.Array, far_sums: jax.Array) -> jax.Array:
+    """The weight of all ordered pairs, of the sums `[num_levels]` of the near and the far weights on each level."""
+    return jnp.sum(near_sums * _above(far_sums))
+
+
+def _above(sums: jax.Array) -> jax.Array:
+    return jnp.append(jnp.cumsum(sums[::-1])[::-1][1:], 0)
 
 
 def _pairs_weight(constants: _Constants, num_levels: int) -> jax.Array:
     near = level_sums(constants.near_weights, constants.upper, num_levels)
-    return jnp.sum(near * sums_above(constants.far_weights, constants.lower, num_levels))
+    return ordered_weight(near, level_sums(constants.far_weights, constants.lower, num_levels))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

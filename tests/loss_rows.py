@@ -58,6 +58,13 @@ ROWS = {
         ),
         tolerance=0.05,
     ),
+    "anchored quadruplet": Row(
+        jaxmetric.anchored_quadruplet_loss,
+        lambda parameters, embeddings, labels, **options: jaxmetric.anchored_quadruplet_loss(
+            jax.random.key(0), embeddings, labels, num_anchors=max(2, len(embeddings)), **options
+        ),
+        unreduced=False,
+    ),
     "triplet, all": of_one_column(jaxmetric.triplet_loss),
     "triplet, semi-hard": of_one_column(jaxmetric.triplet_loss, mining="semi-hard"),
     "triplet, hard": of_one_column(jaxmetric.triplet_loss, mining="hard"),

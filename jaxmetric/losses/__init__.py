@@ -3,6 +3,7 @@
 name_loss(embeddings, labels, *, <hyper-parameters>, where=None, weights=None, reduction="mean", has_aux=False)
 """
 
+from jaxmetric.losses.anchored_quadruplet import anchored_quadruplet_loss
 from jaxmetric.losses.angular import angular_loss
 from jaxmetric.losses.angular_margin import (
     arcface_loss,
@@ -15,6 +16,8 @@ from jaxmetric.losses.angular_margin import (
 from jaxmetric.losses.center import center_loss
 from jaxmetric.losses.centroid import centroid_triplet_loss
 from jaxmetric.losses.chen_quadruplet import chen_quadruplet_loss
+from jaxmetric.losses.class_sampling import SampledClasses, sample_classes
+from jaxmetric.losses.class_shard import ClassShard
 from jaxmetric.losses.contrast import (
     instance_loss,
     n_pairs_loss,
@@ -49,7 +52,10 @@ from jaxmetric.losses.triplet import triplet_loss
 from jaxmetric.losses.vicreg import vicreg_loss
 
 __all__ = [
+    "ClassShard",
     "LossStats",
+    "SampledClasses",
+    "anchored_quadruplet_loss",
     "angular_loss",
     "arcface_loss",
     "center_loss",
@@ -84,6 +90,7 @@ __all__ = [
     "quadruplet_loss",
     "ranked_list_loss",
     "recall_at_k_loss",
+    "sample_classes",
     "sampled_quadruplet_loss",
     "siglip_loss",
     "smooth_ap_loss",

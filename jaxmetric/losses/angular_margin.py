@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric import checks
+from jaxmetric.losses.class_columns import Column
+from jaxmetric.losses.class_shard import ClassVectors
 from jaxmetric.losses.class_vectors import (
-    Column,
     ColumnLoss,
     Score,
     class_vector_loss,
@@ -33,7 +34,7 @@ from jaxmetric.numerics import safe_normalize, safe_sqrt
 def arcface_loss(
     embeddings: jax.Array,
     labels: jax.Array,
-    proxies: jax.Array,
+    proxies: ClassVectors,
     *,
     scale: float = 64.0,
     margin: float = 0.5,
@@ -54,7 +55,8 @@ def arcface_loss(
     Args:
       embeddings: `[B, D]` floats, normalised here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here; a tuple of T for T columns of labels, whose losses add up.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
       scale: s > 0.
       margin: m, in radians, from 0 to pi.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
@@ -101,7 +103,7 @@ def arcface_loss(
 def sub_center_arcface_loss(
     embeddings: jax.Array,
     labels: jax.Array,
-    centers: jax.Array,
+    centers: ClassVectors,
     *,
     scale: float = 64.0,
     margin: float = 0.5,
@@ -122,8 +124,8 @@ def sub_center_arcface_loss(
     Args:
       embeddings: `[B, D]` floats, normalised here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, K, D]` centres, normalised here, see `init_centers`; a tuple of T for T columns of labels, whose
-        losses add up.
+      centers: `[C, K, D]` centres, normalised here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
+        columns of labels, whose losses add up.
       scale: s > 0.
       margin: m, in radians, from 0 to pi.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
@@ -171,7 +173,7 @@ def sub_center_arcface_loss(
 def cosface_loss(
     embeddings: jax.Array,
     labels: jax.Array,
-    proxies: jax.Array,
+    proxies: ClassVectors,
     *,
     scale: float = 64.0,
     margin: float = 0.35,
@@ -189,7 +191,8 @@ def cosface_loss(
     Args:
       embeddings: `[B, D]` floats, normalised here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here; a tuple of T for T columns of labels, whose losses add up.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
       scale: s > 0.
       margin: m, taken off the cosine.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
@@ -236,7 +239,7 @@ def cosface_loss(
 def sphereface_loss(
     embeddings: jax.Array,
     labels: jax.Array,
-    proxies: jax.Array,
+    proxies: ClassVectors,
     *,
     scale: float = 1.0,
     margin: int = 4,
@@ -255,7 +258,8 @@ def sphereface_loss(
     Args:
       embeddings: `[B, D]` floats; their lengths are part of the loss.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here; a tuple of T for T columns of labels, whose losses add up.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
       scale: s > 0; 1 in the paper.
       margin: m >= 1, a static integer; 1 is no margin.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
@@ -301,7 +305,7 @@ def sphereface_loss(
 def large_margin_softmax_loss(
     embeddings: jax.Array,
     labels: jax.Array,
-    proxies: jax.Array,
+    proxies: ClassVectors,
     *,
     scale: float = 1.0,
     margin: int = 4,
@@ -320,7 +324,8 @@ def large_margin_softmax_loss(
     Args:
       embeddings: `[B, D]` floats; their lengths are part of the loss.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, not normalised; a tuple of T for T columns of labels, whose losses add up.
+      proxies: `[C, D]` class vectors, not normalised, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
       scale: s > 0; 1 in the paper.
       margin: m >= 1, a static integer; 1 is the ordinary softmax.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
@@ -366,7 +371,7 @@ def large_margin_softmax_loss(
 def p2sgrad_loss(
     embeddings: jax.Array,
     labels: jax.Array,
-    proxies: jax.Array,
+    proxies: ClassVectors,
     *,
     class_weights: jax.Array | None = None,
     where: jax.Array | None = None,
@@ -382,7 +387,8 @@ def p2sgrad_loss(
     Args:
       embeddings: `[B, D]` floats, normalised here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here; a tuple of T for T columns of labels, whose losses add up.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
       where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
       weights: `[B]` example weights >= 0.

@@ -3,14 +3,16 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses.class_vectors import Column, class_vector_loss, of_examples
+from jaxmetric.losses.class_columns import Column
+from jaxmetric.losses.class_shard import ClassVectors
+from jaxmetric.losses.class_vectors import class_vector_loss, of_examples
 from jaxmetric.losses.reduction import LossResult, LossStats
 
 
 def center_loss(
     embeddings: jax.Array,
     labels: jax.Array,
-    centers: jax.Array,
+    centers: ClassVectors,
     *,
     class_weights: jax.Array | None = None,
     where: jax.Array | None = None,
@@ -25,7 +27,8 @@ def center_loss(
     Args:
       embeddings: `[B, D]` floats.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, D]` class centres, not normalised; a tuple of T for T columns of labels, whose losses add up.
+      centers: `[C, D]` class centres, not normalised, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
       where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
       weights: `[B]` example weights >= 0.

@@ -12,59 +12,32 @@ reduction.
 
 Both engines take the classes in chunks where `[C, K, B]` scores are large, and compute a chunk's scores again for its
 gradient: beside the class vectors and their gradient only a chunk's arrays exist, those of the normalisation included.
-What a chunk adds to the softmax is a `Partial`, and so is what a device adds that holds some of the classes:
-`partial_softmax` makes one, `merge` joins two (or `pmax` and `psum` join all), `log_sum_exp` finishes.
+What a chunk adds to the softmax is a `Partial`, and so is what a device adds that holds some of the classes, a
+`ClassShard`: `partial_softmax` makes one, `merge` joins those of two chunks and `join` those of all devices,
+`log_sum_exp` finishes. Chunks are `class_chunks`, checks of the arguments `class_columns`.
 
 Scores are class-major, `[C, B]`: sums over classes and centres then run over whole rows of examples, and the centres of
 a class are used as they lie in memory.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmetric import checks
+from jaxmetric.losses.class_chunks import Chunk, chunk_at, chunk_size, gradients, over_chunks, single_chunk
+from jaxmetric.losses.class_columns import Column, Options, check_columns
+from jaxmetric.losses.class_shard import ClassShard, ClassVectors, held, over_shards, with_rows
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_each, reduce_stats
-
-# All classes are scored at once up to this many scores, C K B; beyond, as many at a time as have CHUNK scores, which a
-# processor's cache can hold.
-WHOLE = 2**21
-CHUNK = 2**19
 
 # (class vectors [c, ...], *operands) -> logits [c, B]. Static under jit, as all functions here: one of a module.
 Score: TypeAlias = Callable[..., jax.Array]
 
 # (embeddings [B, D], column, **hyper-parameters) -> one value for each example (or None), and the sums.
 ColumnLoss: TypeAlias = Callable[..., tuple[jax.Array | None, LossStats]]
-
-
-class Column(NamedTuple):
-    """One column of labels with the vectors of its classes.
-
-    Attributes:
-      labels: `[B]` integers; 0 for examples that are left out.
-      vectors: `[C, D]` or `[C, K, D]`.
-      weights: `[B]` weights of the examples, 0 for those left out.
-      class_weights: `[C]`, or None for 1.
-    """
-
-    labels: jax.Array
-    vectors: jax.Array
-    weights: jax.Array
-    class_weights: jax.Array | None
-
-    def is_class(self) -> jax.Array:
-        """`[B]`: whether each label is one of the classes."""
-        return (self.labels >= 0) & (self.labels < self.vectors.shape[0])
-
-    def of_labels(self, per_class: jax.Array) -> jax.Array:
-        """`[B, ...]`: of `[C, ...]` what belongs to the class of each example; anything where that is no class."""
-        return per_class[jnp.clip(self.labels, 0, per_class.shape[0] - 1)]
 
 
 def class_vector_loss(
@@ -90,7 +63,7 @@ def class_vector_loss(
       hyper: its hyper-parameters; numbers are traced, and get the embeddings' precision.
       embeddings: `[B, D]`.
       labels: `[B]` or `[B, 1]`; `[B, T]` with a tuple of class vectors.
-      vectors: the class vectors, or a tuple of T arrays.
+      vectors: the class vectors, an array or a shard, or a tuple of T of them.
       name: what the loss calls the class vectors.
       num_axes: 2 for `[C, D]`, 3 for `[C, K, D]`.
       class_weights: `[C]`, a tuple of T arrays, or None.
@@ -105,8 +78,8 @@ def class_vector_loss(
     """
     check_reduction(reduction, *(["none"] if per_example else []))
     embeddings = checks.check_embeddings(embeddings)
-    options = _Options(class_weights, where, weights)
-    columns = _check_columns(embeddings, labels, vectors, options, name, num_axes)
+    options = Options(class_weights, where, weights)
+    columns = check_columns(embeddings, labels, vectors, options, name, num_axes)
     loss, stats = _reduced(
         embeddings, columns, hyper, of_column=of_column, per_example=per_example, reduction=reduction
     )
@@ -231,14 +204,26 @@ def partial_softmax(logits: jax.Array, index: jax.Array, counted: jax.Array, lab
 def merge(first: Partial, second: Partial) -> Partial:
     """The Partial of the classes of both."""
     largest = jnp.maximum(first.largest, second.largest)
-    sums = [part.sum_exp * jnp.exp(part.largest - _finite(largest)) for part in (first, second)]
+    sums = [_sum_relative_to(largest, part) for part in (first, second)]
     return Partial(largest, sums[0] + sums[1], first.right + second.right)
+
+
+def join(classes: ClassVectors, here: Partial) -> Partial:
+    """The Partial of all classes, from that of those which are on this device."""
+    if not isinstance(classes, ClassShard):
+        return here
+    largest = jax.lax.pmax(here.largest, classes.axis_name)
+    return Partial(largest, *over_shards(classes, (_sum_relative_to(largest, here), here.right)))
 
 
 def log_sum_exp(whole: Partial) -> jax.Array:
     """`[B]`: the log-sum-exp over the classes that are not the example's; -inf if there is none."""
     none = whole.sum_exp == 0
     return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, whole.sum_exp)) + _finite(whole.largest))
+
+
+def _sum_relative_to(largest: jax.Array, part: Partial) -> jax.Array:
+    return part.sum_exp * jnp.exp(part.largest - _finite(largest))
 
 
 def _finite(largest: jax.Array) -> jax.Array:
@@ -265,78 +250,79 @@ def _logit_cotangents(
 
 
 def right_and_others(
-    score: Score, vectors: jax.Array, labels: jax.Array, *operands: Any
+    score: Score, classes: ClassVectors, labels: jax.Array, *operands: Any
 ) -> tuple[jax.Array, jax.Array]:
     """The logit of each example's class, and the log-sum-exp of all other classes.
 
     Args:
       score: gives the logits of a chunk's classes; a function of a module.
-      vectors: `[C, D]` or `[C, K, D]`.
+      classes: `[C, D]` or `[C, K, D]`, or a shard of them.
       labels: `[B]` integers; one outside [0, C) is no class, so that all classes are others.
       *operands: what the score takes beside the class vectors: floating-point arrays.
 
     Returns:
       `[B]` logits (0 for a label outside [0, C)), and `[B]` log-sum-exps (-inf if there is one class only).
     """
-    size = _chunk_size(vectors, labels.shape[0])
-    if size == vectors.shape[0]:
-        return _of_logits(score(vectors, *operands), labels)
-    return _chunked_right_and_others(score, size, vectors, labels, operands)
+    size = chunk_size(classes, labels.shape[0])
+    if size == held(classes).shape[0]:
+        logits = score(single_chunk(classes).vectors, *operands)
+        return _of_logits(with_rows(classes, logits), labels)
+    return _chunked_right_and_others(score, size, classes, labels, operands)
 
 
 @jax.custom_vjp
-def _of_logits(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    whole = partial_softmax(logits, *_all_classes(logits), labels)
+def _of_logits(logits: ClassVectors, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    _, ids, counted = single_chunk(logits)
+    whole = join(logits, partial_softmax(held(logits), ids, counted, labels))
     return whole.right, log_sum_exp(whole)
 
 
-def _of_logits_fwd(logits: jax.Array, labels: jax.Array) -> Any:
+def _of_logits_fwd(logits: ClassVectors, labels: jax.Array) -> Any:
     right, others = _of_logits(logits, labels)
     return (right, others), (logits, labels, others)
 
 
 def _of_logits_bwd(saved: Any, cotangents: Any) -> Any:
     logits, labels, others = saved
-    return _logit_cotangents(logits, *_all_classes(logits), labels, others, *cotangents), None
+    _, ids, counted = single_chunk(logits)
+    cotangents = over_shards(logits, cotangents)  # each device's own loss has a part in the logits of this one
+    return with_rows(logits, _logit_cotangents(held(logits), ids, counted, labels, others, *cotangents)), None
 
 
 _of_logits.defvjp(_of_logits_fwd, _of_logits_bwd)
 
 
-def _all_classes(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.arange(logits.shape[0]), jnp.ones(logits.shape[0], bool)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _chunked_right_and_others(
-    score: Score, size: int, vectors: jax.Array, labels: jax.Array, operands: Any
+    score: Score, size: int, classes: ClassVectors, labels: jax.Array, operands: Any
 ) -> tuple[jax.Array, jax.Array]:
-    def add(whole: Partial, vectors: jax.Array, index: jax.Array, counted: jax.Array) -> Partial:
-        return merge(whole, partial_softmax(score(vectors, *operands), index, counted, labels))
+    def add(whole: Partial, chunk: Chunk) -> Partial:
+        return merge(whole, partial_softmax(score(chunk.vectors, *operands), chunk.ids, chunk.counted, labels))
 
-    dtype = jax.eval_shape(score, vectors, *operands).dtype
+    dtype = jax.eval_shape(score, held(classes), *operands).dtype
     nothing = jnp.zeros(labels.shape, dtype)
-    whole = _over_chunks(add, Partial(nothing - jnp.inf, nothing, nothing), vectors, size)
+    whole = join(classes, over_chunks(add, Partial(nothing - jnp.inf, nothing, nothing), classes, size))
     return whole.right, log_sum_exp(whole)
 
 
-def _right_and_others_fwd(score: Score, size: int, vectors: jax.Array, labels: jax.Array, operands: Any) -> Any:
-    right, others = _chunked_right_and_others(score, size, vectors, labels, operands)
-    return (right, others), (vectors, labels, operands, others)
+def _right_and_others_fwd(score: Score, size: int, classes: ClassVectors, labels: jax.Array, operands: Any) -> Any:
+    right, others = _chunked_right_and_others(score, size, classes, labels, operands)
+    return (right, others), (classes, labels, operands, others)
 
 
 def _right_and_others_bwd(score: Score, size: int, saved: Any, cotangents: Any) -> Any:
-    vectors, labels, operands, others = saved
+    classes, labels, operands, others = saved
+    cotangents = over_shards(classes, cotangents)
 
-    def logits(vectors: jax.Array, index: jax.Array, counted: jax.Array, operands: Any) -> jax.Array:
-        return score(vectors, *operands)
+    def logits(chunk: Chunk, operands: Any) -> jax.Array:
+        return score(chunk.vectors, *operands)
 
-    def of_logits(logits: jax.Array, index: jax.Array, counted: jax.Array) -> jax.Array:
-        return _logit_cotangents(logits, index, counted, labels, others, *cotangents)
+    def of_logits(logits: jax.Array, chunk: Chunk) -> jax.Array:
+        return _logit_cotangents(logits, chunk.ids, chunk.counted, labels, others, *cotangents)
 
-    nothing = jnp.zeros_like(vectors)
-    d_vectors, d_operands = _gradients(logits, of_logits, vectors, operands, size, start=nothing)
-    return d_vectors, None, d_operands
+    nothing = jax.tree.map(jnp.zeros_like, classes)
+    d_classes, d_operands = gradients(logits, of_logits, classes, operands, size, start=nothing)
+    return d_classes, None, d_operands
 
 
 _chunked_right_and_others.defvjp(_right_and_others_fwd, _right_and_others_bwd)
@@ -346,8 +332,8 @@ _chunked_right_and_others.defvjp(_right_and_others_fwd, _right_and_others_bwd)
 
 
 def sum_over_classes(
-    terms: Callable[..., Any], vectors: jax.Array, operands: Any, fixed: Any, *, rows: int
-) -> tuple[Any, jax.Array]:
+    terms: Callable[..., Any], classes: ClassVectors, operands: Any, fixed: Any, *, rows: int
+) -> tuple[Any, ClassVectors]:
     """Sums what each class adds to a loss, and passes the class vectors on.
 
     What is computed of the vectors passed on has its gradient added to in place. That of two losses of the same vectors
@@ -355,7 +341,7 @@ def sum_over_classes(
 
     Args:
       terms: `(vectors [c, ...], index [c], operands, fixed)` to a pytree of `[c, ...]` arrays; a function of a module.
-      vectors: `[C, D]` or `[C, K, D]`.
+      classes: `[C, D]` or `[C, K, D]`, or a shard of them.
       operands: a pytree of floating-point arrays.
       fixed: a pytree of arrays into which no gradient flows.
       rows: how many numbers `terms` computes for each class vector, B for scores.
@@ -363,176 +349,42 @@ def sum_over_classes(
     Returns:
       The terms, summed over their first axis, and the class vectors.
     """
-    size = _chunk_size(vectors, rows)
-    if size == vectors.shape[0]:
-        sums = jax.tree.map(lambda term: jnp.sum(term, axis=0), terms(vectors, jnp.arange(size), operands, fixed))
-        return sums, vectors
-    return _chunked_sum(terms, size, vectors, operands, fixed)
+    size = chunk_size(classes, rows)
+    if size == held(classes).shape[0]:
+        return over_shards(classes, _counted_sum(terms, single_chunk(classes), operands, fixed)), classes
+    sums, classes = _chunked_sum(terms, size, classes, operands, fixed)
+    return over_shards(classes, sums), classes
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked_sum(terms: Callable[..., Any], size: int, vectors: jax.Array, operands: Any, fixed: Any) -> Any:
-    def add(total: Any, vectors: jax.Array, index: jax.Array, counted: jax.Array) -> Any:
-        return jax.tree.map(jnp.add, total, _counted_sum(terms, vectors, index, counted, operands, fixed))
+def _chunked_sum(terms: Callable[..., Any], size: int, classes: ClassVectors, operands: Any, fixed: Any) -> Any:
+    def add(total: Any, chunk: Chunk) -> Any:
+        return jax.tree.map(jnp.add, total, _counted_sum(terms, chunk, operands, fixed))
 
-    shapes = jax.eval_shape(partial(_counted_sum, terms), *_chunk(vectors, 0, size), operands, fixed)
+    shapes = jax.eval_shape(partial(_counted_sum, terms), chunk_at(classes, 0, size), operands, fixed)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return _over_chunks(add, nothing, vectors, size), vectors
+    return over_chunks(add, nothing, classes, size), classes
 
 
-def _sum_fwd(terms: Callable[..., Any], size: int, vectors: jax.Array, operands: Any, fixed: Any) -> Any:
-    return _chunked_sum(terms, size, vectors, operands, fixed), (vectors, operands, fixed)
+def _sum_fwd(terms: Callable[..., Any], size: int, classes: ClassVectors, operands: Any, fixed: Any) -> Any:
+    return _chunked_sum(terms, size, classes, operands, fixed), (classes, operands, fixed)
 
 
 def _sum_bwd(terms: Callable[..., Any], size: int, saved: Any, cotangents: Any) -> Any:
-    vectors, operands, fixed = saved
-    of_sums, of_vectors = cotangents
+    classes, operands, fixed = saved
+    of_sums, of_classes = cotangents
 
-    def of_chunk(vectors: jax.Array, index: jax.Array, counted: jax.Array, operands: Any) -> Any:
-        return _counted_sum(terms, vectors, index, counted, operands, fixed)
+    def of_chunk(chunk: Chunk, operands: Any) -> Any:
+        return _counted_sum(terms, chunk, operands, fixed)
 
-    return (*_gradients(of_chunk, lambda *_: of_sums, vectors, operands, size, start=of_vectors), None)
+    return (*gradients(of_chunk, lambda *_: of_sums, classes, operands, size, start=of_classes), None)
 
 
 _chunked_sum.defvjp(_sum_fwd, _sum_bwd)
 
 
-def _counted_sum(
-    terms: Callable[..., Any], vectors: jax.Array, index: jax.Array, counted: jax.Array, operands: Any, fixed: Any
-) -> Any:
+def _counted_sum(terms: Callable[..., Any], chunk: Chunk, operands: Any, fixed: Any) -> Any:
     def total(term: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(counted.reshape(-1, *[1] * (term.ndim - 1)), term, 0), axis=0)
+        return jnp.sum(jnp.where(chunk.counted.reshape(-1, *[1] * (term.ndim - 1)), term, 0), axis=0)
 
-    return jax.tree.map(total, terms(vectors, index, operands, fixed))
-
-
-# --- chunks -----------------------------------------------------------------------------------------------------------
-
-
-def _chunk_size(vectors: jax.Array, rows: int) -> int:
-    """How many classes to take at a time: all of them, or as many as have CHUNK scores, and one at least."""
-    scores_per_class = max(math.prod(vectors.shape[1:-1]) * rows, 1)
-    if scores_per_class * vectors.shape[0] <= WHOLE:
-        return vectors.shape[0]
-    return min(max(CHUNK // scores_per_class, 1), vectors.shape[0])
-
-
-def _chunk(vectors: jax.Array, number: Any, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Vectors and index of one chunk's classes, and which of them no earlier chunk had: the last one reaches back."""
-    first = jnp.minimum(number * size, vectors.shape[0] - size)
-    index = first + jnp.arange(size)
-    return jax.lax.dynamic_slice_in_dim(vectors, first, size), index, index >= number * size
-
-
-def _num_chunks(vectors: jax.Array, size: int) -> int:
-    return -(-vectors.shape[0] // size)
-
-
-def _over_chunks(add: Callable[..., Any], start: Any, vectors: jax.Array, size: int) -> Any:
-    return jax.lax.fori_loop(
-        0, _num_chunks(vectors, size), lambda number, total: add(total, *_chunk(vectors, number, size)), start
-    )
-
-
-def _gradients(
-    function: Callable[..., Any],
-    cotangents: Callable[..., Any],
-    vectors: jax.Array,
-    operands: Any,
-    size: int,
-    *,
-    start: jax.Array,
-) -> tuple[jax.Array, Any]:
-    """Adds up the gradients of `function(vectors, index, counted, operands)` over chunks.
-
-    Args:
-      function: of a chunk.
-      cotangents: `(result, index, counted)` to what the gradients of its result are multiplied with.
-      vectors: `[C, ...]`.
-      operands: a pytree.
-      size: of a chunk.
-      start: `[C, ...]`, to which the gradients in the vectors are added.
-
-    Returns:
-      The gradients in the vectors and in the operands.
-    """
-
-    def add(number: Any, total: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-        d_vectors, d_operands = total
-        chunk, index, counted = _chunk(vectors, number, size)
-        result, pull_back = jax.vjp(lambda chunk, operands: function(chunk, index, counted, operands), chunk, operands)
-        d_chunk, more = pull_back(cotangents(result, index, counted))
-        first = index[0]
-        d_chunk = jax.lax.dynamic_slice_in_dim(d_vectors, first, size) + d_chunk
-        d_vectors = jax.lax.dynamic_update_slice_in_dim(d_vectors, d_chunk, first, 0)
-        return d_vectors, jax.tree.map(jnp.add, d_operands, more)
-
-    nothing = jax.tree.map(jnp.zeros_like, operands)
-    return jax.lax.fori_loop(0, _num_chunks(vectors, size), add, (start, nothing))
-
-
-# --- arguments --------------------------------------------------------------------------------------------------------
-
-
-class _Options(NamedTuple):
-    class_weights: Any
-    where: Any
-    weights: Any
-
-
-def _check_columns(
-    embeddings: jax.Array, labels: Any, vectors: Any, options: _Options, name: str, num_axes: int
-) -> list[Column]:
-    if not isinstance(vectors, (tuple, list)):
-        return [_check_column(embeddings, labels, vectors, options, name, num_axes)]
-    shape, class_weights = (embeddings.shape[0], len(vectors)), options.class_weights
-    if not vectors or np.shape(labels) != shape:
-        raise ValueError(f"labels has shape {np.shape(labels)}, expected {shape}: a column for each of the {name}")
-    if class_weights is None:
-        class_weights = [None] * len(vectors)
-    if not isinstance(class_weights, (tuple, list)) or len(class_weights) != len(vectors):
-        raise ValueError(f"class_weights is {_describe(class_weights)}, expected a tuple of {len(vectors)}, as {name}")
-    per_label = np.ndim(options.where) == 2
-    if per_label and np.shape(options.where) != shape:
-        raise ValueError(f"where has shape {np.shape(options.where)}, expected {shape} as labels")
-    columns = []
-    for t, (of_class, weight) in enumerate(zip(vectors, class_weights, strict=True)):
-        known = options.where[:, t] if per_label else options.where
-        of_column = options._replace(class_weights=weight, where=known)
-        columns.append(_check_column(embeddings, labels[:, t], of_class, of_column, f"{name}[{t}]", num_axes))
-    return columns
-
-
-def _check_column(
-    embeddings: jax.Array, labels: Any, vectors: Any, options: _Options, name: str, num_axes: int
-) -> Column:
-    shape = np.shape(labels)
-    if len(shape) == 2 and shape[1] > 1:
-        raise ValueError(f"labels has shape {shape}, expected one column, or {name} as a tuple of {shape[1]} arrays")
-    column = checks.check_class_labels(embeddings, labels)
-    weights = checks.example_weights(embeddings, options.where, options.weights)
-    vectors, class_weights = checks.check_class_parameters(name, vectors, num_axes), options.class_weights
-    if vectors.shape[-1] != embeddings.shape[1]:
-        raise ValueError(f"{name} has shape {vectors.shape}, expected last axis {embeddings.shape[1]} as embeddings")
-    _check_range(labels, options, vectors.shape[0], name)
-    if class_weights is not None:
-        if np.shape(class_weights) != vectors.shape[:1]:
-            raise ValueError(f"class_weights is {_describe(class_weights)}, expected {vectors.shape[:1]}, as {name}")
-        class_weights = checks.check_weights("class_weights", jnp.asarray(class_weights, embeddings.dtype))
-    return Column(column, vectors, weights, class_weights)
-
-
-def _check_range(labels: Any, options: _Options, num_classes: int, name: str) -> None:
-    """Raises for concrete labels that are no classes, unless their examples are left out."""
-    if any(isinstance(array, jax.core.Tracer) for array in (labels, options.where, options.weights)):
-        return
-    labels = np.asarray(labels).reshape(-1)
-    counted = np.ones(labels.shape, bool) if options.where is None else np.array(options.where).reshape(-1)
-    if options.weights is not None:
-        counted &= np.asarray(options.weights).reshape(-1) > 0
-    checks.check_class_range(labels, counted, num_classes, name)
-
-
-def _describe(class_weights: Any) -> str:
-    tuple_of = isinstance(class_weights, (tuple, list))
-    return f"a tuple of {len(class_weights)}" if tuple_of else f"of shape {np.shape(class_weights)}"
+    return jax.tree.map(total, terms(chunk.vectors, chunk.ids, operands, fixed))

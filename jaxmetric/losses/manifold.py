@@ -5,7 +5,9 @@ import jax.numpy as jnp
 
 from jaxmetric import checks
 from jaxmetric.distances import pairwise_cosine_similarity, pairwise_dot_product
-from jaxmetric.losses.class_vectors import Column, class_vector_loss, of_examples
+from jaxmetric.losses.class_columns import Column
+from jaxmetric.losses.class_shard import ClassShard
+from jaxmetric.losses.class_vectors import class_vector_loss, of_examples
 from jaxmetric.losses.reduction import LossResult, LossStats
 from jaxmetric.numerics import as_float, safe_divide, safe_sqrt
 
@@ -95,6 +97,8 @@ def manifold_loss(
 def _manifold(
     embeddings: jax.Array, column: Column, *, context_weight: jax.Array, alpha: jax.Array, margin: jax.Array
 ) -> tuple[jax.Array, LossStats]:
+    if isinstance(column.vectors, ClassShard):
+        raise TypeError("proxies is a ClassShard, expected an array: the walks of manifold_loss go over all proxies")
     count, num_proxies = embeddings.shape[0], column.vectors.shape[0]
     points = jnp.concatenate([embeddings, as_float(column.vectors)])
     valid = jnp.concatenate([column.weights > 0, jnp.ones(num_proxies, bool)])

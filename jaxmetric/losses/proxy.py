@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric import checks
+from jaxmetric.losses.class_columns import Column
+from jaxmetric.losses.class_shard import ClassVectors, count_classes
 from jaxmetric.losses.class_vectors import (
-    Column,
     class_vector_loss,
     normalized_dot_product,
     of_examples,
@@ -23,7 +24,7 @@ from jaxmetric.numerics import safe_divide, safe_normalize
 def normalized_softmax_loss(
     embeddings: jax.Array,
     labels: jax.Array,
-    proxies: jax.Array,
+    proxies: ClassVectors,
     *,
     scale: float = 20.0,
     margin: float = 0.0,
@@ -41,8 +42,8 @@ def normalized_softmax_loss(
     Args:
       embeddings: `[B, D]` floats; normalised ones make the similarities cosines.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here; a tuple of T arrays for T columns of labels, whose losses add
-        up.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
       scale: lambda > 0, the inverse temperature.
       margin: delta, taken off the similarity to the right class.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
@@ -95,7 +96,7 @@ def _normalized_softmax(
 def proxy_nca_loss(
     embeddings: jax.Array,
     labels: jax.Array,
-    proxies: jax.Array,
+    proxies: ClassVectors,
     *,
     temperature: float = 1.0,
     positive_in_denominator: bool = False,
@@ -116,7 +117,8 @@ def proxy_nca_loss(
     Args:
       embeddings: `[B, D]` floats, normalised here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here; a tuple of T for T columns of labels, whose losses add up.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
       temperature: sigma > 0.
       positive_in_denominator: whether the right class is in Z.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
@@ -186,7 +188,7 @@ def _nca_logits(embeddings: jax.Array, column: Column, temperature: jax.Array) -
 def proxy_anchor_loss(
     embeddings: jax.Array,
     labels: jax.Array,
-    proxies: jax.Array,
+    proxies: ClassVectors,
     *,
     scale: float = 32.0,
     margin: float = 0.1,
@@ -209,7 +211,8 @@ def proxy_anchor_loss(
     Args:
       embeddings: `[B, D]` floats, normalised here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here; a tuple of T for T columns of labels, whose losses add up.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
       scale: alpha > 0.
       margin: delta.
       class_weights: `[C]` weights >= 0, which multiply the two terms of a class; a tuple of T.
@@ -264,7 +267,7 @@ def _proxy_anchor(
     (positive, negative, present, active), _ = sum_over_classes(
         _anchor_terms, column.vectors, operands, (labels, counts, of_class), rows=labels.size
     )
-    total_weight = jnp.asarray(column.vectors.shape[0], weights.dtype) if of_class is None else jnp.sum(of_class)
+    total_weight = jnp.asarray(count_classes(column.vectors), weights.dtype) if of_class is None else jnp.sum(of_class)
     total = positive * safe_divide(total_weight, present) + negative
     known = jnp.all(~valid | column.is_class())
     return None, LossStats(jnp.where(known, total, jnp.nan), jnp.where(jnp.any(valid), total_weight, 0), active)

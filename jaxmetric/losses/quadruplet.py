@@ -6,12 +6,12 @@ For two pairs of examples with disagreements phi(i, j) < phi(p, q) the loss is
 
 `quadruplet_hinge` is that formula for four examples. `sampled_quadruplet_loss` averages it over drawn quadruplets, as
 the paper does; `quadruplet_loss` averages it over all quadruplets of the batch, exactly, by the engine of
-`jaxmetric.ordering`.
+`jaxmetric.ordering`. For batches with too many pairs there is `jaxmetric.losses.anchored_quadruplet`.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, r
 from jaxmetric.numerics import safe_divide
 from jaxmetric.ordering import level_sums, ordered_hinge
 from jaxmetric.tuples import Pairs, all_pairs, sample_ordered
+
+BALANCES = ("quadruplets", "levels")
 
 
 def quadruplet_loss(
@@ -95,28 +97,11 @@ def quadruplet_loss(
     """
     check_reduction(reduction)
     checks.check_scalar("margin", margin)
-    checks.check_choice("agreement", agreement, ("count", "any"))
-    checks.check_choice("balance", balance, ("quadruplets", "levels"))
+    checks.check_choice("balance", balance, BALANCES)
     checks.check_flag("self_pairs", self_pairs)
-    embeddings = checks.check_embeddings(embeddings)
-    labels, known, weights = _check_labels(embeddings, labels, where, weights)
-    embeddings = checks.leave_out(embeddings, weights)
-
-    label_weights, ordinal = _static(label_weights), _static(ordinal)
-    column_scale(labels.shape[1], label_weights, ordinal)  # raises what is wrong with them
-
-    stats = _quadruplet_stats(
-        embeddings,
-        labels,
-        known,
-        weights,
-        margin,
-        agreement=agreement,
-        self_pairs=self_pairs,
-        balance=balance,
-        label_weights=label_weights,
-        ordinal=ordinal,
-    )
+    batch = labelled_batch(embeddings, labels, where, weights)
+    disagreement = check_disagreement(batch, agreement, label_weights, ordinal)
+    stats = _quadruplet_stats(batch, margin, disagreement=disagreement, self_pairs=self_pairs, balance=balance)
     loss = reduce_stats(stats, reduction)
     return (loss, stats) if has_aux else loss
 
@@ -172,18 +157,16 @@ def sampled_quadruplet_loss(
     check_reduction(reduction, "none")
     checks.check_scalar("margin", margin)
     checks.check_static_integer("num_quadruplets", num_quadruplets, least=1)
-    embeddings = checks.check_embeddings(embeddings)
     if where is not None and np.ndim(where) != 1:
         raise ValueError(f"where has shape {np.shape(where)}, expected [B]: one boolean for each example")
-    labels, known, weights = _check_labels(embeddings, labels, where, weights)
-    embeddings = checks.leave_out(embeddings, weights)
-    if embeddings.shape[0] < 2:
-        nothing = jnp.zeros(num_quadruplets, embeddings.dtype)
+    batch = labelled_batch(embeddings, labels, where, weights)
+    if batch.size < 2:
+        nothing = jnp.zeros(num_quadruplets, batch.embeddings.dtype)
         loss, stats = reduce_each(nothing, nothing, reduction)
         return (loss, stats) if has_aux else loss
 
-    losses, drawn = _sampled_losses(key, embeddings, labels, known, weights, margin, num_quadruplets)
-    losses = losses + 0 * jnp.sum(weights)  # one that is no weight may never be drawn, and must be seen all the same
+    losses, drawn = _sampled_losses(key, batch, margin, num_quadruplets)
+    losses += 0 * jnp.sum(batch.weights)  # one that is no weight may never be drawn, and must be seen all the same
     loss, stats = reduce_each(losses, drawn, reduction)
     return (loss, stats) if has_aux else loss
 
@@ -230,33 +213,61 @@ def quadruplet_hinge(embeddings4: jax.Array, labels4: jax.Array, *, margin: floa
     return jnp.where(sign == 0, 0, jax.nn.relu(sign * difference + margin))
 
 
-def _check_labels(
+class LabelledBatch(NamedTuple):
+    """Examples whose arguments were checked."""
+
+    embeddings: jax.Array  # [B, D], zeros where the weight is 0
+    labels: jax.Array  # [B, T]
+    known: jax.Array  # [B, T] booleans
+    weights: jax.Array  # [B], 0 for an example without any known label
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return self.embeddings.shape[0]
+
+
+class Disagreement(NamedTuple):
+    """How labels are compared: the static options of `disagreement_levels`."""
+
+    agreement: str = "count"
+    label_weights: tuple[float, ...] | None = None
+    ordinal: tuple[int | None, ...] | None = None
+
+
+def labelled_batch(
     embeddings: jax.Array, labels: jax.Array, where: jax.Array | None, weights: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Labels `[B, T]`, which of them are known, and example weights: 0 for one without any known label."""
+) -> LabelledBatch:
+    """Checks the arrays of a loss over `[B, T]` labels."""
+    embeddings = checks.check_embeddings(embeddings)
     checks.check_rows(embeddings, labels=labels)
     labels, known = known_labels(labels, where)
-    return labels, known, checks.example_weights(embeddings, jnp.any(known, axis=1), weights)
+    weights = checks.example_weights(embeddings, jnp.any(known, axis=1), weights)
+    return LabelledBatch(checks.leave_out(embeddings, weights), labels, known, weights)
 
 
-@partial(jax.jit, static_argnames=("agreement", "self_pairs", "balance", "label_weights", "ordinal"))
-def _quadruplet_stats(
-    embeddings: jax.Array,
-    labels: jax.Array,
-    known: jax.Array,
-    weights: jax.Array,
-    margin: float,
-    *,
+def check_disagreement(
+    batch: LabelledBatch,
     agreement: str,
-    self_pairs: bool,
-    balance: str,
-    label_weights: tuple[float, ...] | None,
-    ordinal: tuple[int | None, ...] | None,
+    label_weights: Sequence[float] | None,
+    ordinal: Sequence[int | None] | None,
+) -> Disagreement:
+    """Checks how a loss was asked to compare labels."""
+    checks.check_choice("agreement", agreement, ("count", "any"))
+    column_scale(batch.labels.shape[1], label_weights, ordinal)  # raises what is wrong with them
+    return Disagreement(
+        agreement, None if label_weights is None else tuple(label_weights), None if ordinal is None else tuple(ordinal)
+    )
+
+
+@partial(jax.jit, static_argnames=("disagreement", "self_pairs", "balance"))
+def _quadruplet_stats(
+    batch: LabelledBatch, margin: float, *, disagreement: Disagreement, self_pairs: bool, balance: str
 ) -> LossStats:
-    pairs = all_pairs(embeddings.shape[0], self_pairs=self_pairs)
-    levels = _pair_levels(pairs, labels, known, agreement, label_weights, ordinal)
-    pair_weights = weights[pairs.first] * weights[pairs.second]
-    distances = pairwise_squared_euclidean(embeddings)[pairs.first, pairs.second]
+    pairs = all_pairs(batch.size, self_pairs=self_pairs)
+    levels = _pair_levels(pairs, batch, disagreement)
+    pair_weights = batch.weights[pairs.first] * batch.weights[pairs.second]
+    distances = pairwise_squared_euclidean(batch.embeddings)[pairs.first, pairs.second]
     if self_pairs:
         itself = pairs.first == pairs.second
         distances = jnp.where(itself, 0, distances)
@@ -281,17 +292,12 @@ def _quadruplet_stats(
 
 @partial(jax.jit, static_argnames="num_quadruplets")
 def _sampled_losses(
-    key: jax.Array,
-    embeddings: jax.Array,
-    labels: jax.Array,
-    known: jax.Array,
-    weights: jax.Array,
-    margin: float,
-    num_quadruplets: int,
+    key: jax.Array, batch: LabelledBatch, margin: float, num_quadruplets: int
 ) -> tuple[jax.Array, jax.Array]:
     """The losses of drawn quadruplets, and as their weights 1, or 0 if the batch has none to draw."""
-    pairs = all_pairs(embeddings.shape[0])
-    levels = _pair_levels(pairs, labels, known, "count", None, None)
+    embeddings, labels, _, weights = batch
+    pairs = all_pairs(batch.size)
+    levels = _pair_levels(pairs, batch, Disagreement())
     near, far, exists = sample_ordered(
         key,
         levels.lower,
@@ -305,27 +311,14 @@ def _sampled_losses(
     return losses, jnp.broadcast_to(exists, losses.shape).astype(losses.dtype)
 
 
-def _pair_levels(
-    pairs: Pairs,
-    labels: jax.Array,
-    known: jax.Array,
-    agreement: str,
-    label_weights: Sequence[float] | None,
-    ordinal: Sequence[int | None] | None,
-) -> PairLevels:
+def _pair_levels(pairs: Pairs, batch: LabelledBatch, disagreement: Disagreement) -> PairLevels:
     return disagreement_levels(
-        labels[pairs.first],
-        labels[pairs.second],
-        first_known=known[pairs.first],
-        second_known=known[pairs.second],
-        agreement=agreement,
-        label_weights=label_weights,
-        ordinal=ordinal,
+        batch.labels[pairs.first],
+        batch.labels[pairs.second],
+        first_known=batch.known[pairs.first],
+        second_known=batch.known[pairs.second],
+        **disagreement._asdict(),
     )
-
-
-def _static(entries: Sequence[Any] | None) -> tuple[Any, ...] | None:
-    return None if entries is None else tuple(entries)
 
 
 def _share_of_level(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:

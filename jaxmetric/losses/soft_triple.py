@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric import checks
+from jaxmetric.losses.class_columns import Column
+from jaxmetric.losses.class_shard import ClassVectors, check_class_vectors, count_classes, held
 from jaxmetric.losses.class_vectors import (
-    Column,
     class_vector_loss,
     nearest_center,
     normalized_dot_product,
@@ -30,7 +31,7 @@ from jaxmetric.numerics import safe_normalize, safe_sqrt
 def soft_triple_loss(
     embeddings: jax.Array,
     labels: jax.Array,
-    centers: jax.Array,
+    centers: ClassVectors,
     *,
     scale: float = 20.0,
     gamma: float = 0.1,
@@ -53,8 +54,8 @@ def soft_triple_loss(
     Args:
       embeddings: `[B, D]` floats, normalised by the network.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, K, D]` centres, normalised here, see `init_centers`; a tuple of T for T columns of labels, whose
-        losses add up.
+      centers: `[C, K, D]` centres, normalised here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
+        columns of labels, whose losses add up.
       scale: lambda > 0.
       gamma: > 0, the entropy of the assignment to centres; towards 0 only the nearest centre counts.
       margin: delta, taken off the similarity to the right class.
@@ -126,7 +127,7 @@ def _soft_triple(
 def hard_triple_loss(
     embeddings: jax.Array,
     labels: jax.Array,
-    centers: jax.Array,
+    centers: ClassVectors,
     *,
     scale: float = 20.0,
     margin: float = 0.01,
@@ -144,8 +145,8 @@ def hard_triple_loss(
     Args:
       embeddings: `[B, D]` floats, normalised by the network.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, K, D]` centres, normalised here, see `init_centers`; a tuple of T for T columns of labels, whose
-        losses add up.
+      centers: `[C, K, D]` centres, normalised here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
+        columns of labels, whose losses add up.
       scale: lambda > 0.
       margin: delta, taken off the similarity to the right class.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
@@ -198,7 +199,7 @@ def _hard_triple(
 
 
 @jax.jit
-def soft_triple_regularizer(centers: jax.Array) -> jax.Array:
+def soft_triple_regularizer(centers: ClassVectors) -> jax.Array:
     r"""The distances between the centres of a class, which as a penalty merges them.
 
     :math:`\frac{1}{C K (K - 1)} \sum_c \sum_{s < t} \sqrt{2 + 10^{-5} - 2\,w_c^{s\top} w_c^t}`: half the mean
@@ -206,7 +207,7 @@ def soft_triple_regularizer(centers: jax.Array) -> jax.Array:
     keeps the gradient finite where two centres coincide.
 
     Args:
-      centers: `[C, K, D]`, normalised here.
+      centers: `[C, K, D]`, normalised here, or a `ClassShard` of them.
 
     Returns:
       A scalar from 0.0016, where all centres of each class coincide, to 1; 0 if K is 1.
@@ -225,14 +226,14 @@ def soft_triple_regularizer(centers: jax.Array) -> jax.Array:
       Q. Qian, L. Shang, B. Sun, J. Hu, H. Li, R. Jin, SoftTriple Loss: Deep Metric Learning Without Triplet Sampling,
       ICCV 2019, arXiv 1909.05235.
     """
-    return _regularizer(checks.check_class_parameters("centers", centers, 3))[0]
+    return _regularizer(check_class_vectors("centers", centers, 3))[0]
 
 
-def _regularizer(centers: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _regularizer(centers: ClassVectors) -> tuple[jax.Array, ClassVectors]:
     """The regulariser, and the centres passed on: see `sum_over_classes`."""
-    num_classes, num_centers, dim = centers.shape
+    _, num_centers, dim = held(centers).shape
     total, centers = sum_over_classes(_distances_within_class, centers, (), (), rows=num_centers + dim)
-    return total / (num_classes * max(num_centers * (num_centers - 1), 1)), centers
+    return total / (count_classes(centers) * max(num_centers * (num_centers - 1), 1)), centers
 
 
 def _distances_within_class(centers: jax.Array, *_: Any) -> jax.Array:

@@ -15,13 +15,10 @@ from jaxmetric.losses.comparison import Comparison, Pairwise, between_references
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_pair, reduce_anchors
 from jaxmetric.mining import hardest_negatives, hardest_positives, semi_hard_negatives
-from jaxmetric.ordering import ordered_hinge
+from jaxmetric.ordering import ordered_hinge_of_rows
 from jaxmetric.references import References
 
 MININGS = ("all", "semi-hard", "hard")
-
-# How many distances are sorted together: few enough to stay in the cache.
-_BLOCK = 2**16
 
 
 def triplet_loss(
@@ -131,12 +128,9 @@ def all_triplets(c: Comparison, margin: float) -> LossStats:
 
 
 def _sorted_triplets(c: Comparison, margin: float) -> LossStats:
-    def of_anchor(row: tuple[jax.Array, jax.Array, jax.Array]) -> LossStats:
-        distances, near, far = row
-        level = (far > 0).astype(jnp.int32)
-        return LossStats(*ordered_hinge(distances, level, level, near, far, margin=margin, num_levels=2))
-
-    return jax.lax.map(of_anchor, (c.values, *triplet_weights(c)), batch_size=max(1, _BLOCK // c.values.shape[1]))
+    near, far = triplet_weights(c)
+    level = (far > 0).astype(jnp.int32)
+    return LossStats(*ordered_hinge_of_rows(c.values, level, level, near, far, margin=margin, num_levels=2))
 
 
 def sum_over_triplets(

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 import jaxmetric
-from jaxmetric.losses import class_vectors
+from jaxmetric.losses import class_chunks, class_vectors
 from jaxmetric.losses.class_vectors import (
     log_sum_exp,
     merge,
@@ -32,8 +32,8 @@ def example(num_classes=11, num_centers=None, dtype=np.float32):
 
 
 def take_chunks_of(monkeypatch, scores):
-    monkeypatch.setattr(class_vectors, "WHOLE", 1)
-    monkeypatch.setattr(class_vectors, "CHUNK", scores)
+    monkeypatch.setattr(class_chunks, "WHOLE", 1)
+    monkeypatch.setattr(class_chunks, "CHUNK", scores)
 
 
 def logits_in_numpy(embeddings, vectors):

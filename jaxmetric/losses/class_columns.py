@@ -1,0 +1,102 @@
+"""The arguments of a class-vector loss, checked and taken apart into columns of labels."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmetric import checks
+from jaxmetric.losses.class_shard import ClassVectors, check_class_vectors, count_classes, held, of_labels
+
+
+class Column(NamedTuple):
+    """One column of labels with the vectors of its classes.
+
+    Attributes:
+      labels: `[B]` integers; 0 for examples that are left out.
+      vectors: `[C, D]` or `[C, K, D]`, or a shard of them.
+      weights: `[B]` weights of the examples, 0 for those left out.
+      class_weights: `[C]`, or None for 1.
+    """
+
+    labels: jax.Array
+    vectors: ClassVectors
+    weights: jax.Array
+    class_weights: jax.Array | None
+
+    def is_class(self) -> jax.Array:
+        """`[B]`: whether each label is one of the classes."""
+        return (self.labels >= 0) & (self.labels < count_classes(self.vectors))
+
+    def of_labels(self, per_class: ClassVectors) -> jax.Array:
+        """`[B, ...]`: of `[C, ...]` what belongs to the class of each example; anything where that is no class."""
+        return of_labels(per_class, self.labels)
+
+
+class Options(NamedTuple):
+    """The optional arguments that have a part for each class or example."""
+
+    class_weights: Any
+    where: Any
+    weights: Any
+
+
+def check_columns(
+    embeddings: jax.Array, labels: Any, vectors: Any, options: Options, name: str, num_axes: int
+) -> list[Column]:
+    """Returns the columns of `labels`, one for each of a tuple of class vectors."""
+    if not isinstance(vectors, (tuple, list)):
+        return [_check_column(embeddings, labels, vectors, options, name, num_axes)]
+    shape, class_weights = (embeddings.shape[0], len(vectors)), options.class_weights
+    if not vectors or np.shape(labels) != shape:
+        raise ValueError(f"labels has shape {np.shape(labels)}, expected {shape}: a column for each of the {name}")
+    if class_weights is None:
+        class_weights = [None] * len(vectors)
+    if not isinstance(class_weights, (tuple, list)) or len(class_weights) != len(vectors):
+        raise ValueError(f"class_weights is {_describe(class_weights)}, expected a tuple of {len(vectors)}, as {name}")
+    per_label = np.ndim(options.where) == 2
+    if per_label and np.shape(options.where) != shape:
+        raise ValueError(f"where has shape {np.shape(options.where)}, expected {shape} as labels")
+    columns = []
+    for t, (of_class, weight) in enumerate(zip(vectors, class_weights, strict=True)):
+        known = options.where[:, t] if per_label else options.where
+        of_column = options._replace(class_weights=weight, where=known)
+        columns.append(_check_column(embeddings, labels[:, t], of_class, of_column, f"{name}[{t}]", num_axes))
+    return columns
+
+
+def _check_column(
+    embeddings: jax.Array, labels: Any, vectors: Any, options: Options, name: str, num_axes: int
+) -> Column:
+    shape = np.shape(labels)
+    if len(shape) == 2 and shape[1] > 1:
+        raise ValueError(f"labels has shape {shape}, expected one column, or {name} as a tuple of {shape[1]} arrays")
+    column = checks.check_class_labels(embeddings, labels)
+    weights = checks.example_weights(embeddings, options.where, options.weights)
+    vectors, class_weights = check_class_vectors(name, vectors, num_axes), options.class_weights
+    shape, num_classes = held(vectors).shape, count_classes(vectors)
+    if shape[-1] != embeddings.shape[1]:
+        raise ValueError(f"{name} has shape {shape}, expected last axis {embeddings.shape[1]} as embeddings")
+    _check_range(labels, options, num_classes, name)
+    if class_weights is not None:
+        if np.shape(class_weights) != (num_classes,):
+            raise ValueError(f"class_weights is {_describe(class_weights)}, expected {(num_classes,)}, as {name}")
+        class_weights = checks.check_weights("class_weights", jnp.asarray(class_weights, embeddings.dtype))
+    return Column(column, vectors, weights, class_weights)
+
+
+def _check_range(labels: Any, options: Options, num_classes: int, name: str) -> None:
+    """Raises for concrete labels that are no classes, unless their examples are left out."""
+    if any(isinstance(array, jax.core.Tracer) for array in (labels, options.where, options.weights)):
+        return
+    labels = np.asarray(labels).reshape(-1)
+    counted = np.ones(labels.shape, bool) if options.where is None else np.array(options.where).reshape(-1)
+    if options.weights is not None:
+        counted &= np.asarray(options.weights).reshape(-1) > 0
+    checks.check_class_range(labels, counted, num_classes, name)
+
+
+def _describe(class_weights: Any) -> str:
+    tuple_of = isinstance(class_weights, (tuple, list))
+    return f"a tuple of {len(class_weights)}" if tuple_of else f"of shape {np.shape(class_weights)}"
