@@ -20,7 +20,7 @@ from experiments.chips import CHIPS, Chip, Cost, cost_of, roofline
 from experiments.config import Config, ConfigError, check_config, parse
 from experiments.console import run_command
 from experiments.presets import ABOUT, DEFAULT, PRESETS
-from experiments.setup import Experiment, load_experiment, make_batch_plan, make_state, make_step
+from experiments.setup import Experiment, load_experiment, make_batch_plan, make_state, make_step, state_specs
 from jaxmetric import parallel
 from jaxmetric.training import TrainState
 
@@ -101,7 +101,8 @@ def compile_step(experiment: Experiment, state: TrainState, devices: list[jax.De
         "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch_size, columns), jnp.int32),
     }
-    return parallel.compile_shard_map(make_step(experiment), state, batch, devices=devices)
+    specs = state_specs(experiment)
+    return parallel.compile_shard_map(make_step(experiment), state, batch, devices=devices, state_specs=specs)
 
 
 class Sizes(NamedTuple):

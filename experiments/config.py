@@ -38,6 +38,8 @@ class DataConfig:
     """For csv: leave out rows and pictures that cannot be used, and count them, instead of stopping."""
     ordinal: tuple[str, ...] = ()
     """For csv: columns whose values are integers with an order, such as age; they disagree by |a - b|."""
+    memory: int = 1024
+    """For csv: MiB that decoded pictures may take; more of them are decoded anew each time."""
     tfds_name: str = ""
     """For tfds: the data set's name, such as cars196."""
     tfds_dir: str = ""
@@ -68,6 +70,8 @@ class BatchConfig:
     """Whether to mirror half of the pictures."""
     colour: float = 0.05
     """Brightness, contrast and saturation change by up to this share."""
+    chunks: int = 1
+    """Parts in which a device takes its share through the network; memory of one part, loss of the whole batch."""
 
     @property
     def size(self) -> int:
@@ -91,6 +95,10 @@ class EncoderConfig:
     """Length of the embedding."""
     freeze_batch_norm: bool = False
     """Keep the batch statistics of the initial network."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision that the network computes in; weights, embeddings, losses and updates are float32 always."""
+    remat: bool = False
+    """Keep only what enters each residual block, and compute the rest again for the gradient."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +115,8 @@ class LossConfig:
     """Weigh every quadruplet the same, or every pair of levels of agreement."""
     quadruplet_samples: int = 0
     """Quadruplets drawn for each step, as in the paper; 0 takes all of them, exactly."""
+    quadruplet_anchors: int = 0
+    """Pictures that each device draws to compare with the whole batch; 0 compares all with all, exactly."""
     label_weights: tuple[float, ...] = ()
     """What disagreement counts in each column, in the quadruplet loss; 1 each if empty."""
     soft_triple_weight: float = 0.0
@@ -129,6 +139,10 @@ class LossConfig:
     """Of the triplet loss, in squared distance."""
     triplet_mining: Literal["all", "semi-hard", "hard"] = "all"
     """Which triplets: all, or mined ones."""
+    shard_classes: bool = False
+    """Each device holds the centres and class vectors of its share of the classes only."""
+    sampled_classes: int = 0
+    """Classes that each step's softmax runs over, those of the batch and drawn ones, over all devices; 0 takes all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +190,32 @@ class Config:
     """k of the joint inference of all labels by k nearest neighbours."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """How the machine is used. A run may go on with another choice, and other devices."""
+
+    driver: Literal["pmap", "shard_map"] = "pmap"
+    """What runs the step on all devices. shard_classes needs shard_map."""
+    distributed: bool = False
+    """Join the other processes of the job, which jax finds on TPU pods, Slurm and Open MPI. See experiments.hosts."""
+    workers: int = 0
+    """Processes that read pictures from files; 0 reads in threads."""
+    input_timeout: float = 600.0
+    """Seconds to wait for a batch before the run ends with an error."""
+    profile: bool = False
+    """Trace a few steps, for TensorBoard (Profile) and Perfetto, into the working directory's tensorboard folder."""
+
+
+def check_machine(machine: Machine, config: Config) -> None:
+    """Raises ConfigError for what cannot be run as configured."""
+    if config.loss.shard_classes and machine.driver != "shard_map":
+        raise ConfigError(f"driver is {machine.driver}, but shard_classes needs --driver shard_map")
+    if machine.workers < 0:
+        raise ConfigError(f"workers is {machine.workers}, expected at least 0")
+    if not machine.input_timeout > 0:
+        raise ConfigError(f"input_timeout is {machine.input_timeout}, expected a number above 0")
+
+
 def check_config(config: Config) -> None:
     """Raises ConfigError for what can be told without the data."""
     batch, loss, update = config.batch, config.loss, config.update
@@ -198,7 +238,10 @@ def check_config(config: Config) -> None:
             "clip_norm": update.clip_norm,
             "loss_rate": update.loss_rate,
             "quadruplet_samples": loss.quadruplet_samples,
+            "quadruplet_anchors": loss.quadruplet_anchors,
+            "sampled_classes": loss.sampled_classes,
             "tau": loss.tau,
+            "memory": config.data.memory,
             **weights,
         },
         1: {
@@ -206,6 +249,7 @@ def check_config(config: Config) -> None:
             "log_every": config.log_every,
             "checkpoint_every": config.checkpoint_every,
             "neighbors": config.neighbors,
+            "chunks": batch.chunks,
             "image_size": batch.image_size,
             "stored_size": config.data.stored_size,
             "centers_per_class": loss.centers_per_class,
@@ -238,10 +282,13 @@ def check_config(config: Config) -> None:
         raise ConfigError(f"label_weights is {loss.label_weights}, expected numbers above 0")
     if config.seed >= 2**32:
         raise ConfigError(f"seed is {config.seed}, expected less than 2^32")
+    for name in ("shard_classes", "sampled_classes"):
+        if getattr(loss, name) and not (loss.soft_triple_weight or loss.softmax_weight):
+            raise ConfigError(f"{name} is {getattr(loss, name)}, but no loss with class vectors has a weight")
     if loss.quadruplet_samples:
         _check_default(
             loss,
-            ("label_weights", "quadruplet_agreement", "quadruplet_balance"),
+            ("label_weights", "quadruplet_agreement", "quadruplet_balance", "quadruplet_anchors"),
             f"quadruplet_samples is {loss.quadruplet_samples}: drawn quadruplets",
         )
         _check_default(config.data, ("ordinal",), f"quadruplet_samples is {loss.quadruplet_samples}: drawn quadruplets")
@@ -250,7 +297,7 @@ def check_config(config: Config) -> None:
 def _check_source(data: DataConfig) -> None:
     """Raises ConfigError if a field of another source is set, or one that this source needs is not."""
     of_source = {
-        "csv": ("csv", "image_root", "ordinal", "skip_bad"),
+        "csv": ("csv", "image_root", "ordinal", "skip_bad", "memory"),
         "tfds": ("tfds_name", "tfds_dir"),
     }
     for source, fields in of_source.items():
@@ -315,25 +362,24 @@ def parse(
     return name, parsed
 
 
-def save_config(config: Config, workdir: Path) -> None:
-    """Writes `config.json`, or checks that the one there is the same.
-
-    Raises:
-      ConfigError: if the directory holds a run with another configuration; it names the fields.
-    """
-    path = workdir / CONFIG_FILE
-    if path.exists():
-        other = flatten(dataclasses.asdict(load_config(workdir)))
-        mine = flatten(dataclasses.asdict(config))
-        changed = [f"{name} is {other[name]} there and {mine[name]} here" for name in mine if mine[name] != other[name]]
-        if changed:
-            raise ConfigError(
-                f"{workdir} holds a run with another configuration: {'; '.join(changed)}. "
-                "Give another --workdir, or the same configuration to go on with it"
-            )
+def check_same_config(config: Config, workdir: Path) -> None:
+    """Raises ConfigError if the directory holds a run with another configuration; it names the fields."""
+    if not (workdir / CONFIG_FILE).exists():
         return
+    other = flatten(dataclasses.asdict(load_config(workdir)))
+    mine = flatten(dataclasses.asdict(config))
+    changed = [f"{name} is {other[name]} there and {mine[name]} here" for name in mine if mine[name] != other[name]]
+    if changed:
+        raise ConfigError(
+            f"{workdir} holds a run with another configuration: {'; '.join(changed)}. "
+            "Give another --workdir, or the same configuration to go on with it"
+        )
+
+
+def save_config(config: Config, workdir: Path) -> None:
+    """Writes `config.json`, and the directory if there is none."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    write_atomically(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def load_config(workdir: Path) -> Config:

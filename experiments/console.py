@@ -1,11 +1,41 @@
 """What a person sees of a command: warnings and errors in one line each, and an exit code."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
 
+import jax
+
+from jaxmetric.data import InputError
 from jaxmetric.training import CheckpointError, NonFiniteLossError
+
+LOST = "lost another process of the job"
+
+
+def say(text: str) -> None:
+    """Prints, in one process of a job."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def keep_compiled_programs() -> None:
+    """Lets jax keep compiled programs in the user's cache, unless told where, so that the next start need not wait."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(caches / "jaxmetric" / "programs"))
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the program, at once if it failed: what other processes or readers still do must not hold it up."""
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_command(command: Callable[[], int | None]) -> int:
@@ -14,16 +44,43 @@ def run_command(command: Callable[[], int | None]) -> int:
     Errors that a user can mend (of values, files and training) become one line on stderr; others keep their traceback,
     as they are mistakes in the program.
     """
-    for name in ("absl", "asyncio"):  # orbax's threads log tracebacks of errors that arrive here as exceptions
+    # The threads of orbax and tensorstore print tracebacks of errors that arrive here as exceptions.
+    for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _report_unraisable
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
             return command() or 0
-        except (ValueError, TypeError, OverflowError, OSError, CheckpointError, NonFiniteLossError) as error:
-            print(f"error: {error}", file=sys.stderr)
+        except (
+            ValueError,
+            TypeError,
+            OverflowError,
+            OSError,
+            CheckpointError,
+            InputError,
+            NonFiniteLossError,
+            jax.errors.JaxRuntimeError,
+        ) as error:
+            print(f"error: {_line(error)}", file=sys.stderr, flush=True)
             return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def _line(error: BaseException) -> str:
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return str(error)
+    first = str(error).split("\n")[0]
+    if first.startswith("RESOURCE_EXHAUSTED"):
+        return f"the devices ran out of memory ({first}); smaller batches, --chunks and --remat need less"
+    if "Gloo" in first or "coordination" in first.lower():
+        return f"{LOST} ({first}); the same command goes on from the last checkpoint"
+    raise error

@@ -1,6 +1,6 @@
 """Evaluate a trained run on its held-out pictures and write evaluation.json and report.html.
 
-python -m experiments.evaluate --workdir DIR
+python -m experiments.evaluate --workdir DIR [--checkpoint best]
 """
 
 import dataclasses
@@ -10,28 +10,38 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 
 from experiments.config import ConfigError, flatten, load_config
-from experiments.console import run_command
+from experiments.console import keep_compiled_programs, run_command
 from experiments.setup import (
     Experiment,
     claim_workdir,
+    drive_step,
     evaluated_split,
     load_experiment,
     make_embedder,
     make_state,
+    restorable,
 )
 from jaxmetric.data import LEARNING, SPLITS, VALIDATION
 from jaxmetric.metrics import evaluate_embeddings, knn_labels
 from jaxmetric.report import Run, write_report
 from jaxmetric.report.page import SHOWN_NEIGHBORS
 from jaxmetric.search import nearest_neighbors
-from jaxmetric.training import Embed, TrainState, open_checkpoints, read_metrics, restore_latest, write_atomically
+from jaxmetric.training import (
+    Embed,
+    TrainState,
+    open_checkpoints,
+    read_metrics,
+    restore_best,
+    restore_latest,
+    write_atomically,
+)
 
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
@@ -98,8 +108,21 @@ def validation_metrics(experiment: Experiment, state: TrainState, embed: Embed) 
     }
 
 
-def evaluate_run(experiment: Experiment, state: TrainState, workdir: Path) -> str:
-    """Evaluates a state on the held-out pictures, writes evaluation.json and report.html, and returns a summary."""
+def score_of(validation: Mapping[str, float | None]) -> float | None:
+    """By which the best checkpoint is kept: the mean Recall@1 of all label columns; None if nothing was validated."""
+    recalls = [value for name, value in validation.items() if name.endswith("/recall@1") and value is not None]
+    return float(np.mean(recalls)) if recalls else None
+
+
+def evaluate_run(experiment: Experiment, state: TrainState, workdir: Path, *, name: str = "") -> str:
+    """Evaluates a state on the held-out pictures, writes evaluation.json and report.html, and returns a summary.
+
+    Args:
+      experiment: see `experiments.setup`.
+      state: of any step.
+      workdir: of the run.
+      name: put before the suffix of both files, for a state that is not the last.
+    """
     split = evaluated_split(experiment.source)
     part = held_out(experiment, split)
     embed = make_embedder(experiment)
@@ -107,9 +130,15 @@ def evaluate_run(experiment: Experiment, state: TrainState, workdir: Path) -> st
     trained = embed_and_evaluate(experiment, state, embed, part)
     facts = {"step": int(state.step), "split": SPLITS[split], "unseen_identities": part.unseen}
     result = {**facts, **trained.evaluation, "untrained": untrained}
-    write_atomically(workdir / EVALUATION_FILE, json.dumps(result, indent=2) + "\n")
-    write_report(workdir / REPORT_FILE, _report(experiment, workdir, part, trained, untrained))
-    return _summary(trained.evaluation, untrained, workdir)
+    evaluation, report = (_named(workdir / file, name) for file in (EVALUATION_FILE, REPORT_FILE))
+    if jax.process_index() == 0:
+        write_atomically(evaluation, json.dumps(result, indent=2) + "\n")
+        write_report(report, _report(experiment, workdir, part, trained, untrained))
+    return _summary(trained.evaluation, untrained, report)
+
+
+def _named(path: Path, name: str) -> Path:
+    return path.with_name(f"{path.stem}-{name}{path.suffix}") if name else path
 
 
 def _report(
@@ -145,11 +174,11 @@ def _report(
 def _environment() -> dict[str, str]:
     packages = ("jaxmetric", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     versions = {name: metadata.version(name) for name in packages}
-    devices = f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     return {"python": platform.python_version(), **versions, "devices": devices}
 
 
-def _summary(evaluation: Mapping[str, Any], untrained: Mapping[str, Any], workdir: Path) -> str:
+def _summary(evaluation: Mapping[str, Any], untrained: Mapping[str, Any], report: Path) -> str:
     def number(value: float | None) -> str:
         return "undefined" if value is None else f"{value:9.3f}"
 
@@ -162,7 +191,7 @@ def _summary(evaluation: Mapping[str, Any], untrained: Mapping[str, Any], workdi
         lines.append(f"{name + ' Recall@1':24s}{number(column['recall']['1'])}{number(before):>12s}")
     for label, group, key in (("all labels right", "joint", "all_correct"), ("coherence", "coherence", "spearman")):
         lines.append(f"{label:24s}{number(evaluation[group][key])}{number(untrained[group][key]):>12s}")
-    return "\n".join([*lines, f"report: {workdir / REPORT_FILE}"])
+    return "\n".join([*lines, f"report: {report}"])
 
 
 class _Subset(Sequence[np.ndarray]):
@@ -181,28 +210,35 @@ class _Subset(Sequence[np.ndarray]):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
 
-    def command(workdir: Path) -> Path:
-        """Evaluates the newest checkpoint of a run and writes its report anew.
+    def command(workdir: Path, checkpoint: Literal["latest", "best"] = "latest") -> tuple[Path, str]:
+        """Evaluates a checkpoint of a run and writes its report anew.
 
         Args:
             workdir: The run's directory, as given to experiments.train.
+            checkpoint: The newest, or the one that did best on the validation pictures (into report-best.html).
         """
-        return workdir
+        return workdir, checkpoint
 
-    workdir = tyro.cli(command, args=argv, prog="python -m experiments.evaluate")
-    return run_command(lambda: _run(workdir))
+    workdir, checkpoint = tyro.cli(command, args=argv, prog="python -m experiments.evaluate")
+    return run_command(lambda: _run(workdir, checkpoint))
 
 
-def _run(workdir: Path) -> None:
+def _run(workdir: Path, checkpoint: str) -> None:
     config = load_config(workdir)
+    keep_compiled_programs()
     with open_checkpoints(workdir / CHECKPOINTS) as checkpoints:
         if checkpoints.latest_step() is None:
             raise ConfigError(f"{workdir} holds no checkpoint yet")
         experiment = load_experiment(config)
         claim_workdir(experiment, workdir)
-        initial = make_state(experiment)
-        state = restore_latest(checkpoints, initial) or initial
-    print(evaluate_run(experiment, state, workdir))
+        shapes, resize = restorable(experiment, drive_step(experiment, "shard_map"))
+        restore = restore_best if checkpoint == "best" else restore_latest
+        restored = restore(checkpoints, shapes, resize=resize)
+    if restored is None:
+        raise ConfigError(
+            f"{workdir} holds no checkpoint that was validated; evaluate_every is {config.evaluate_every}"
+        )
+    print(evaluate_run(experiment, restored.state, workdir, name="best" if checkpoint == "best" else ""))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The loss of a configuration: a weighted sum of jaxmetric's losses, with their parameters."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 import jaxmetric
 from experiments.config import LossConfig
+from jaxmetric import parallel
 from jaxmetric.data import LabelColumn
 from jaxmetric.training.step import Objective
 
@@ -45,6 +47,8 @@ def make_objective(loss: LossConfig, columns: tuple[LabelColumn, ...], *, classe
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
         known = labels >= 0
         identity, where = jnp.asarray(class_of_identity)[labels[:, 0]], known[:, 0]
+        if params:
+            identity, params = _classes_of_step(loss, jax.random.fold_in(key, 1), identity, where, params, len(classes))
         terms: dict[str, jax.Array] = {}
         if loss.quadruplet_weight:
             terms["quadruplet"] = _quadruplet(loss, columns, key, embeddings, labels, known)
@@ -73,6 +77,25 @@ def make_objective(loss: LossConfig, columns: tuple[LabelColumn, ...], *, classe
     return objective
 
 
+def _classes_of_step(
+    loss: LossConfig, key: jax.Array, identity: jax.Array, where: jax.Array, params: Any, num_classes: int
+) -> tuple[jax.Array, Any]:
+    """The labels and class vectors that the softmaxes of a step run over: all of this device's, or drawn ones."""
+    axis_name = parallel.AXIS_NAME if loss.shard_classes else None
+    if loss.sampled_classes:
+        sampled = jaxmetric.sample_classes(
+            key, identity, num_classes, loss.sampled_classes, where=where, axis_name=axis_name
+        )
+        identity, num_classes = sampled.labels, loss.sampled_classes
+        params = {name: vectors[sampled.rows] for name, vectors in params.items()}
+    if axis_name:
+        params = {
+            name: jaxmetric.ClassShard(vectors, axis_name=axis_name, num_classes=num_classes)
+            for name, vectors in params.items()
+        }
+    return identity, params
+
+
 def _quadruplet(
     loss: LossConfig,
     columns: tuple[LabelColumn, ...],
@@ -90,7 +113,15 @@ def _quadruplet(
             margin=loss.quadruplet_margin,
             where=known.all(axis=1),
         )
-    return jaxmetric.quadruplet_loss(
+    quadruplet_loss = jaxmetric.quadruplet_loss
+    if loss.quadruplet_anchors:
+        quadruplet_loss = partial(
+            jaxmetric.anchored_quadruplet_loss,
+            key,
+            num_anchors=loss.quadruplet_anchors,
+            axis_name=parallel.AXIS_NAME,
+        )
+    return quadruplet_loss(
         embeddings,
         labels,
         margin=loss.quadruplet_margin,

@@ -9,14 +9,16 @@ import json
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AbstractMesh, PartitionSpec
 
-from experiments.config import BatchConfig, Config, ConfigError, DataConfig, save_config
+from experiments.config import BatchConfig, Config, ConfigError, DataConfig, check_same_config, save_config
 from experiments.objective import init_loss_params, make_objective
 from jaxmetric import parallel
 from jaxmetric.data import (
@@ -60,6 +62,7 @@ class Experiment:
     encoder: nn.Module
     objective: Objective
     optimizer: optax.GradientTransformation
+    num_devices: int
 
 
 def load_experiment(config: Config, *, num_devices: int | None = None) -> Experiment:
@@ -67,7 +70,7 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
 
     Args:
       config: the run.
-      num_devices: among which a batch is divided; those of this process if not given.
+      num_devices: among which a batch is divided; those of all processes if not given.
 
     Raises:
       ConfigError: if the data cannot be learnt from, or evaluated on, as configured.
@@ -79,13 +82,8 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
             f"label_weights has {len(config.loss.label_weights)} entries, expected one for each of the columns "
             f"{', '.join(column.name for column in source.columns)}"
         )
-    devices = num_devices or jax.local_device_count()
-    size = config.batch.size
-    if size % devices:
-        raise ConfigError(
-            f"classes_per_batch x pictures_per_class is a batch of {size}, "
-            f"which does not divide among {devices} devices"
-        )
+    devices = num_devices or jax.device_count()
+    _check_shares(config, devices)
     evaluated_split(source)
     _warn_of_small_classes(config, source)
     network, update = config.network, config.update
@@ -97,6 +95,8 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
         pooling=network.pooling,
         axis_name=parallel.AXIS_NAME,
         freeze_batch_norm=network.freeze_batch_norm,
+        dtype=jnp.dtype(network.dtype),
+        remat=network.remat,
     )
     optimizer = make_optimizer(
         update.optimizer,
@@ -104,11 +104,10 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
         loss_rate=update.loss_rate,
         weight_decay=update.weight_decay,
         epsilon=update.epsilon,
-        clip_norm=update.clip_norm or None,
     )
     objective = make_objective(config.loss, source.columns, classes=learnt_identities(source))
-    experiment = Experiment(config, source, encoder, objective, optimizer)
-    _trace_objective(experiment, batch_size=size)
+    experiment = Experiment(config, source, encoder, objective, optimizer, devices)
+    _trace_objective(experiment)
     return experiment
 
 
@@ -134,6 +133,7 @@ def load_source(data: DataConfig, *, seed: int) -> LabelledImages:
             resize=data.resize,
             columns=data.columns or None,
             ordinal=data.ordinal,
+            memory_budget=data.memory * 2**20,
             skip_bad=data.skip_bad,
             split=data.split,
             seed=seed,
@@ -170,10 +170,12 @@ def evaluated_split(source: LabelledImages) -> int:
 def claim_workdir(experiment: Experiment, workdir: Path) -> None:
     """Makes the directory of a run, or checks that the run in it has the same configuration and data.
 
+    Of several processes all check and one writes.
+
     Raises:
       ConfigError: if the configuration, or the pictures and labels behind it, are others.
     """
-    save_config(experiment.config, workdir)
+    check_same_config(experiment.config, workdir)
     source, path = experiment.source, workdir / DATA_FILE
     digest = hashlib.sha256(source.labels.tobytes() + source.split.tobytes())
     digest.update("\n".join(source.names).encode())
@@ -182,10 +184,11 @@ def claim_workdir(experiment: Experiment, workdir: Path) -> None:
         "labels": [column.name for column in source.columns],
         "digest": digest.hexdigest(),
     }
-    if not path.exists():
-        write_atomically(path, json.dumps(facts, indent=2) + "\n")
-    elif json.loads(path.read_text()) != facts:
+    if path.exists() and json.loads(path.read_text()) != facts:
         raise ConfigError(f"{workdir} holds a run on other data: pictures, labels or split have changed since it began")
+    if jax.process_index() == 0 and not path.exists():
+        save_config(experiment.config, workdir)
+        write_atomically(path, json.dumps(facts, indent=2) + "\n")
 
 
 def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) -> Plan:
@@ -218,12 +221,11 @@ def make_state(experiment: Experiment) -> TrainState:
     # Drawing all weights under one jit compiles many times sooner with this generator than with the default one.
     encoder_key = jax.random.key(config.seed, impl="unsafe_rbg")
     loss_key = jax.random.key(config.seed)
-    loss_params = _init_loss_params(loss_key, config, experiment.source)
     return create_state(
         encoder_key,
         experiment.encoder,
         image_size=config.batch.image_size,
-        loss_params=loss_params,
+        loss_params=_init_loss_params(loss_key, experiment),
         optimizer=experiment.optimizer,
     )
 
@@ -243,7 +245,39 @@ def make_step(experiment: Experiment) -> parallel.Step:
         optimizer=experiment.optimizer,
         preprocess=preprocess,
         seed=experiment.config.seed,
+        chunks=batch.chunks,
+        clip_norm=experiment.config.update.clip_norm or None,
+        class_shards=experiment.config.loss.shard_classes,
     )
+
+
+def drive_step(experiment: Experiment, driver: str) -> parallel.Driven[TrainState]:
+    """The training step on all devices of all processes."""
+    step = make_step(experiment)
+    if driver == "pmap":
+        return parallel.drive_pmap(step)
+    return parallel.drive_shard_map(step, state_specs=state_specs(experiment))
+
+
+def state_specs(experiment: Experiment) -> TrainState:
+    """What of a state each device holds a part of: class vectors and their moments, if they are sharded."""
+    shapes = jax.eval_shape(lambda: make_state(experiment))
+    sharded = experiment.config.loss.shard_classes
+
+    def spec(path: Any, leaf: Any) -> PartitionSpec:
+        return parallel.SHARDED if sharded and leaf.ndim and _is_of_loss(path) else parallel.REPLICATED
+
+    return jax.tree_util.tree_map_with_path(spec, shapes)
+
+
+def restorable(experiment: Experiment, driven: parallel.Driven[TrainState]) -> tuple[TrainState, TrainState]:
+    """What `jaxmetric.training.restore_latest` wants to know: the state's arrays, and which may change in length.
+
+    Sharded class vectors are padded to a multiple of the devices, which may be others now.
+    """
+    shapes = driven.state_shapes(jax.eval_shape(lambda: make_state(experiment)))
+    resize = jax.tree.map(lambda spec: spec != parallel.REPLICATED, state_specs(experiment))
+    return shapes, resize
 
 
 def make_embedder(experiment: Experiment) -> Embed:
@@ -251,21 +285,54 @@ def make_embedder(experiment: Experiment) -> Embed:
     return make_embed(experiment.encoder.apply, partial(prepare, image_size=experiment.config.batch.image_size))
 
 
-def _init_loss_params(key: jax.Array, config: Config, source: LabelledImages) -> dict[str, jax.Array]:
-    num_classes = len(learnt_identities(source))
-    return init_loss_params(key, config.loss, num_classes=num_classes, dim=config.network.embedding_dim)
+def _is_of_loss(path: Any) -> bool:
+    return any(getattr(part, "key", None) == "loss" for part in path)
 
 
-def _trace_objective(experiment: Experiment, *, batch_size: int) -> None:
+def _init_loss_params(key: jax.Array, experiment: Experiment) -> dict[str, jax.Array]:
+    config = experiment.config
+    num_classes = len(learnt_identities(experiment.source))
+    params = init_loss_params(key, config.loss, num_classes=num_classes, dim=config.network.embedding_dim)
+    if not config.loss.shard_classes:
+        return params
+    padding = -num_classes % experiment.num_devices
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, padding), *[(0, 0)] * (x.ndim - 1)]), params)
+
+
+def _check_shares(config: Config, devices: int) -> None:
+    size, chunks = config.batch.size, config.batch.chunks
+    if size % devices:
+        raise ConfigError(
+            f"classes_per_batch x pictures_per_class is a batch of {size}, "
+            f"which does not divide among {devices} devices"
+        )
+    if size // devices % chunks:
+        raise ConfigError(f"chunks is {chunks}, which does not divide a device's share of {size // devices} pictures")
+
+
+def _trace_objective(experiment: Experiment) -> None:
     """Traces the loss on shapes alone, so that options which do not fit the data are errors before anything runs."""
     config, source = experiment.config, experiment.source
+    shard = parallel.SHARDED if config.loss.shard_classes else parallel.REPLICATED
+
+    def objective(key: jax.Array, params: Any, embeddings: jax.Array, labels: jax.Array) -> Any:
+        return experiment.objective(key, params, embeddings, labels)
+
+    mesh = AbstractMesh((experiment.num_devices,), (parallel.AXIS_NAME,))
+    everywhere = parallel.REPLICATED
+    mapped = jax.shard_map(
+        objective,
+        mesh=mesh,
+        in_specs=(everywhere, shard, everywhere, everywhere),
+        out_specs=everywhere,
+        check_vma=False,
+    )
     jax.eval_shape(
-        lambda key, embeddings, labels: experiment.objective(
-            key, _init_loss_params(key, config, source), embeddings, labels
-        ),
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((batch_size, config.network.embedding_dim), jnp.float32),
-        jax.ShapeDtypeStruct((batch_size, len(source.columns)), jnp.int32),
+        mapped,
+        jax.eval_shape(lambda: jax.random.key(0)),
+        jax.eval_shape(lambda: _init_loss_params(jax.random.key(0), experiment)),
+        jax.ShapeDtypeStruct((config.batch.size, config.network.embedding_dim), jnp.float32),
+        jax.ShapeDtypeStruct((config.batch.size, len(source.columns)), jnp.int32),
     )
 
 

@@ -3,54 +3,63 @@
     python -m experiments.train [PRESET] [--field value] [--workdir DIR]
 
 Everything of a run is written into its working directory: config.json, metrics.jsonl, tensorboard/, checkpoints/,
-evaluation.json and report.html. The same command on the same directory goes on where the run was stopped.
+evaluation.json and report.html. The same command on the same directory goes on where the run was stopped, on any number
+of devices and processes; on the same number of devices to the same bits.
 """
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 import tyro
 from tqdm import tqdm
 
-from experiments.config import Config, ConfigError, check_config, parse
-from experiments.console import run_command
-from experiments.evaluate import CHECKPOINTS, evaluate_run, validation_metrics
+from experiments.config import Config, ConfigError, Machine, check_config, check_machine, parse
+from experiments.console import keep_compiled_programs, leave, run_command, say
+from experiments.evaluate import CHECKPOINTS, evaluate_run, score_of, validation_metrics
+from experiments.hosts import join_processes
 from experiments.presets import ABOUT, DEFAULT, PRESETS
 from experiments.setup import (
     Experiment,
     claim_workdir,
+    drive_step,
     learning_rate,
     load_experiment,
     make_batch_plan,
     make_embedder,
     make_state,
-    make_step,
+    restorable,
 )
-from jaxmetric import parallel
-from jaxmetric.data import SPLITS, PictureError, Plan, batches
+from jaxmetric.data import SPLITS, BatchIterator, Plan, batches
+from jaxmetric.parallel import Driven, placed_ahead
 from jaxmetric.training import (
     MetricWindow,
     MetricWriter,
     NonFiniteLossError,
+    StopRequest,
     TrainState,
     open_checkpoints,
+    profiled,
     restore_latest,
     save_checkpoint,
     stop_on_signals,
 )
 
+DEFAULT_MACHINE = Machine()
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    name, (config, workdir) = read_command_line(sys.argv[1:] if argv is None else argv)
-    return run_command(lambda: _run(name, config, workdir))
+    name, (config, machine, workdir) = read_command_line(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: _run(name, config, machine, workdir))
 
 
-def read_command_line(argv: Sequence[str]) -> tuple[str, tuple[Config, Path]]:
+def read_command_line(argv: Sequence[str]) -> tuple[str, tuple[Config, Machine, Path]]:
     """The preset's name, the resolved configuration and the working directory; see `experiments.config.parse`."""
     return parse(
         PRESETS,
@@ -63,104 +72,156 @@ def read_command_line(argv: Sequence[str]) -> tuple[str, tuple[Config, Path]]:
     )
 
 
-def _command(name: str, preset: Config) -> Callable[..., tuple[Config, Path]]:
+def _command(name: str, preset: Config) -> Callable[..., tuple[Config, Machine, Path]]:
     def command(
-        config: tyro.conf.OmitArgPrefixes[Config] = preset, workdir: Path = Path(f"runs/{name}")
-    ) -> tuple[Config, Path]:
+        config: tyro.conf.OmitArgPrefixes[Config] = preset,
+        machine: tyro.conf.OmitArgPrefixes[Machine] = DEFAULT_MACHINE,
+        workdir: Path = Path(f"runs/{name}"),
+    ) -> tuple[Config, Machine, Path]:
         """Collects what the command line says.
 
         Args:
             config: The run.
+            machine: What it runs on.
             workdir: Where everything of the run is written. A run that was stopped goes on from its last checkpoint.
         """
-        return config, workdir
+        return config, machine, workdir
 
     return command
 
 
-def _run(name: str, config: Config, workdir: Path) -> int:
+def _run(name: str, config: Config, machine: Machine, workdir: Path) -> int:
     check_config(config)
-    experiment = load_experiment(config)
-    plan = make_batch_plan(config.batch, experiment.source, seed=config.seed)
-    claim_workdir(experiment, workdir)
-    print(f"{name} -> {workdir}\n{_describe(experiment)}", flush=True)
-    try:
-        state, signal = train(experiment, plan, workdir)
-    except NonFiniteLossError as error:
-        raise ConfigError(f"{error}; the last good checkpoint is kept in {workdir / CHECKPOINTS}") from error
-    if signal:
-        print(f"stopped by {signal} after step {int(state.step)}; the same command goes on from there")
-        return 130 if signal == "SIGINT" else 0
-    print(evaluate_run(experiment, state, workdir))
+    check_machine(machine, config)
+    with stop_on_signals() as stop:
+        if machine.distributed:
+            join_processes()
+        keep_compiled_programs()
+        experiment = load_experiment(config)
+        plan = make_batch_plan(config.batch, experiment.source, seed=config.seed)
+        claim_workdir(experiment, workdir)
+        say(f"{name} -> {workdir}\n{_describe(experiment)}")
+        try:
+            state = train(experiment, plan, workdir, machine, stop)
+        except NonFiniteLossError as error:
+            raise ConfigError(f"{error}; the last good checkpoint is kept in {workdir / CHECKPOINTS}") from error
+        if int(state.step) < config.steps:
+            say(f"stopped by {stop.signal} after step {int(state.step)}; the same command goes on from there")
+            return 130 if stop.signal == "SIGINT" else 0
+        say(evaluate_run(experiment, state, workdir))
     return 0
 
 
-def train(experiment: Experiment, plan: Plan, workdir: Path) -> tuple[TrainState, str | None]:
+def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, stop: StopRequest) -> TrainState:
     """Trains from the last checkpoint, or from the start, to the last step.
 
     Args:
       experiment: see `experiments.setup`.
       plan: the batches.
       workdir: where checkpoints and metrics are written.
+      machine: what runs the step, and what reads the pictures.
+      stop: a wish to stop earlier.
 
     Returns:
-      The state, and the name of the signal that stopped the run early, or None.
+      The state.
 
     Raises:
       NonFiniteLossError: if the loss or the parameters are not finite; no checkpoint is written from then on.
       CheckpointError: if a checkpoint cannot be read or written.
       PictureError: if a picture cannot be read any more.
+      InputTimeoutError: if no batch comes.
     """
     config = experiment.config
-    state = make_state(experiment)
-    step_fn = parallel.drive_pmap(make_step(experiment))
-    embed, rate = make_embedder(experiment), learning_rate(config)
-    unreadable: list[PictureError] = []
-    on_bad = unreadable.append if config.data.skip_bad else None
-    with open_checkpoints(workdir / CHECKPOINTS) as checkpoints, stop_on_signals() as stop:
-        state = parallel.replicate(restore_latest(checkpoints, state) or state)
+    driven = drive_step(experiment, machine.driver)
+    embed, rate, window = make_embedder(experiment), learning_rate(config), MetricWindow()
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(open_checkpoints(workdir / CHECKPOINTS))
+        state, input_state = _begin(experiment, driven, checkpoints)
         start = int(state.step)
-        if start:
-            print(f"going on after step {start}", flush=True)
-        window = MetricWindow()
-        with MetricWriter(workdir, step=start) as writer, _progress(start, config.steps) as show:
-            stream = batches(experiment.source, plan, start, config.steps, on_bad=on_bad)
-            for step, batch in enumerate(stream, start + 1):
-                state, metrics = step_fn(state, batch)
-                window.add(step, metrics, pictures=len(batch["image"]))
-                last = step == config.steps or stop["signal"] is not None
-                save = last or step % config.checkpoint_every == 0
-                evaluate = config.evaluate_every and (step == config.steps or step % config.evaluate_every == 0)
-                if save or evaluate or step % config.log_every == 0 or step == start + 1:
-                    summary = window.summary()  # raises if anything was not finite, so that no such state is saved
-                    writer.write(step, {**summary, "learning_rate": float(rate(step - 1))})
-                    show(step, summary)
-                if save:
-                    save_checkpoint(checkpoints, state)
-                if evaluate:
-                    writer.write(step, validation_metrics(experiment, state, embed))
-                    window.restart_clock()
-                if last:
-                    break
-    if unreadable:
-        distinct = sorted({str(error) for error in unreadable})
-        print(f"warning: {len(distinct)} pictures could not be read and were replaced, such as {distinct[0]}")
-    return state, stop["signal"] if int(state.step) < config.steps else None
+        write = _metric_writer(stack, workdir, start)
+        show = stack.enter_context(_progress(start, config.steps))
+        stream = batches(
+            experiment.source,
+            plan,
+            input_state,
+            config.steps,
+            on_bad=(lambda _: None) if config.data.skip_bad else None,
+            workers=machine.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            timeout=machine.input_timeout,
+        )
+        stack.enter_context(closing(stream))
+        placed = placed_ahead(stream, driven.place_batch)
+        for step, batch in enumerate(profiled(placed, workdir / "tensorboard" if machine.profile else None), start + 1):
+            with jax.profiler.StepTraceAnnotation("step", step_num=step):
+                state, metrics = driven(state, batch)
+            window.add(step, metrics, pictures=config.batch.size)
+            last = stop.agreed() or step == config.steps
+            evaluate = config.evaluate_every and (step == config.steps or not (last or step % config.evaluate_every))
+            save = last or evaluate or step % config.checkpoint_every == 0
+            if save or step % config.log_every == 0 or step == start + 1:
+                summary = window.summary()  # raises if anything was not finite, so that no such state is saved
+                summary |= _input_speed(stream)
+                write(step, {**summary, "learning_rate": float(rate(step - 1))})
+                show(step, summary)
+            validation = validation_metrics(experiment, state, embed) if evaluate else {}
+            if save:
+                # One batch more than were used lies ready.
+                extra = {"input": {**stream.state(), "next_step": step}}
+                save_checkpoint(checkpoints, state, extra=extra, score=score_of(validation))
+            if evaluate:
+                write(step, validation)
+                window.restart_clock()
+            if last:
+                break
+    if bad := stream.state()["unreadable"]:
+        say(f"warning: {len(bad)} pictures could not be read and were replaced, such as {bad[0]}")
+    return state
+
+
+def _begin(
+    experiment: Experiment, driven: Driven[TrainState], checkpoints: ocp.CheckpointManager
+) -> tuple[TrainState, Any]:
+    """The state of the run, and that of its input, to go on from."""
+    shapes, resize = restorable(experiment, driven)
+    restored = restore_latest(checkpoints, shapes, resize=resize)
+    if restored is None:
+        return driven.create_state(lambda: make_state(experiment)), 0
+    say(f"going on after step {int(restored.state.step)}")
+    return driven.place_state(restored.state), restored.extra["input"]
+
+
+def _input_speed(stream: BatchIterator) -> dict[str, float]:
+    """What the input could give to a step that took no time, and how long the steps waited for it."""
+    speed = stream.speed()
+    return {
+        "input_images_per_second": speed.images_per_second * jax.process_count(),
+        "input_wait_seconds": speed.waited_seconds,
+    }
+
+
+def _metric_writer(stack: ExitStack, workdir: Path, start: int) -> Callable[[int, Mapping[str, float | None]], None]:
+    """Writes metrics in one of the processes."""
+    if jax.process_index():
+        return lambda step, metrics: None
+    return stack.enter_context(MetricWriter(workdir, step=start)).write
 
 
 def _describe(experiment: Experiment) -> str:
     source, config = experiment.source, experiment.config
     counts = ", ".join(f"{(source.split == code).sum():,} {name}" for code, name in enumerate(SPLITS))
     labels = ", ".join(f"{column.name} ({len(column.values)})" for column in source.columns)
-    devices = f"{jax.local_device_count()} {jax.default_backend()} device{'s' * (jax.local_device_count() > 1)}"
-    network = f"{config.network.encoder} on {devices}, {config.steps} steps"
+    devices = f"{jax.device_count()} {jax.default_backend()} device{'s' * (jax.device_count() > 1)}"
+    processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    network = f"{config.network.encoder} on {devices}{processes}, {config.steps} steps"
     return f"  pictures: {counts}\n  labels: {labels}\n  network: {network}"
 
 
 @contextmanager
 def _progress(start: int, steps: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """A function `(step, metrics)` that shows where the run is: a bar on a terminal, lines elsewhere."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and jax.process_index() == 0:
         with tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True) as bar:
 
             def move(step: int, metrics: dict[str, float]) -> None:
@@ -179,14 +240,15 @@ def _progress(start: int, steps: int) -> Iterator[Callable[[int, dict[str, float
             line += f", {tqdm.format_interval(left)} left"
         else:
             first.append((step, time.monotonic()))
-        print(line, flush=True)
+        say(line)
 
     yield tell
 
 
-def _numbers(metrics: dict[str, float]) -> str:
-    return f"loss {metrics['loss']:.4f}, {metrics['images_per_second']:.0f} images/s"
+def _numbers(metrics: Mapping[str, Any]) -> str:
+    speed, of_input = metrics["images_per_second"], metrics["input_images_per_second"]
+    return f"loss {metrics['loss']:.4f}, {speed:,.0f} images/s (input up to {of_input:,.0f})"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

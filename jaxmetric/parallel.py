@@ -15,23 +15,28 @@ Each device computes the loss of the global batch and differentiates it through 
 differentiable: its transpose adds up what all N devices say of one device's embeddings. That makes each gradient N
 times its share of the whole, so that the *average* over devices is the gradient of the global batch, to rounding.
 
-`drive_pmap`, `drive_shard_map` and `drive_vmap` run the same body; each takes a step on the global batch, `[B, ...]`
-arrays in the host's memory, and returns the replicated state without a device axis.
+`drive_pmap`, `drive_shard_map` and `drive_vmap` run the same body. What they return is called with a state and a batch
+of `[B, ...]` arrays, and gives the new state, without a device axis, and metrics. Of several processes (hosts) each
+calls it with its own consecutive rows of the batch, those of its devices.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS_NAME = "devices"
+REPLICATED = PartitionSpec()
+SHARDED = PartitionSpec(AXIS_NAME)
 
 State = TypeVar("State")
 Batch = Any
 Metrics = Any
-Driven = Callable[[State, Batch], tuple[State, Metrics]]
 
 
 class Step(Protocol):
@@ -51,16 +56,62 @@ def average(tree: Any, axis_name: str) -> Any:
     return jax.lax.pmean(tree, axis_name)
 
 
+@dataclass(frozen=True)
+class Driven(Generic[State]):
+    """A step on all devices, `(state, batch) -> (state, metrics)`, and where its arguments lie.
+
+    Calling it with arrays in the host's memory is all that is needed. A loop does better to place the state once, so
+    that the step is compiled once, and each batch while the step before is running.
+
+    Attributes:
+      run: takes a placed state and a placed batch. The state is donated.
+      mesh: the devices over which this process's part of the step runs.
+      state_specs: see `drive_shard_map`.
+    """
+
+    run: Callable[[State, Batch], tuple[State, Metrics]]
+    mesh: Mesh
+    state_specs: Any = REPLICATED
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        """Takes a step.
+
+        Raises:
+          ValueError: if the arrays of the batch differ in length, or do not divide among the devices.
+        """
+        return self.run(state, self.place_batch(batch))
+
+    def place_state(self, state: State) -> State:
+        """Copies a state to the devices, as the step returns it."""
+        return jax.tree.map(_placed, state, self.state_shardings(state))
+
+    def create_state(self, create: Callable[[], State]) -> State:
+        """Computes a state where it will lie, so that no device has to hold more than its part."""
+        return jax.jit(create, out_shardings=self.state_shardings(jax.eval_shape(create)))()
+
+    def place_batch(self, batch: Batch) -> Batch:
+        """Copies this process's rows of a batch to its devices, without waiting for it; see `__call__`."""
+        return place_rows(batch, self.mesh)
+
+    def state_shardings(self, state: State) -> Any:
+        """Where each array of a state lies: a tree of `jax.sharding.NamedSharding`."""
+        return _shardings(self.mesh, self.state_specs, state)
+
+    def state_shapes(self, state: State) -> Any:
+        """A tree of `jax.ShapeDtypeStruct`s over the devices of all processes, to restore a checkpoint into."""
+        mesh = self.mesh if jax.process_count() == 1 else all_devices()
+        return jax.tree.map(_placed_shape, state, _shardings(mesh, self.state_specs, state))
+
+
 def drive_pmap(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Driven:
-    """Runs a step on all local devices (or those given) with `jax.pmap`. The state is donated.
+    """Runs a step on all devices of all processes (or local ones, if given) with `jax.pmap`. The state is donated.
 
     Args:
       step: what one device does.
-      devices: local devices; all of them if not given.
+      devices: devices of this process; all of all processes if not given.
 
     Returns:
-      `(state, batch) -> (state, metrics)` for a batch of `[B, ...]` arrays, B a multiple of the number of devices; it
-      raises ValueError for any other batch.
+      `(state, batch) -> (state, metrics)`; see `Driven`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,7 +121,6 @@ def drive_pmap(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Dr
       >>> float(state), float(total)
       (1.0, 28.0)
     """
-    devices = jax.local_devices() if devices is None else list(devices)
     mapped = jax.pmap(
         partial(step, axis_name=AXIS_NAME),
         axis_name=AXIS_NAME,
@@ -79,26 +129,52 @@ def drive_pmap(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Dr
         devices=devices,
         donate_argnums=(0,),
     )
-    return lambda state, batch: mapped(state, split_batch(batch, len(devices)))
+    mesh = _mesh(devices or jax.local_devices())
+    return Driven(lambda state, batch: mapped(state, split_batch(batch, mesh.size)), mesh)
 
 
-def drive_shard_map(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Driven:
-    """Runs a step with `jax.jit(jax.shard_map(...))`; see `drive_pmap` for the arguments.
+def drive_shard_map(
+    step: Step, *, devices: Sequence[jax.Device] | None = None, state_specs: Any = REPLICATED
+) -> Driven:
+    """Runs a step with `jax.jit(jax.shard_map(...))`. The state is donated.
 
     `check_vma=False` is part of the arithmetic: with the check on, shard_map adds a sum over devices to the gradient of
     whatever is replicated, and gradients averaged by the body come out N times too large.
+
+    Args:
+      step: what one device does.
+      devices: all of all processes if not given.
+      state_specs: a prefix of the state's tree: `SHARDED` what each device holds a part of, by its first axis, and
+        `REPLICATED` what all hold.
+
+    Returns:
+      `(state, batch) -> (state, metrics)`; see `Driven`.
     """
-    mesh = _mesh(devices)
-    mapped = _shard_mapped(step, mesh)
-
-    def driven(state: State, batch: Batch) -> tuple[State, Metrics]:
-        _check_batch(batch, mesh.size)
-        return mapped(state, batch)
-
-    return driven
+    mesh = _mesh(devices) if devices else all_devices()
+    return Driven(_shard_mapped(step, mesh, state_specs), mesh, state_specs)
 
 
-def compile_shard_map(step: Step, state: Any, batch: Batch, *, devices: Sequence[jax.Device]) -> jax.stages.Compiled:
+def all_devices() -> Mesh:
+    """All devices of all processes in a row. Those of a process stand together, as its rows do; their ids need not."""
+    return _mesh(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
+
+
+def place_rows(tree: Any, mesh: Mesh) -> Any:
+    """Copies this process's rows of `[B, ...]` arrays to its devices of a mesh, without waiting for it.
+
+    Raises:
+      ValueError: if the arrays differ in length, or do not divide among the devices.
+    """
+    sharding = NamedSharding(mesh, SHARDED)
+    if all(isinstance(x, jax.Array) and x.sharding == sharding for x in jax.tree.leaves(tree)):
+        return tree
+    _check_batch(tree, len(mesh.local_devices))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def compile_shard_map(
+    step: Step, state: Any, batch: Batch, *, devices: Sequence[jax.Device], state_specs: Any = REPLICATED
+) -> jax.stages.Compiled:
     """Compiles what `drive_shard_map` runs, for devices that need not be there, such as those of a TPU topology.
 
     Args:
@@ -106,22 +182,22 @@ def compile_shard_map(step: Step, state: Any, batch: Batch, *, devices: Sequence
       state: the state, or `jax.ShapeDtypeStruct`s in its place.
       batch: the global batch, or `jax.ShapeDtypeStruct`s in its place.
       devices: what to compile for.
+      state_specs: see `drive_shard_map`.
 
     Returns:
       The program, which can be asked for its memory and cost.
     """
-    mesh = _mesh(devices)
-    _check_batch(batch, mesh.size)
+    driven = drive_shard_map(step, devices=devices, state_specs=state_specs)
+    _check_batch(batch, driven.mesh.size)
+    sharding = NamedSharding(driven.mesh, SHARDED)
+    arguments = (
+        jax.tree.map(_placed_shape, state, driven.state_shardings(state)),
+        jax.tree.map(lambda x: _placed_shape(x, sharding), batch),
+    )
+    return driven.run.lower(*arguments).compile()  # type: ignore[attr-defined]  # a jitted function
 
-    def placed(tree: Any, spec: PartitionSpec) -> Any:
-        sharding = NamedSharding(mesh, spec)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
-    arguments = placed(state, PartitionSpec()), placed(batch, PartitionSpec(AXIS_NAME))
-    return _shard_mapped(step, mesh).lower(*arguments).compile()
-
-
-def drive_vmap(step: Step, *, num_devices: int) -> Driven:
+def drive_vmap(step: Step, *, num_devices: int) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """Runs a step as `num_devices` devices would, on a single one, with `jax.vmap` over a named axis; for tests."""
     mapped = jax.jit(
         jax.vmap(partial(step, axis_name=AXIS_NAME), in_axes=(None, 0), out_axes=(None, None), axis_name=AXIS_NAME)
@@ -129,13 +205,41 @@ def drive_vmap(step: Step, *, num_devices: int) -> Driven:
     return lambda state, batch: mapped(state, split_batch(batch, num_devices))
 
 
-def replicate(tree: Any, *, devices: Sequence[jax.Device] | None = None) -> Any:
-    """Copies a state to every device, placed as the drivers return it.
+def placed_ahead(batches: Iterable[Batch], place: Callable[[Batch], Batch]) -> Iterator[Batch]:
+    """Places each batch before the step on the one before it begins, so that copying overlaps computing.
 
-    A driver takes a state that lies anywhere, but compiles its step once more for each new placement: replicating the
-    initial state saves the second compilation.
+    Args:
+      batches: batches in the host's memory.
+      place: `Driven.place_batch`.
+
+    Yields:
+      The placed batches.
     """
-    return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
+    source = iter(batches)
+    placed = [place(batch) for batch in itertools.islice(source, 1)]
+    for batch in source:
+        placed.append(place(batch))
+        yield placed.pop(0)
+    yield from placed
+
+
+def across_processes(tree: Any) -> Any:
+    """The same arrays as of all processes' devices, which a checkpoint needs; nothing is copied.
+
+    A step driven by pmap returns to each process arrays of its own devices, all of which hold the same.
+    """
+    if jax.process_count() == 1:
+        return tree
+    everywhere = NamedSharding(all_devices(), REPLICATED)
+
+    def of_all(x: jax.Array) -> jax.Array:
+        if not x.is_fully_addressable:
+            return x
+        return jax.make_array_from_single_device_arrays(
+            x.shape, everywhere, [part.data for part in x.addressable_shards]
+        )
+
+    return jax.tree.map(of_all, tree)
 
 
 def split_batch(batch: Batch, num_devices: int) -> Batch:
@@ -148,23 +252,39 @@ def split_batch(batch: Batch, num_devices: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
 
 
-def _shard_mapped(step: Step, mesh: Mesh) -> Any:
-    replicated, sharded = PartitionSpec(), PartitionSpec(AXIS_NAME)
+def _shard_mapped(step: Step, mesh: Mesh, state_specs: Any) -> Any:
     return jax.jit(
         jax.shard_map(
             partial(step, axis_name=AXIS_NAME),
             mesh=mesh,
-            in_specs=(replicated, sharded),
-            out_specs=(replicated, replicated),
+            in_specs=(state_specs, SHARDED),
+            out_specs=(state_specs, REPLICATED),
             check_vma=False,
         ),
         donate_argnums=(0,),
     )
 
 
-def _mesh(devices: Sequence[jax.Device] | None) -> Mesh:
-    devices = jax.local_devices() if devices is None else list(devices)
-    return Mesh(devices, (AXIS_NAME,), axis_types=(AxisType.Auto,))
+def _shardings(mesh: Mesh, specs: Any, tree: Any) -> Any:
+    def of_part(spec: PartitionSpec, part: Any) -> Any:
+        return jax.tree.map(lambda _: NamedSharding(mesh, spec), part)
+
+    return jax.tree.map(of_part, specs, tree)
+
+
+def _placed(x: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable and sharding.is_fully_addressable:
+        # Replicated over all processes: this process's part of it is the whole.
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, [part.data for part in x.addressable_shards])
+    return jax.device_put(x, sharding)
+
+
+def _placed_shape(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return Mesh(list(devices), (AXIS_NAME,), axis_types=(AxisType.Auto,))
 
 
 def _check_batch(batch: Batch, num_devices: int) -> None:

@@ -4,18 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 from loss_rows import ROWS, C, D, T
 
 import jaxmetric
 from jaxmetric.parallel import (
     AXIS_NAME,
+    REPLICATED,
+    SHARDED,
     average,
     drive_pmap,
     drive_shard_map,
     drive_vmap,
     gather,
-    replicate,
+    placed_ahead,
     split_batch,
 )
 
@@ -245,34 +247,72 @@ def test_split_batch_gives_each_device_consecutive_rows():
 
 @pytest.mark.parametrize("driver", [on_pmap, on_shard_map])
 def test_the_state_is_replicated_without_a_device_axis_and_donated(driver):
-    devices = jax.devices()[:4]
-    state = replicate({"w": jnp.ones((3, 2))}, devices=devices)
-    new_state, _ = driver(identity, 4)(state, np.arange(8.0, dtype=np.float32))
+    driven = driver(identity, 4)
+    state = driven.place_state({"w": jnp.ones((3, 2))})
+    new_state, _ = driven(state, np.arange(8.0, dtype=np.float32))
     assert state["w"].is_deleted()
     assert new_state["w"].shape == (3, 2)
     assert new_state["w"].is_fully_replicated
-    assert new_state["w"].devices() == set(devices)
+    assert new_state["w"].devices() == set(jax.devices()[:4])
 
 
 @pytest.mark.parametrize("driver", [on_pmap, on_shard_map])
-def test_a_replicated_state_is_compiled_for_once(driver):
+def test_a_placed_state_is_compiled_for_once(driver):
     traces = []
 
     def step(state, batch, *, axis_name):
         traces.append(None)
         return identity(state, batch, axis_name=axis_name)
 
-    driven, state = driver(step, 4), replicate(jnp.ones(3), devices=jax.devices()[:4])
-    for _ in range(3):
-        state, _ = driven(state, np.arange(8.0, dtype=np.float32))
-    assert len(traces) == 1
+    for place in (
+        lambda driven: driven.place_state(jnp.ones(3)),
+        lambda driven: driven.create_state(lambda: jnp.ones(3)),
+    ):
+        traces.clear()
+        driven = driver(step, 4)
+        state = place(driven)
+        for _ in range(3):
+            state, _ = driven(state, np.arange(8.0, dtype=np.float32))
+        assert len(traces) == 1
+
+
+def test_a_state_can_be_divided_over_devices_by_its_first_axis():
+    def step(state, batch, *, axis_name):
+        mine = state["rows"] + jax.lax.axis_index(axis_name)
+        return {"rows": mine, "count": state["count"] + 1}, jax.lax.psum(mine.sum(), axis_name)
+
+    driven = drive_shard_map(step, devices=jax.devices()[:4], state_specs={"rows": SHARDED, "count": REPLICATED})
+    state = driven.create_state(lambda: {"rows": jnp.zeros((8, 3)), "count": jnp.zeros(())})
+    assert [shard.data.shape for shard in state["rows"].addressable_shards] == [(2, 3)] * 4
+    for turn in (1, 2):
+        state, total = driven(state, np.zeros(4))
+        assert total == turn * 2 * 3 * (0 + 1 + 2 + 3)
+    np.testing.assert_array_equal(state["rows"][:, 0], 2 * np.repeat(np.arange(4), 2))
+    assert state["count"] == 2
+    assert jax.tree.map(lambda x: x.sharding, driven.place_state(jax.device_get(state))) == driven.state_shardings(
+        state
+    )
+
+
+def test_each_batch_is_placed_before_the_step_before_it_begins():
+    order = []
+
+    def place(batch):
+        order.append(f"place {batch}")
+        return batch
+
+    for batch in placed_ahead(range(3), place):
+        order.append(f"step {batch}")
+    assert order == ["place 0", "place 1", "step 0", "place 2", "step 1", "step 2"]
+    assert list(placed_ahead([7], place)) == [7]
+    assert list(placed_ahead([], place)) == []
 
 
 @pytest.mark.parametrize("driver", [on_pmap, on_shard_map])
 def test_a_step_moves_nothing_between_host_and_devices(driver):
     driven = driver(make_step(ROWS["normalized softmax"].call), 4)
-    state = replicate(initial_state("normalized softmax"), devices=jax.devices()[:4])
-    placed = [jax.device_put(batch, NamedSharding(mesh_of(4), PartitionSpec(AXIS_NAME))) for batch in batches()]
+    state = driven.place_state(initial_state("normalized softmax"))
+    placed = list(placed_ahead(batches(), driven.place_batch))
     with jax.transfer_guard("disallow"):
         for batch in placed:
             state, metrics = driven(state, batch)

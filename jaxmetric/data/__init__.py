@@ -9,9 +9,20 @@ from jaxmetric.data.augment import Augmentation, augment, augment_image, image_k
 from jaxmetric.data.emoji import load_emoji_people
 from jaxmetric.data.manifest import ManifestError, ManifestWarning, load_manifest
 from jaxmetric.data.pictures import LazyPictures, decode_picture
-from jaxmetric.data.pipeline import batches, read_batch
+from jaxmetric.data.pipeline import BatchIterator, InputSpeed, batches
 from jaxmetric.data.plans import Plan, batch_indices, make_plan, make_uniform_plan, visit_counts
-from jaxmetric.data.sources import LEARNING, SPLITS, TEST, VALIDATION, LabelColumn, LabelledImages, PictureError
+from jaxmetric.data.reading import read_batch
+from jaxmetric.data.sources import (
+    LEARNING,
+    SPLITS,
+    TEST,
+    VALIDATION,
+    InputError,
+    InputTimeoutError,
+    LabelColumn,
+    LabelledImages,
+    PictureError,
+)
 from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 from jaxmetric.data.tfds_source import load_tfds
 
@@ -21,6 +32,10 @@ __all__ = [
     "TEST",
     "VALIDATION",
     "Augmentation",
+    "BatchIterator",
+    "InputError",
+    "InputSpeed",
+    "InputTimeoutError",
     "LabelColumn",
     "LabelledImages",
     "LazyPictures",

@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -275,7 +276,11 @@ def _is_integer(text: str) -> bool:
 
 
 def _pictures(table: _Table, root: Path, image_size: int, resize: Resize) -> LazyPictures:
-    return LazyPictures(lambda i: root / table.images[i], table.images, image_size=image_size, resize=resize)
+    return LazyPictures(partial(_file, root, table.images), table.images, image_size=image_size, resize=resize)
+
+
+def _file(root: Path, images: Sequence[str], index: int) -> Path:
+    return root / images[index]
 
 
 def _decode(images: LazyPictures, table: _Table, problems: _Problems, memory_budget: int) -> np.ndarray | None:

@@ -45,8 +45,8 @@ def decode_picture(file: str | Path | bytes, *, name: str, image_size: int, resi
     except IsADirectoryError as error:
         raise PictureError(f"{name}: a folder, not a picture") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers trip over
-        reason = "not a picture that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise PictureError(f"{name}: {' '.join(reason.split()) or type(error).__name__}") from error
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        raise PictureError(f"{name}: {'not a picture that Pillow knows' if unknown else _reason(error)}") from error
 
 
 def check_resize(image_size: int, resize: str) -> None:
@@ -66,7 +66,7 @@ class LazyPictures(Sequence[np.ndarray]):
     """Encoded pictures that are decoded each time they are asked for.
 
     Args:
-      read: `read(i)` gives a path or the encoded bytes of picture i.
+      read: `read(i)` gives a path or the encoded bytes of picture i; worker processes need one that can be pickled.
       names: what errors call the pictures.
       image_size: the side S.
       resize: "crop" or "squash".
@@ -82,7 +82,11 @@ class LazyPictures(Sequence[np.ndarray]):
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a Sequence's slices are of no use here
         name = self._names[index]
-        return decode_picture(self._read(index), name=name, image_size=self._image_size, resize=self._resize)
+        try:
+            file = self._read(index)
+        except Exception as error:  # record files raise whatever their readers trip over
+            raise PictureError(f"{name}: {_reason(error)}") from error
+        return decode_picture(file, name=name, image_size=self._image_size, resize=self._resize)
 
 
 def try_pictures(images: Sequence[np.ndarray]) -> Iterable[np.ndarray | PictureError]:
@@ -96,6 +100,10 @@ def try_pictures(images: Sequence[np.ndarray]) -> Iterable[np.ndarray | PictureE
 
     with ThreadPoolExecutor(_THREADS) as pool:
         yield from pool.map(attempt, range(len(images)))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

@@ -3,7 +3,7 @@
 A run that resumes at step 7,000 asks for batch 7,000; nothing is replayed, and every process of a multi-host
 run computes the same answer. `make_plan` draws P classes x K pictures, `make_uniform_plan` draws pictures
 whatever their class; `batch_indices` reads either, `visit_counts` tells how often each class has come up
-before a step.
+before a step, `plan_fingerprint` tells plans apart.
 
 How a step is found without replaying: an epoch of the C classes is ceil(C / P) batches, so step -> (epoch,
 batch) is a division, and the permutation of an epoch is seeded by (seed, epoch). Where P does not divide C
@@ -12,6 +12,7 @@ of visits that a class has had is closed form, and the visit number of a class f
 way: an epoch of its n pictures is ceil(n / K) visits, permuted by (seed, class, epoch).
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -158,6 +159,19 @@ def visit_counts(plan: Plan, step: int) -> np.ndarray:
     counts[order[:rest]] += 1
     counts[_epoch_of_classes(plan.seed, num_classes, per_batch, epoch)[:batch].ravel()] += 1
     return counts
+
+
+def plan_fingerprint(plan: Plan) -> str:
+    """16 hexadecimal digits that differ between plans with other batches.
+
+    Example:
+      >>> plan_fingerprint(make_uniform_plan(5, batch_size=5)) == plan_fingerprint(make_uniform_plan(6, batch_size=5))
+      False
+    """
+    digest = hashlib.sha256(f"{plan.classes_per_batch} {plan.pictures_per_class} {plan.seed}".encode())
+    for group in plan.groups:
+        digest.update(f" {len(group)} ".encode() + group.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _checked(plan: Plan) -> Plan:

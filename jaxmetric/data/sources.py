@@ -17,6 +17,14 @@ class PictureError(ValueError):
     """A picture that cannot be read; the message is one line that names it."""
 
 
+class InputError(RuntimeError):
+    """Reading that failed through no picture's fault, such as a worker that was killed; the message is one line."""
+
+
+class InputTimeoutError(InputError):
+    """No batch came in time; the message is one line that names the step and its first pictures."""
+
+
 @dataclass(frozen=True)
 class LabelColumn:
     """One label that every picture carries: its name and what its codes mean.

@@ -5,6 +5,7 @@ that labels are read here at the start and pictures are decoded when they are as
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +60,6 @@ def load_tfds(
     parts = _open_splits(builder, name, image_key)
 
     names = tuple(f"{part}[{i}]" for part, records in parts.items() for i in range(len(records)))
-    places = [(records, i) for records in parts.values() for i in range(len(records))]
     cells = [[record[key] for key in label_keys] for records in parts.values() for record in _each(records)]
     encoded = [
         _encode(key, values, builder.info.features[key])
@@ -70,10 +70,7 @@ def load_tfds(
         np.int8
     )
 
-    def read(index: int) -> bytes:
-        records, place = places[index]
-        return records[place][image_key]
-
+    read = partial(_encoded_picture, tuple(parts.values()), image_key)
     source = LabelledImages(
         images=LazyPictures(read, names, image_size=image_size, resize=resize),
         labels=labels,
@@ -126,6 +123,14 @@ def _open_splits(builder: Any, name: str, image_key: str) -> dict[str, Any]:
         )
     skip = {image_key: tfds.decode.SkipDecoding()}
     return {part: builder.as_data_source(split=part, decoders=skip) for part in known}
+
+
+def _encoded_picture(parts: Sequence[Any], image_key: str, index: int) -> bytes:
+    for records in parts:
+        if index < len(records):
+            return records[index][image_key]
+        index -= len(records)
+    raise IndexError(f"no picture {index}")
 
 
 def _each(records: Any) -> Any:

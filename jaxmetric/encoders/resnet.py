@@ -101,6 +101,7 @@ class ResNet(nn.Module):
       freeze_batch_norm: normalise by the stored statistics in training too, and leave them as they are.
         Scale and bias stay parameters.
       dtype: of the computation. Parameters and batch statistics are float32 always.
+      remat: keep only what enters each block, and compute the rest again in the backward pass.
     """
 
     stage_sizes: tuple[int, ...]
@@ -110,6 +111,7 @@ class ResNet(nn.Module):
     axis_name: str | None = None
     freeze_batch_norm: bool = False
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -129,9 +131,10 @@ class ResNet(nn.Module):
         x = nn.relu(norm(name="bn1")(x))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        block = nn.remat(self.block) if self.remat else self.block
         for stage, blocks in enumerate(self.stage_sizes):
             for index in range(blocks):
-                x = self.block(
+                x = block(
                     features=self.width * 2**stage,
                     stride=2 if stage > 0 and index == 0 else 1,
                     norm=norm,

@@ -3,10 +3,17 @@
 There is no trainer class: `experiments/train.py` is a loop over these functions, to be read and copied.
 """
 
-from jaxmetric.training.checkpoints import CheckpointError, open_checkpoints, restore_latest, save_checkpoint
-from jaxmetric.training.loop import MetricWindow, NonFiniteLossError, stop_on_signals
+from jaxmetric.training.checkpoints import (
+    CheckpointError,
+    open_checkpoints,
+    restore_best,
+    restore_latest,
+    save_checkpoint,
+)
+from jaxmetric.training.embedding import Embed, make_embed
+from jaxmetric.training.loop import MetricWindow, NonFiniteLossError, StopRequest, profiled, stop_on_signals
 from jaxmetric.training.state import TrainState, create_state, make_optimizer, make_schedule
-from jaxmetric.training.step import Embed, make_embed, make_train_step
+from jaxmetric.training.step import make_train_step
 from jaxmetric.training.writers import MetricWriter, read_metrics, write_atomically
 
 __all__ = [
@@ -15,6 +22,7 @@ __all__ = [
     "MetricWindow",
     "MetricWriter",
     "NonFiniteLossError",
+    "StopRequest",
     "TrainState",
     "create_state",
     "make_embed",
@@ -22,7 +30,9 @@ __all__ = [
     "make_schedule",
     "make_train_step",
     "open_checkpoints",
+    "profiled",
     "read_metrics",
+    "restore_best",
     "restore_latest",
     "save_checkpoint",
     "stop_on_signals",

@@ -1,44 +1,90 @@
-"""Checkpoints of a `TrainState`, by orbax: written in the background, and complete or not there at all."""
+"""Checkpoints of a `TrainState`, by orbax: written in the background, and complete or not there at all.
 
+A checkpoint holds the state and what goes with it: a small JSON object, such as where the input stands, and a score.
+All processes of a run call these functions alike. What was saved on some devices is restored on any others.
+"""
+
+import itertools
+import json
 import shutil
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from jaxmetric.parallel import across_processes
 from jaxmetric.training.state import TrainState
+from jaxmetric.training.writers import write_atomically
 
 _UNWRITTEN = "a checkpoint could not be written"
 _HEADROOM = 8 * 2**20  # bytes, for checkpoints' metadata, metrics and the report
+_STATE, _EXTRA = "state", "extra"
+_SIZES = ".sizes.json"
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the others are not touched. One line."""
 
 
+class Restored(NamedTuple):
+    """What a checkpoint holds: the state, and the JSON object saved with it."""
+
+    state: TrainState
+    extra: dict[str, Any]
+
+
 @contextmanager
 def open_checkpoints(directory: Path, *, keep: int = 2) -> Iterator[ocp.CheckpointManager]:
-    """A manager of a directory, which keeps the newest `keep` checkpoints; leaving it waits for pending saves.
+    """A manager of a directory; leaving it waits for pending saves.
+
+    It keeps the newest `keep` checkpoints and, of those saved with a score, the one with the highest. One that is
+    damaged, such as by a disk that cut a file short, is moved into a folder `unreadable` beside the checkpoints, with a
+    warning, here or when it is restored.
 
     Raises:
-      CheckpointError: on leaving, if a pending save failed.
+      CheckpointError: if there are checkpoints and all of them are damaged; on leaving, if a pending save failed.
     """
+    directory = directory.absolute()
+    _set_damaged_aside(directory)
+    best = preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.LatestN(keep), enable_async_checkpointing=True
+        preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best]),
+        best_fn=_score,
+        enable_async_checkpointing=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _note_sizes(directory)),
     )
-    manager = ocp.CheckpointManager(directory.absolute(), options=options)
+    handlers = {_STATE: ocp.StandardCheckpointHandler(), _EXTRA: ocp.JsonCheckpointHandler()}
+    manager = _call(
+        f"the checkpoints in {directory} could not be opened",
+        lambda: ocp.CheckpointManager(directory, options=options, item_handlers=handlers),
+    )
     try:
         yield manager
     finally:
         _call(_UNWRITTEN, manager.close)
+        _note_sizes(directory)
 
 
-def save_checkpoint(manager: ocp.CheckpointManager, state: TrainState) -> None:
+def save_checkpoint(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    score: float | None = None,
+) -> None:
     """Begins to save the state under its step, unless that step is saved already.
+
+    Args:
+      manager: see `open_checkpoints`.
+      state: as the driver of `jaxmetric.parallel` returns it.
+      extra: a JSON object to save with it.
+      score: how good the state is, the higher the better.
 
     Raises:
       CheckpointError: if the disk has no room for it, or this save, or the one before it, failed.
@@ -52,32 +98,160 @@ def save_checkpoint(manager: ocp.CheckpointManager, state: TrainState) -> None:
         raise CheckpointError(
             f"no room for a checkpoint of {size / 2**20:.1f} MiB: {manager.directory} has {free / 2**20:.1f} MiB free"
         )
-    _call(_UNWRITTEN, lambda: manager.save(step, args=ocp.args.StandardSave(state)))
+    args = ocp.args.Composite(
+        **{_STATE: ocp.args.StandardSave(across_processes(state)), _EXTRA: ocp.args.JsonSave(dict(extra or {}))}
+    )
+    metrics = None if score is None else {"score": score}
+    _call(_UNWRITTEN, lambda: manager.save(step, args=args, metrics=metrics))
 
 
-def restore_latest(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
-    """The newest complete checkpoint, or None if there is none.
+def restore_latest(manager: ocp.CheckpointManager, like: TrainState, *, resize: Any = None) -> Restored | None:
+    """The newest checkpoint that can be read, or None if there is none at all.
 
     Args:
       manager: see `open_checkpoints`.
-      like: a state with the arrays' shapes and dtypes.
+      like: a state of the arrays' shapes and dtypes; where it has shardings, the arrays are restored there.
+      resize: a tree of booleans like the state: which arrays may have another number of rows in the checkpoint, to be
+        cut off or filled with zeros, such as class vectors that are divided among other devices now.
 
     Raises:
-      CheckpointError: if the checkpoint cannot be read, or holds other arrays than `like`.
+      CheckpointError: if there are checkpoints and none can be read, or the newest holds other arrays than `like`.
     """
-    step = manager.latest_step()
-    if step is None:
-        return None
+    while (step := manager.latest_step()) is not None:
+        try:
+            return _restore(manager, step, like, resize)
+        except _UnreadableError as error:
+            if len(manager.all_steps()) == 1:
+                raise
+            _set_aside(Path(manager.directory), {step: str(error)})
+            manager.reload()
+    return None
+
+
+def restore_best(manager: ocp.CheckpointManager, like: TrainState, *, resize: Any = None) -> Restored | None:
+    """The checkpoint with the highest score, or None if none was saved with one; see `restore_latest`."""
+    step = manager.best_step()
+    return None if step is None else _restore(manager, step, like, resize)
+
+
+class _UnreadableError(CheckpointError):
+    """A checkpoint that another may stand in for."""
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics["score"]
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState, resize: Any) -> Restored:
+    what = _unreadable(Path(manager.directory), step)
     wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    what = f"the checkpoint of step {step} in {manager.directory} could not be read"
-    return _call(what, lambda: manager.restore(step, args=ocp.args.StandardRestore(wanted)))
+    found = _call(what, lambda: manager.item_metadata(step)[_STATE].tree, _UnreadableError)
+    _check_arrays(what, wanted, found, resize)
+    args = ocp.args.Composite(
+        **{_STATE: ocp.args.StandardRestore(wanted, strict=resize is None), _EXTRA: ocp.args.JsonRestore()}
+    )
+    restored = _call(what, lambda: manager.restore(step, args=args), _UnreadableError)
+    return Restored(restored[_STATE], restored[_EXTRA])
 
 
-def _call(what: str, action: Callable[[], Any]) -> Any:
+def _check_arrays(what: str, wanted: TrainState, found: Any, resize: Any) -> None:
+    """Raises if a checkpoint holds other arrays than are wanted, before orbax makes pages of it."""
+    resize = jax.tree.map(lambda _: False, wanted) if resize is None else resize
+    here = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in _leaves(wanted)}
+    there = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in _leaves(found)}
+    free = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in _leaves(resize)}
+    for name in here | there:
+        shapes = [shapes.get(name) for shapes in (there, here)]
+        alike = [shape and shape[1:] for shape in shapes] if free.get(name) and None not in shapes else shapes
+        if alike[0] != alike[1]:
+            held, asked = ("nothing" if shape is None else str(list(shape)) for shape in shapes)
+            raise CheckpointError(f"{what}: it holds {held} as {name}, expected {asked}")
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _note_sizes(directory: Path) -> None:
+    """Notes how large the files of complete checkpoints are, so that one cut short is told before it is read."""
+    if jax.process_index():
+        return
+    complete, noted = _complete(directory), {int(path.name.removesuffix(_SIZES)) for path in _notes(directory)}
+    for step in complete - noted:
+        folder = directory / str(step)
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        write_atomically(directory / f"{step}{_SIZES}", json.dumps(sizes))
+    for step in noted - complete:
+        (directory / f"{step}{_SIZES}").unlink(missing_ok=True)
+
+
+def _set_damaged_aside(directory: Path) -> None:
+    """Before orbax opens them, as it reads some of each."""
+    damaged = {step: message for step in sorted(_complete(directory)) if (message := _damage(directory, step))}
+    if damaged and len(damaged) == len(_complete(directory)):
+        raise CheckpointError(damaged[max(damaged)])
+    if damaged:
+        _set_aside(directory, damaged)
+
+
+def _damage(directory: Path, step: int) -> str | None:
+    """What is wrong with the files of a checkpoint, as far as their sizes tell."""
+    folder, note = directory / str(step), directory / f"{step}{_SIZES}"
+    try:
+        sizes = json.loads(note.read_text())
+    except (OSError, ValueError):  # killed before it was written, or damaged itself: reading will tell
+        return None
+    for name, size in sizes.items():
+        path = folder / name
+        left = path.stat().st_size if path.exists() else 0
+        if left != size:
+            return f"{_unreadable(directory, step)}: {name} has {left:,} of {size:,} bytes"
+    return None
+
+
+def _set_aside(directory: Path, steps: Mapping[int, str]) -> None:
+    """Moves checkpoints out of the way of those that will be written in their place, and warns."""
+    folder = directory.parent / "unreadable"
+    _wait_for_all_processes()  # nobody looks at them any more
+    if jax.process_index() == 0:
+        folder.mkdir(exist_ok=True)
+        for step, message in steps.items():
+            shutil.move(directory / str(step), _unused(folder / str(step)))
+            (directory / f"{step}{_SIZES}").unlink(missing_ok=True)
+            warnings.warn(f"{message}; it was moved to {folder}", stacklevel=3)
+    _wait_for_all_processes()
+
+
+def _wait_for_all_processes() -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoints")
+
+
+def _complete(directory: Path) -> set[int]:
+    return {int(path.name) for path in directory.glob("*") if path.name.isdigit()}
+
+
+def _notes(directory: Path) -> Iterator[Path]:
+    return directory.glob(f"*{_SIZES}")
+
+
+def _unused(path: Path) -> Path:
+    return next(
+        other
+        for number in itertools.count()
+        if not (other := path.with_name(f"{path.name}.{number}" if number else path.name)).exists()
+    )
+
+
+def _unreadable(directory: Path, step: int) -> str:
+    return f"the checkpoint of step {step} in {directory} could not be read"
+
+
+def _call(what: str, action: Callable[[], Any], kind: type[CheckpointError] = CheckpointError) -> Any:
     """Calls orbax, which raises whatever its storage raises: no common type, and a page of where it was."""
     try:
         return action()
     except Exception as error:
         reason = str(error).split("\n")[0].split(" [")[0].rsplit(": ", 1)[-1]
     # Raised outside the handler: a chained exception would keep orbax's half-done coroutines until the process ends.
-    raise CheckpointError(f"{what}: {reason}")
+    raise kind(f"{what}: {reason}")

@@ -1,13 +1,23 @@
 """What surrounds the training step: metrics that do not hold it up, a loss that is no number, a wish to stop."""
 
+import os
 import signal
+import socket
+import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Batch = TypeVar("Batch")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -55,22 +65,102 @@ class MetricWindow:
         self._pictures, self._since = 0, time.monotonic()
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[Mapping[str, Any]]:
-    """Turns Ctrl-C and SIGTERM into a wish that the loop reads: `stop["signal"]` is the signal's name, else None.
+def profiled(batches: Iterable[Batch], folder: Path | None, *, after: int = 3, steps: int = 5) -> Iterator[Batch]:
+    """Passes batches on, and traces some of the steps on them.
 
-    A second Ctrl-C interrupts at once. The former handlers return on exit.
+    Args:
+      batches: what the steps take.
+      folder: where the trace is written, for TensorBoard's Profile page, with `perfetto_trace.json.gz` beside it; None
+        traces nothing.
+      after: steps before the first that is traced, as compiling is no part of it.
+      steps: how many are.
+
+    Yields:
+      The batches.
     """
-    stop: dict[str, Any] = {"signal": None}
+    with ExitStack() as trace:
+        for number, batch in enumerate(batches):
+            if folder and number == after:
+                trace.enter_context(jax.profiler.trace(folder, create_perfetto_trace=True))
+            if number == after + steps:
+                trace.close()
+            yield batch
+
+
+class StopRequest:
+    """A wish to stop, which a signal brings: `signal` is its name, None without."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._asked: deque[jax.Array] = deque()
+
+    def agreed(self) -> bool:
+        """Whether to stop after this step; every process must ask after every step.
+
+        Of several processes all get the same answer after the same step: that there was a signal in any of them when
+        they asked one step ago, so that nobody has to wait for the step that is under way.
+        """
+        if jax.process_count() == 1:
+            return self.signal is not None
+        self._asked.append(_any_process(self.signal is not None))
+        if len(self._asked) == 1 or not bool(self._asked.popleft()):
+            return False
+        self.signal = self.signal or "SIGTERM"  # the other process's; a scheduler's, most likely
+        return True
+
+
+def _any_process(flag: bool) -> jax.Array:
+    """Whether the flag is true in any process, on its way."""
+    mesh = Mesh(jax.devices(), ("all",))
+    flags = np.full(jax.local_device_count(), flag)
+    placed = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("all")), flags)
+    return _any(placed)
+
+
+@jax.jit
+def _any(flags: jax.Array) -> jax.Array:
+    return jnp.any(flags)
+
+
+@contextmanager
+def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
+    """Turns Ctrl-C and SIGTERM into a wish to stop, which the loop reads.
+
+    A second signal interrupts at once. A scheduler that sends SIGTERM kills some seconds later: if the context is not
+    left within `grace` seconds, as a step or a compilation takes too long, the process ends with exit code 0 all the
+    same, as the last checkpoint is complete. The former handlers return on exit.
+    """
+    stop = StopRequest()
 
     def note(number: int, frame: Any) -> None:
-        if stop["signal"] is not None:
+        if stop.signal is not None:
             raise KeyboardInterrupt
-        stop["signal"] = signal.Signals(number).name
+        stop.signal = signal.Signals(number).name
 
     former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    left = threading.Event()
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    # Handlers in Python wait for the main thread, which may wait for a compiler; this byte does not.
+    former_descriptor = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(receiver, left, grace), daemon=True).start()
     try:
         yield stop
     finally:
+        left.set()
+        signal.set_wakeup_fd(former_descriptor)
+        sender.close()
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def _watch(receiver: socket.socket, left: threading.Event, grace: float) -> None:
+    with receiver:
+        while number := receiver.recv(1):
+            if number[0] == signal.SIGTERM and not left.wait(grace):
+                print(
+                    f"stopped by SIGTERM: what was under way did not end within {grace:g} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(0)

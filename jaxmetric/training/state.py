@@ -112,7 +112,6 @@ def make_optimizer(
     loss_rate: float = 1.0,
     weight_decay: float = 0.0,
     epsilon: float = 1e-8,
-    clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """An optimiser with separate rates for the encoder and the loss's own parameters.
 
@@ -124,7 +123,6 @@ def make_optimizer(
       loss_rate: the rate of the loss's parameters, as a multiple of the encoder's.
       weight_decay: see above.
       epsilon: Adam's.
-      clip_norm: clips the global norm of the gradient; None does not.
 
     Returns:
       An optax transformation for params `{"encoder": ..., "loss": ...}`.
@@ -137,10 +135,8 @@ def make_optimizer(
     decay = optax.add_decayed_weights(weight_decay, mask=_kernels)
     scale = OPTIMIZERS[name](eps=epsilon)
     rule = (scale, decay) if name == "adamw" else (decay, scale)
-    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     rates = {"encoder": optax.identity(), "loss": optax.scale(loss_rate)}
     return optax.chain(
-        clip,
         *rule,
         optax.multi_transform(rates, {"encoder": "encoder", "loss": "loss"}),
         optax.scale_by_learning_rate(schedule),

@@ -1,18 +1,16 @@
-"""The per-device training step, written once for any number of devices, and the embedding of pictures to evaluate."""
+"""The per-device training step, written once for any number of devices."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxmetric.parallel import Step, average, gather
 from jaxmetric.training.state import TrainState
 
 Objective = Callable[[jax.Array, Any, jax.Array, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
-Embed = Callable[[TrainState, Sequence[np.ndarray]], np.ndarray]
 Preprocess = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -23,11 +21,14 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     preprocess: Preprocess,
     seed: int,
+    chunks: int = 1,
+    clip_norm: float | None = None,
+    class_shards: bool = False,
 ) -> Step:
     """The step that `jaxmetric.parallel` drives.
 
     Randomness depends on the seed, the step and the place of a picture in the global batch only: not on the number of
-    devices, nor on what ran before.
+    devices or chunks, nor on what ran before.
 
     Args:
       apply_fn: a Linen module's `apply`: `(variables, images, train=True, mutable=["batch_stats"])` gives `[b, D]`
@@ -38,12 +39,33 @@ def make_train_step(
       preprocess: `(key, positions [b], images)` gives what the encoder takes, from the pictures of a batch and their
         places in the global one.
       seed: of the run.
+      chunks: equal parts in which a device takes its share through `preprocess` and the encoder, one at a time. The
+        embeddings of all are kept for the loss, which is that of the whole batch; the backward pass computes each
+        chunk again. The activations of one chunk take memory, and another forward pass takes time (on CPU much more:
+        XLA is slow there at the gradients of convolutions in a loop). Gradients are those of the batch in one piece,
+        but for batch norm in training, which normalises one chunk at a time (over all devices) and moves its running
+        statistics by the mean of the chunks' moves.
+      clip_norm: scales a gradient of larger norm, over all parameters together, down to this norm; None does not.
+      class_shards: whether `state.params["loss"]`, and what the optimiser remembers of it, are this device's shards of
+        class vectors, of which the objective makes `jaxmetric.ClassShard`s. If not, they are replicated as all else is.
 
     Returns:
       `step(state, batch, *, axis_name) -> (state, metrics)`, where the batch holds this device's share of `"image"` and
-      `"label"`. The metrics are the loss and its terms, the norm of the gradient, and whether the loss and the new
-      state are `"finite"`.
+      `"label"`. The metrics are the loss and its terms, the norm of the gradient before it is clipped, and whether the
+      loss and the new state are `"finite"`; all are equal on all devices.
+
+    Raises:
+      ValueError: if `chunks` is below 1 or `clip_norm` is not positive; from the step, if a device's share does not
+        divide into chunks.
+
+    References:
+      L. Gao, Y. Zhang, J. Han, J. Callan, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup,
+      RepL4NLP 2021.
     """
+    if chunks < 1:
+        raise ValueError(f"chunks is {chunks}, expected at least 1")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm is {clip_norm}, expected a positive number, or None not to clip")
 
     def train_step(
         state: TrainState, batch: Mapping[str, jax.Array], *, axis_name: str
@@ -51,25 +73,40 @@ def make_train_step(
         image_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         share = batch["image"].shape[0]
         positions = jax.lax.axis_index(axis_name) * share + jnp.arange(share)
-        images = preprocess(image_key, positions, batch["image"])
         labels = gather(batch["label"], axis_name)
 
         def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, tuple[Mapping[str, jax.Array], Any]]:
             variables = {"params": params["encoder"], "batch_stats": state.batch_stats}
-            embeddings, updated = apply_fn(variables, images, train=True, mutable=["batch_stats"])
+
+            def embed(positions: jax.Array, images: jax.Array) -> tuple[jax.Array, Any]:
+                images = preprocess(image_key, positions, images)
+                embeddings, updated = apply_fn(variables, images, train=True, mutable=["batch_stats"])
+                return embeddings, updated.get("batch_stats", {})
+
+            if chunks == 1:
+                embeddings, batch_stats = embed(positions, batch["image"])
+            else:
+                embeddings, updates = _in_chunks(embed, chunks, positions, batch["image"])
+                batch_stats = jax.tree.map(_mean_move, state.batch_stats, updates)
             loss, terms = objective(loss_key, params["loss"], gather(embeddings, axis_name), labels)
-            return loss, (terms, updated.get("batch_stats", {}))
+            return loss, (terms, batch_stats)
 
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (terms, batch_stats)), gradients = value_and_grad(state.params)
-        gradients = average(gradients, axis_name)
+        gradients = _of_the_batch(gradients, axis_name, class_shards=class_shards)
+        norm = _norm(gradients, axis_name, class_shards=class_shards)
+        if clip_norm is not None:
+            gradients = optax.tree.scale(jnp.minimum(1.0, clip_norm / norm), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        finite = _all_finite((loss, params, batch_stats, opt_state))
+        if class_shards:
+            finite = jax.lax.psum(~finite, axis_name) == 0
         new_state = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.tree.norm(gradients),
-            "finite": _all_finite((loss, params, batch_stats, opt_state)),
+            "gradient_norm": norm,
+            "finite": finite,
             **{f"loss/{name}": term for name, term in terms.items()},
         }
         return new_state, metrics
@@ -77,36 +114,47 @@ def make_train_step(
     return train_step
 
 
+def _in_chunks(
+    embed: Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]], chunks: int, positions: jax.Array, images: jax.Array
+) -> tuple[jax.Array, Any]:
+    """The embeddings of a device's share, and the batch statistics after each chunk `[chunks, ...]`."""
+    share = images.shape[0]
+    if share % chunks:
+        raise ValueError(f"a device's share of {share} pictures does not divide into {chunks} chunks")
+    parts = jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), (positions, images))
+    # A loop keeps what is computed again apart from the first time, so that no barrier has to.
+    embed_again = jax.checkpoint(lambda part: embed(*part), prevent_cse=False)
+    embeddings, batch_stats = jax.lax.map(embed_again, parts)
+    return embeddings.reshape(share, -1), batch_stats
+
+
+def _mean_move(before: jax.Array, after: jax.Array) -> jax.Array:
+    """Where the mean of the chunks moves a statistic; exactly nowhere if it is frozen."""
+    return before + jnp.mean(after - before, axis=0)
+
+
+def _of_the_batch(gradients: dict[str, Any], axis_name: str, *, class_shards: bool) -> dict[str, Any]:
+    """The gradient of the global batch's loss, from what the devices find: see `jaxmetric.parallel`.
+
+    The sum of N devices' losses is what they differentiate together. Of a replicated parameter each finds a part; of a
+    shard of class vectors, which no other device has, it finds all: N times the gradient.
+    """
+    if not class_shards:
+        return average(gradients, axis_name)
+    num_devices = jax.lax.axis_size(axis_name)
+    return {
+        "encoder": average(gradients["encoder"], axis_name),
+        "loss": jax.tree.map(lambda x: x / num_devices, gradients["loss"]),
+    }
+
+
+def _norm(gradients: dict[str, Any], axis_name: str, *, class_shards: bool) -> jax.Array:
+    """The norm of the whole gradient: shards count on every device, what is replicated once."""
+    squares = {name: optax.tree.norm(part, squared=True) for name, part in gradients.items()}
+    if class_shards:
+        squares["loss"] = jax.lax.psum(squares["loss"], axis_name)
+    return jnp.sqrt(squares["encoder"] + squares["loss"])
+
+
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
-def make_embed(
-    apply_fn: Callable[..., Any], prepare: Callable[[jax.Array], jax.Array], *, batch_size: int = 256
-) -> Embed:
-    """A function `(state, images) -> [N, D]` embeddings as numpy, in batches of one compiled size.
-
-    Args:
-      apply_fn: a Linen module's `apply`.
-      prepare: uint8 pictures `[B, S, S, 3]` to what the encoder takes, nothing random.
-      batch_size: pictures at a time; the last batch is padded.
-
-    Returns:
-      The function; `images` is any sequence of equally large uint8 pictures.
-    """
-
-    @jax.jit
-    def embed_batch(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
-        return apply_fn({"params": params, "batch_stats": batch_stats}, prepare(images), train=False)
-
-    def embed(state: TrainState, images: Sequence[np.ndarray]) -> np.ndarray:
-        count = len(images)
-        parts = []
-        for start in range(0, count, batch_size):
-            # The last batch repeats its last picture, so that every batch has the compiled shape.
-            wanted = np.minimum(np.arange(start, start + batch_size), count - 1)
-            batch = np.stack([images[int(index)] for index in wanted])
-            parts.append(embed_batch(state.params["encoder"], state.batch_stats, batch))
-        return np.concatenate([np.asarray(part) for part in parts])[:count]
-
-    return embed

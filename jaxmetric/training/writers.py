@@ -3,12 +3,15 @@
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -40,7 +43,11 @@ class MetricWriter:
         path = workdir / METRICS_FILE
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        # Not tensorboardX's SummaryWriter: its thread dies with the first full disk, and those that wait for it hang.
+        folder = workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        self._tensorboard = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        self._add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Appends the metrics of a step; those that are None or not finite are `null`, and no point of a curve."""
@@ -48,7 +55,12 @@ class MetricWriter:
         self._file.write(json.dumps({"step": step, **dict.fromkeys(metrics), **defined}) + "\n")
         self._file.flush()
         for name, value in defined.items():
-            self._tensorboard.add_scalar(name, value, step)
+            self._add_event(Event(step=step, summary=scalar(name, value)))
+        self._tensorboard.flush()
+
+    def _add_event(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._tensorboard.write_event(event)
 
     def __enter__(self) -> "MetricWriter":
         return self

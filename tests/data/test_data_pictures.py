@@ -97,3 +97,11 @@ def test_lazy_pictures_decode_when_asked():
     assert (pictures[1] == BLUE).all()
     with pytest.raises(PictureError, match="bad: not a picture"):
         pictures[2]
+
+
+def test_a_record_that_cannot_be_fetched_is_named():
+    def read(index):
+        raise RuntimeError("open() failed:\nno such file")
+
+    with pytest.raises(PictureError, match=r"^train\[0\]: open\(\) failed: no such file$"):
+        LazyPictures(read, ("train[0]",), image_size=5)[0]

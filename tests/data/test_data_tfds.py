@@ -1,12 +1,13 @@
 """TFDS by name, on a tiny data set written as array_record here, without TensorFlow."""
 
+import pickle
 from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmetric.data import load_tfds
+from jaxmetric.data import PictureError, load_tfds
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -67,6 +68,19 @@ def test_pictures_labels_and_the_given_split(data_dir):
         assert town == (None if value == 0 else f"town {value % 3}")  # empty is missing
     assert source.names[0] == "train[0]"
     assert source.names[-1] == "test[2]"
+
+
+def test_pictures_can_be_sent_to_another_process_and_say_so_when_their_file_is_lost(tmp_path):
+    TinyPeople(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    images = load_tfds("tiny_people", label_keys=("label",), data_dir=tmp_path, image_size=5).images
+    sent = pickle.dumps(images)
+    copy = pickle.loads(sent)
+    assert all((copy[i] == images[i]).all() for i in range(9))
+    for file in tmp_path.rglob("*.array_record*"):
+        file.unlink()
+    with pytest.raises(PictureError, match=r"^test\[0\]: .*[Nn]o such file") as caught:
+        pickle.loads(sent)[6]
+    assert "\n" not in str(caught.value)
 
 
 def test_disjoint_pools_the_splits_and_holds_classes_out(data_dir):

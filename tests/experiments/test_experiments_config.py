@@ -4,7 +4,17 @@ import dataclasses
 
 import pytest
 
-from experiments.config import Config, ConfigError, check_config, flatten, load_config, save_config
+from experiments.config import (
+    Config,
+    ConfigError,
+    Machine,
+    check_config,
+    check_machine,
+    check_same_config,
+    flatten,
+    load_config,
+    save_config,
+)
 from experiments.presets import PRESETS
 from experiments.train import read_command_line
 
@@ -31,8 +41,9 @@ def test_every_preset_passes_its_checks(name):
 
 
 def test_the_default_preset_and_its_directory_need_no_words():
-    name, (config, workdir) = read_command_line([])
+    name, (config, machine, workdir) = read_command_line([])
     assert (name, config, str(workdir)) == ("emoji_people", PRESETS["emoji_people"], "runs/emoji_people")
+    assert machine == Machine()
 
 
 def test_fields_of_every_group_are_set_without_prefix(tmp_path):
@@ -47,9 +58,11 @@ def test_fields_of_every_group_are_set_without_prefix(tmp_path):
         "0.3",
         "--workdir",
         str(tmp_path),
+        "--driver",
+        "shard_map",
     ]
-    name, (config, workdir) = read_command_line(words)
-    assert (name, workdir) == ("debug", tmp_path)
+    name, (config, machine, workdir) = read_command_line(words)
+    assert (name, workdir, machine) == ("debug", tmp_path, Machine(driver="shard_map"))
     expected = _replace(PRESETS["debug"], "data", columns=("skin", "role"))
     assert config == dataclasses.replace(_replace(expected, "loss", quadruplet_margin=0.3), steps=7)
 
@@ -64,7 +77,8 @@ def test_help_names_every_field(capsys):
         read_command_line(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')}" in text for name in flatten(dataclasses.asdict(Config())))
+    names = flatten({**dataclasses.asdict(Config()), **dataclasses.asdict(Machine())})
+    assert all(f"--{name.replace('_', '-')}" in text for name in names)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +96,13 @@ def test_help_names_every_field(capsys):
         ("loss", {"margin": float("nan")}, "margin is nan, expected a finite number"),
         ("loss", {"label_weights": (0.0, 1.0, 1.0)}, r"label_weights is \(0.0, 1.0, 1.0\), expected numbers above 0"),
         ("loss", {"quadruplet_samples": 9, "label_weights": (2.0, 1.0, 1.0)}, "cannot use label_weights"),
+        ("loss", {"quadruplet_samples": 9, "quadruplet_anchors": 4}, "cannot use quadruplet_anchors, which is 4"),
+        (
+            "loss",
+            {"soft_triple_weight": 0.0, "shard_classes": True},
+            "shard_classes is True, but no loss with class vectors",
+        ),
+        ("batch", {"chunks": 0}, "chunks is 0, expected at least 1"),
         ("data", {"source": "csv"}, "source is csv: it needs --csv, which is not given"),
         ("data", {"source": "tfds", "tfds_name": "cars196", "columns": ()}, "it needs --columns, which is not given"),
         ("data", {"csv": "people.csv"}, "source is emoji_people: it cannot use csv, which is 'people.csv'"),
@@ -96,15 +117,27 @@ def test_a_configuration_survives_its_file(tmp_path):
     config = _replace(PRESETS["debug"], "loss", label_weights=(2.0, 1.0, 1.0))
     save_config(config, tmp_path / "run")
     assert load_config(tmp_path / "run") == config
-    save_config(config, tmp_path / "run")
+    check_same_config(config, tmp_path / "run")
 
 
 def test_a_directory_with_another_configuration_is_left_alone(tmp_path):
+    check_same_config(PRESETS["debug"], tmp_path)
     save_config(PRESETS["debug"], tmp_path)
-    before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(ConfigError, match="seed is 0 there and 1 here"):
-        save_config(dataclasses.replace(PRESETS["debug"], seed=1), tmp_path)
-    assert (tmp_path / "config.json").read_bytes() == before
+        check_same_config(dataclasses.replace(PRESETS["debug"], seed=1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        ({}, "driver is pmap, but shard_classes needs --driver shard_map"),
+        ({"driver": "shard_map", "workers": -1}, "workers is -1, expected at least 0"),
+        ({"driver": "shard_map", "input_timeout": 0.0}, "input_timeout is 0.0, expected a number above 0"),
+    ],
+)
+def test_a_machine_that_cannot_run_it_names_the_field(machine, message):
+    with pytest.raises(ConfigError, match=message):
+        check_machine(Machine(**machine), _replace(PRESETS["debug"], "loss", shard_classes=True))
 
 
 def test_what_is_no_run_is_named(tmp_path):

@@ -35,7 +35,7 @@ def finished(tmp_path_factory):
 
 def _final_params(workdir):
     with open_checkpoints(workdir / "checkpoints") as checkpoints:
-        state = restore_latest(checkpoints, make_state(load_experiment(load_config(workdir))))
+        state = restore_latest(checkpoints, make_state(load_experiment(load_config(workdir)))).state
     assert int(state.step) == 12
     return state.params
 
@@ -113,7 +113,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     assert kept[-1] == step - 1
     with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
-        state = restore_latest(checkpoints, make_state(load_experiment(load_config(tmp_path))))
+        state = restore_latest(checkpoints, make_state(load_experiment(load_config(tmp_path)))).state
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 

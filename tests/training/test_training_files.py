@@ -16,6 +16,7 @@ from jaxmetric.training import (
     TrainState,
     open_checkpoints,
     read_metrics,
+    restore_best,
     restore_latest,
     save_checkpoint,
 )
@@ -38,7 +39,7 @@ def test_the_newest_checkpoint_comes_back_whole_and_two_are_kept(tmp_path):
             save_checkpoint(manager, _state(step, float(step)))
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         assert sorted(manager.all_steps()) == [2, 3]
-        chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)), _state(3, 3.0))
+        chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(3, 3.0))
 
 
 def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
@@ -46,7 +47,119 @@ def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
         save_checkpoint(manager, _state(5, 1.0))
         save_checkpoint(manager, _state(5, 2.0))
     with open_checkpoints(tmp_path / "checkpoints") as manager:
-        chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)), _state(5, 1.0))
+        chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(5, 1.0))
+
+
+def test_what_goes_with_a_state_comes_back_with_it(tmp_path):
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        save_checkpoint(manager, _state(1, 1.0), extra={"input": {"next_step": 1, "unreadable": ["a.png: torn"]}})
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        restored = restore_latest(manager, _state(0, 0.0))
+    assert restored.extra == {"input": {"next_step": 1, "unreadable": ["a.png: torn"]}}
+
+
+def test_the_best_checkpoint_outlives_newer_ones(tmp_path):
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        for step, score in enumerate((0.3, 0.9, None, 0.5, None), 1):
+            save_checkpoint(manager, _state(step, float(step)), score=score)
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        assert sorted(manager.all_steps()) == [2, 4, 5]
+        chex.assert_trees_all_equal(restore_best(manager, _state(0, 0.0)).state, _state(2, 2.0))
+        chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(5, 5.0))
+
+
+def test_without_scores_there_is_no_best(tmp_path):
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        save_checkpoint(manager, _state(1, 1.0))
+        assert restore_best(manager, _state(0, 0.0)) is None
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    with open_checkpoints(folder / "checkpoints") as manager:
+        for step in (1, 2):
+            save_checkpoint(manager, _state(step, float(step)), extra={"step": step}, score=0.1)
+    return folder
+
+
+def _files(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("length", [0, 0.5])
+def test_whatever_file_of_the_newest_is_cut_short_the_one_before_is_taken(two_checkpoints, tmp_path, length):
+    for number, name in enumerate(_files(two_checkpoints / "checkpoints" / "2")):
+        folder = tmp_path / str(number)
+        shutil.copytree(two_checkpoints, folder)
+        file = folder / "checkpoints" / "2" / name
+        whole = file.read_bytes()
+        if len(whole[: int(len(whole) * length)]) == len(whole):
+            continue
+        file.write_bytes(whole[: int(len(whole) * length)])
+        message = f"the checkpoint of step 2 in .* could not be read: {name} has"
+        with pytest.warns(UserWarning, match=message), open_checkpoints(folder / "checkpoints") as manager:
+            restored = restore_latest(manager, _state(0, 0.0))
+            save_checkpoint(manager, _state(2, 20.0))
+        chex.assert_trees_all_equal(restored.state, _state(1, 1.0))
+        assert _files(folder / "unreadable" / "2") == _files(two_checkpoints / "checkpoints" / "2")
+        with open_checkpoints(folder / "checkpoints") as manager:
+            chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(2, 20.0))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what tensorstore calls too late
+def test_damage_that_sizes_do_not_tell_is_found_by_reading(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "2.sizes.json").unlink()
+    manifest = tmp_path / "run" / "checkpoints" / "2" / "state" / "manifest.ocdbt"
+    manifest.write_bytes(manifest.read_bytes()[:20])
+    with (
+        pytest.warns(UserWarning, match="the checkpoint of step 2 .* could not be read: .*it was moved to"),
+        open_checkpoints(tmp_path / "run" / "checkpoints") as manager,
+    ):
+        chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(1, 1.0))
+
+
+def test_where_all_are_damaged_nothing_is_moved_and_nothing_begins_anew(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "run")
+    for step in ("1", "2"):
+        (tmp_path / "run" / "checkpoints" / step / "state" / "manifest.ocdbt").write_bytes(b"")
+    message = r"^the checkpoint of step 2 in .* could not be read: state/manifest.ocdbt has 0 of"
+    with pytest.raises(CheckpointError, match=message), open_checkpoints(tmp_path / "run" / "checkpoints"):
+        pass
+    assert not (tmp_path / "run" / "unreadable").exists()
+
+
+def test_other_arrays_are_named_and_the_checkpoint_stays(two_checkpoints):
+    wide = _state(0, 0.0)
+    wide.params["loss"]["centers"] = jnp.zeros((2, 5))
+    wide.params["encoder"]["bias"] = jnp.zeros(3)
+    with open_checkpoints(two_checkpoints / "checkpoints") as manager:
+        with pytest.raises(
+            CheckpointError, match=r"step 2 .*: it holds nothing as params/encoder/bias, expected \[3\]$"
+        ):
+            restore_latest(manager, wide)
+        assert sorted(manager.all_steps()) == [1, 2]
+
+
+def test_rows_of_class_vectors_are_cut_or_filled_for_other_devices(tmp_path):
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        save_checkpoint(manager, _state(1, 1.0))
+    resize = jax.tree.map(lambda x: x.shape == (2, 3), _state(0, 0.0))
+    for rows in (1, 4):
+        like = _state(0, 0.0)
+        like = jax.tree.map(lambda x, other, rows=rows: jnp.zeros((rows, 3)) if other else x, like, resize)
+        with open_checkpoints(tmp_path / "checkpoints") as manager:
+            restored = restore_latest(manager, like, resize=resize).state
+        expected = np.zeros((rows, 3))
+        expected[:2] = -1
+        np.testing.assert_array_equal(restored.params["loss"]["centers"], expected)
+        np.testing.assert_array_equal(restored.params["encoder"]["kernel"], np.ones((64, 64)))
+    with (
+        open_checkpoints(tmp_path / "checkpoints") as manager,
+        pytest.raises(CheckpointError, match=r"\[2, 3\] .* \[4, 3\]"),
+    ):
+        restore_latest(manager, like)
 
 
 def test_a_state_donated_to_the_next_step_while_it_is_written_is_saved_as_it_was(tmp_path):
@@ -58,7 +171,7 @@ def test_a_state_donated_to_the_next_step_while_it_is_written_is_saved_as_it_was
             state = advance(state)
         jax.block_until_ready(state)
     with open_checkpoints(tmp_path / "checkpoints") as manager:
-        restored = restore_latest(manager, _state(0, 0.0))
+        restored = restore_latest(manager, _state(0, 0.0)).state
     assert int(restored.step) == 7
     np.testing.assert_array_equal(restored.params["encoder"]["kernel"], 1.0)
 
@@ -94,4 +207,4 @@ def test_a_disk_without_room_is_one_line_and_the_last_checkpoint_stays(tmp_path,
     ):
         save_checkpoint(manager, _state(2, 2.0))
     with open_checkpoints(tmp_path / "checkpoints") as manager:
-        chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)), _state(1, 1.0))
+        chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(1, 1.0))

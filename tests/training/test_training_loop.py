@@ -5,7 +5,7 @@ import signal
 import jax.numpy as jnp
 import pytest
 
-from jaxmetric.training import MetricWindow, NonFiniteLossError, stop_on_signals
+from jaxmetric.training import MetricWindow, NonFiniteLossError, profiled, stop_on_signals
 
 
 def _metrics(loss, finite=True):
@@ -44,9 +44,23 @@ def test_the_first_step_whose_loss_is_not_finite_is_named(bad):
 def test_a_signal_is_a_wish_and_a_second_one_an_interrupt(number):
     former = signal.getsignal(number)
     with stop_on_signals() as stop:
-        assert stop["signal"] is None
+        assert (stop.signal, stop.agreed()) == (None, False)
         signal.raise_signal(number)
-        assert stop["signal"] == number.name
+        assert (stop.signal, stop.agreed()) == (number.name, True)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert signal.getsignal(number) is former
+
+
+def test_some_steps_are_traced_for_tensorboard_and_perfetto(tmp_path):
+    for _ in profiled(range(4), tmp_path, after=1, steps=2):
+        jnp.ones(3).block_until_ready()
+    (trace,) = (tmp_path / "plugins" / "profile").iterdir()
+    assert {path.name for path in trace.iterdir()} >= {"perfetto_trace.json.gz"}
+    assert list(trace.glob("*.xplane.pb"))
+
+
+def test_a_run_that_ends_while_it_is_traced_leaves_the_trace(tmp_path):
+    assert list(profiled(range(2), tmp_path, after=1, steps=9)) == [0, 1]
+    assert list((tmp_path / "plugins" / "profile").iterdir())
+    assert list(profiled(range(2), None)) == [0, 1]

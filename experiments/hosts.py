@@ -1,0 +1,179 @@
+"""Train in several processes, each with its own devices and its own share of every batch.
+
+    python -m experiments.hosts 2 [PRESET] [--field value] [--workdir DIR]
+
+starts two processes of `experiments.train --distributed` on this machine, which find each other over the loopback
+interface. On several machines run this on each, with a working directory that all of them see:
+
+    python -m experiments.hosts join [PRESET] [--field value] --workdir /shared/run
+
+TPU pods, Slurm and Open MPI tell jax who is there; elsewhere set JAX_COORDINATOR_ADDRESS=host0:1234, JAX_NUM_PROCESSES
+and JAX_PROCESS_ID. When a process dies, the others end; the same command goes on from the last checkpoint.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import IO, Any
+
+import jax
+
+from experiments.config import ConfigError
+from experiments.console import LOST
+
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
+# Of what a process prints: the runtime's chatter on stdout; and on stderr, where its chatter and the traces of its own
+# abortion have many forms, what a command says, and where Python's tracebacks begin.
+_CHATTER = re.compile(r"\[Gloo\] ")
+_SAID = re.compile(r"error: |warning: |stopped by |interrupted")
+_TRACEBACK = re.compile(r"Traceback |Exception ")
+
+
+def join_processes() -> None:
+    """Joins the other processes of the job; must come before anything asks jax for devices.
+
+    Raises:
+      ConfigError: if they cannot be found or do not answer.
+    """
+    given = [name for name in _VARIABLES if os.environ.get(name)]
+    if given and len(given) < len(_VARIABLES):
+        missing = ", ".join(name for name in _VARIABLES if name not in given)
+        raise ConfigError(f"distributed: {', '.join(given)} set, but not {missing}")
+    arguments: dict[str, Any] = {}
+    if given:
+        address, count, index = (os.environ[name] for name in _VARIABLES)
+        arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+    # Its handler would take the place of `stop_on_signals`, which listens to Ctrl-C too and ends what takes too long.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_HEARTBEAT)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError(
+            f"distributed: {reason} (elsewhere than on TPU pods, Slurm and Open MPI set {', '.join(_VARIABLES)})"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    first = words[0] if words else ""
+    if first == "join":
+        return supervise([os.environ], words[1:])
+    if first.isdigit() and int(first):
+        count, address = int(first), f"127.0.0.1:{_free_port()}"
+        places = [dict(zip(_VARIABLES, (address, str(count), str(index)), strict=True)) for index in range(count)]
+        return supervise([{**os.environ, **place} for place in places], words[1:])
+    print(__doc__, file=sys.stdout if first in ("-h", "--help") else sys.stderr)
+    return 0 if first in ("-h", "--help") else 2
+
+
+def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -> int:
+    """Runs a process of `experiments.train --distributed` in each environment, and ends them together.
+
+    Ctrl-C and SIGTERM reach all of them, as a wish to stop that they agree on. What the runtime prints of its own is
+    left out; a process that dies is one line.
+
+    Returns:
+      The exit code: that of the first process that failed, 0 if none did.
+    """
+    command = [sys.executable, "-u", "-m", "experiments.train", *words, "--distributed"]
+    processes = [
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        for environment in environments
+    ]
+    readers = [
+        threading.Thread(target=pass_on, daemon=True)
+        for process in processes
+        for pass_on in (
+            partial(_pass_output_on, process.stdout),
+            partial(_pass_errors_on, process.stderr, len(processes)),
+        )
+    ]
+    for reader in readers:
+        reader.start()
+    with _passing_signals_on(processes):
+        hung = _wait(processes)
+    for reader in readers:
+        reader.join()
+    codes = [process.returncode for process in processes]
+    killed = [index for index, code in enumerate(codes) if code < 0]
+    if killed:
+        # The runtime aborts a process that hears no more of another: look for that one first.
+        first = min(killed, key=lambda index: (codes[index] == -signal.SIGABRT, index))
+        which = f"process {first} of {len(codes)}" if len(codes) > 1 else "the process"
+        happened = f"was killed by {signal.Signals(-codes[first]).name}"
+        if first in hung:
+            happened = "hung, and was killed"
+        elif codes[first] == -signal.SIGABRT:
+            happened = LOST
+        print(f"error: {which} {happened}; the same command goes on from the last checkpoint", file=sys.stderr)
+    return max((code for code in codes if code > 0), default=int(bool(killed)))
+
+
+def _wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
+    """Until all have ended; after one has failed no longer than the others need to notice. Those that did not."""
+    while any(process.poll() is None for process in processes) and not any(process.returncode for process in processes):
+        time.sleep(0.1)
+    failed = any(process.returncode for process in processes)
+    deadline = time.monotonic() + _HEARTBEAT / 3
+    hung = []
+    for index, process in enumerate(processes):
+        try:
+            process.wait(max(deadline - time.monotonic(), 0) if failed else None)
+        except subprocess.TimeoutExpired:
+            hung.append(index)
+            process.kill()
+            process.wait()
+    return hung
+
+
+@contextmanager
+def _passing_signals_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[None]:
+    def pass_on(number: int, frame: Any) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    former = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _pass_output_on(source: IO[str] | None) -> None:
+    for line in source or ():
+        if not _CHATTER.match(line):
+            print(line, end="", flush=True)
+
+
+def _pass_errors_on(source: IO[str] | None, count: int) -> None:
+    """Of several processes that only lost another the cause is told, not how each met it."""
+    in_traceback = False
+    for line in source or ():
+        in_traceback = in_traceback or bool(_TRACEBACK.match(line))
+        lost_another = count > 1 and line.startswith(f"error: {LOST}")
+        if in_traceback or (_SAID.match(line) and not lost_another):
+            print(line, end="", file=sys.stderr, flush=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

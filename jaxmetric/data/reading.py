@@ -1,0 +1,108 @@
+"""The pictures of one batch, or of one process's rows of it, read around bad ones: `read_batch`.
+
+A picture that cannot be read is replaced by another of its class. Which one depends on the plan and on which
+pictures are bad, not on who reads the rest of the batch: each of the K places of a class tries candidates of
+its own first, every K-th of the pictures of the class that the batch does not show. So the rows of all
+processes together are the batch that one process reads.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxmetric.data.plans import Plan, batch_indices
+from jaxmetric.data.sources import LabelledImages, PictureError
+
+_MAX_TRIED = 100
+
+
+def read_batch(
+    source: LabelledImages,
+    plan: Plan,
+    step: int,
+    *,
+    on_bad: Callable[[PictureError], object] | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> dict[str, np.ndarray]:
+    """The one batch of a step, or the rows of it that one of n processes takes.
+
+    Args:
+      source: the pictures and labels.
+      plan: which pictures each batch takes.
+      step: counts from 0.
+      on_bad: called each time that a picture cannot be read; another picture of its class then takes its place, one
+        that the batch does not show where there is one. By default the error is raised.
+      process_index: p.
+      process_count: n; process p takes rows `[p B / n, (p + 1) B / n)` of the batch of B.
+
+    Returns:
+      "image" uint8 `[B / n, S, S, 3]`, "label" int32 `[B / n, T]`, "index" int32 `[B / n]`.
+
+    Raises:
+      ValueError: if the step is negative, or n processes cannot share the batch evenly.
+      PictureError: if a picture cannot be read (or, with `on_bad`, none of its class can).
+    """
+    rows = rows_of(plan, process_index, process_count)
+    indices = batch_indices(plan, step)
+    taken = indices[rows.start : rows.stop]
+    if isinstance(source.images, np.ndarray):
+        images = source.images[taken]
+    elif on_bad is None:
+        images = np.stack([source.images[i] for i in taken])
+    else:
+        read = [_read_around(source, plan, indices, place, on_bad) for place in rows]
+        taken, images = np.array([index for index, _ in read]), np.stack([picture for _, picture in read])
+    return {"image": images, "label": source.labels[taken].astype(np.int32), "index": taken.astype(np.int32)}
+
+
+def rows_of(plan: Plan, process_index: int, process_count: int) -> range:
+    """The places of each batch that a process reads.
+
+    Raises:
+      ValueError: if there is no such process, or the batch cannot be shared evenly.
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index must lie in [0, process_count), got {process_index} of {process_count}")
+    share, rest = divmod(plan.batch_size, process_count)
+    if rest:
+        raise ValueError(
+            f"a batch of {plan.batch_size} pictures ({plan.classes_per_batch} classes x {plan.pictures_per_class}) "
+            f"cannot be shared evenly by {process_count} processes"
+        )
+    return range(process_index * share, (process_index + 1) * share)
+
+
+def _read_around(
+    source: LabelledImages, plan: Plan, indices: np.ndarray, place: int, on_bad: Callable[[PictureError], object]
+) -> tuple[int, np.ndarray]:
+    """Reads the picture planned for a place, or its first substitute that can be read."""
+    planned = int(indices[place])
+    try:
+        return planned, source.images[planned]
+    except PictureError as caught:
+        on_bad(caught)
+        error = caught
+    others = _substitutes(plan, indices, place)
+    for other in others[:_MAX_TRIED].tolist():
+        try:
+            return other, source.images[other]
+        except PictureError as caught:
+            on_bad(caught)
+    which = "no other picture" if len(others) <= _MAX_TRIED else f"none of {_MAX_TRIED} other pictures"
+    raise PictureError(f"{error} (and {which} of its class can be read)") from error
+
+
+def _substitutes(plan: Plan, indices: np.ndarray, place: int) -> np.ndarray:
+    """The other pictures of the class at a place: the place's own, then those left, then those that the batch shows."""
+    turn = place % plan.pictures_per_class
+    shown = indices[place - turn : place - turn + plan.pictures_per_class]
+    group = _group_of(plan, shown[0])
+    free = np.roll(group, -int(np.flatnonzero(group == shown[0])[0]))
+    free = free[~np.isin(free, shown)]
+    own = free[turn :: plan.pictures_per_class]
+    return np.concatenate([own, free[~np.isin(free, own)], np.setdiff1d(shown, indices[place])])
+
+
+def _group_of(plan: Plan, index: int) -> np.ndarray:
+    return next(group for group in plan.groups if group[0] <= index <= group[-1] and index in group)

@@ -1,0 +1,52 @@
+"""The embedding of pictures to evaluate, shared out among all devices of all processes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxmetric.parallel import across_processes, all_devices, place_rows
+from jaxmetric.training.state import TrainState
+
+Embed = Callable[[TrainState, Sequence[np.ndarray]], np.ndarray]
+
+
+def make_embed(
+    apply_fn: Callable[..., Any], prepare: Callable[[jax.Array], jax.Array], *, batch_size: int = 256
+) -> Embed:
+    """A function `(state, images) -> [N, D]` embeddings as numpy, in batches of one compiled size.
+
+    Of several processes all call it with the same pictures; each reads its share of them, and gets all embeddings.
+
+    Args:
+      apply_fn: a Linen module's `apply`.
+      prepare: uint8 pictures `[B, S, S, 3]` to what the encoder takes, nothing random.
+      batch_size: pictures at a time, of all devices together (more if there are more devices); the last batch is
+        padded.
+
+    Returns:
+      The function; `images` is any sequence of equally large uint8 pictures.
+    """
+
+    def embed_batch(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
+        return apply_fn({"params": params, "batch_stats": batch_stats}, prepare(images), train=False)
+
+    mesh = all_devices()
+    size = -(-batch_size // mesh.size) * mesh.size
+    share = size // mesh.size * len(mesh.local_devices)
+    embed_batch = jax.jit(embed_batch, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def embed(state: TrainState, images: Sequence[np.ndarray]) -> np.ndarray:
+        count = len(images)
+        params, batch_stats = across_processes((state.params["encoder"], state.batch_stats))
+        parts = []
+        for start in range(jax.process_index() * share, count + jax.process_index() * share, size):
+            # The last batch repeats the last picture, so that every batch has the compiled shape.
+            wanted = np.minimum(np.arange(start, start + share), count - 1)
+            batch = np.stack([images[int(index)] for index in wanted])
+            parts.append(embed_batch(params, batch_stats, place_rows(batch, mesh)))
+        return np.concatenate([np.asarray(part) for part in parts])[:count]
+
+    return embed

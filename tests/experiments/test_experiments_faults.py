@@ -1,0 +1,231 @@
+"""Runs that are killed, preempted, or whose disk or pictures fail: they go on to the same bits, or say why not."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from experiments import train
+from experiments.config import load_config
+from experiments.setup import drive_step, load_experiment, restorable
+from jaxmetric.training import open_checkpoints, read_metrics, restore_latest
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["debug", "--steps", "12", "--log-every", "4", "--checkpoint-every", "4", "--evaluate-every", "6"]
+
+
+def start(words, workdir, **options):
+    command = [sys.executable, "-u", "-m", "experiments.train", *words, "--workdir", str(workdir)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, **pipes, **options)
+
+
+def final_state(workdir):
+    experiment = load_experiment(load_config(workdir))
+    shapes, resize = restorable(experiment, drive_step(experiment, "shard_map"))
+    with open_checkpoints(workdir / "checkpoints") as checkpoints:
+        return jax.device_get(restore_latest(checkpoints, shapes, resize=resize).state)
+
+
+def losses(workdir):
+    lines = [line for line in read_metrics(workdir) if "loss" in line]
+    return {line["step"]: line["loss"] for line in lines}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    assert train.main([*SMALL, "--workdir", str(workdir)]) == 0
+    return workdir
+
+
+def shorten(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_truncated_newest_checkpoint_is_set_aside_and_the_run_ends_in_the_same_bits(undisturbed, tmp_path, capsys):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "12"
+    shorten(max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size))
+    assert train.main([*SMALL, "--workdir", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr()
+    assert re.search(
+        r"warning: the checkpoint of step 12 .* could not be read: .* has [\d,]+ of [\d,]+ bytes", printed.err
+    )
+    assert "going on after step 8" in printed.out
+    assert (tmp_path / "run" / "unreadable" / "12").exists()
+    chex.assert_trees_all_equal(final_state(tmp_path / "run"), final_state(undisturbed))
+
+
+def test_without_any_readable_checkpoint_a_run_does_not_begin_anew(undisturbed, tmp_path, capsys):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    for checkpoint in (tmp_path / "run" / "checkpoints").glob("*[0-9]"):
+        shorten(next(path for path in (checkpoint / "state").rglob("manifest.ocdbt")))
+    assert train.main([*SMALL, "--workdir", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("error: the checkpoint of step 12")
+    assert (tmp_path / "run" / "checkpoints" / "12").exists()
+
+
+def test_the_best_model_is_kept(undisturbed):
+    with open_checkpoints(undisturbed / "checkpoints") as checkpoints:
+        scores = {step: checkpoints.metrics(step) for step in checkpoints.all_steps()}
+        assert checkpoints.best_step() == max(
+            (step for step in scores if scores[step]), key=lambda step: scores[step]["score"]
+        )
+    validated = {line["step"]: line for line in read_metrics(undisturbed) if "validation/role/recall@1" in line}
+    for step, line in validated.items():
+        if step in scores:
+            recalls = [line[f"validation/{name}/recall@1"] for name in ("role", "gender", "skin")]
+            assert scores[step]["score"] == pytest.approx(np.mean(recalls))
+
+
+def test_sigterm_saves_and_ends_well_and_the_run_goes_on_to_the_same_bits(undisturbed, tmp_path):
+    process = start(SMALL, tmp_path / "run")
+    for line in process.stdout:
+        if line.startswith("step 1/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    printed, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert (process.returncode, errors) == (0, "")
+    stopped = re.search(r"stopped by SIGTERM after step (\d+); the same command goes on from there", printed)
+    assert (tmp_path / "run" / "checkpoints" / stopped[1]).exists()
+    assert train.main([*SMALL, "--workdir", str(tmp_path / "run")]) == 0
+    chex.assert_trees_all_equal(final_state(tmp_path / "run"), final_state(undisturbed))
+
+
+def test_what_takes_longer_than_the_grace_ends_all_the_same():
+    code = (
+        "import os, signal, time; from jaxmetric.training import stop_on_signals\n"
+        "with stop_on_signals(grace=0.2):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    end = time.monotonic() + 60\n"
+        "    while time.monotonic() < end: sum(range(10**6))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 0
+    assert done.stderr == "stopped by SIGTERM: what was under way did not end within 0.2 s\n"
+
+
+def test_a_picture_lost_during_the_run_is_one_line(tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    rows = ["image,person,split"]
+    for person in range(4):
+        for number in range(4):
+            name = f"{person}_{number}.png"
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / name)
+            rows.append(f"{name},p{person},{0 if number < 2 else 2}")
+    (tmp_path / "people.csv").write_text("\n".join(rows))
+    words = ["quadruplet_csv", "--csv", str(tmp_path / "people.csv"), "--encoder", "tiny", "--width", "4"]
+    words += ["--image-size", "16", "--stored-size", "16", "--classes-per-batch", "4", "--pictures-per-class", "2"]
+    process = start([*words, "--steps", "100000", "--log-every", "1", "--memory", "0"], tmp_path / "run")
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            (tmp_path / "0_0.png").unlink()
+            break
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert re.fullmatch(r"error: 0_0\.png: no such file\n", errors.split("warning: ")[-1].split("batch\n")[-1]), errors
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_at_random_a_run_ends_in_the_same_bits(tmp_path):
+    words = ["debug", "--steps", "240", "--log-every", "40", "--checkpoint-every", "3", "--evaluate-every", "0"]
+    with start(words, tmp_path / "undisturbed") as process:
+        assert process.wait() == 0
+    chance, kills, moments = random.Random(0), 0, []
+    while kills < 20:
+        process = start(words, tmp_path / "killed")
+        begun = False
+        if chance.random() < 0.8:  # else it may hit the loading, the first compilation, the restoring
+            begun = any(line.startswith("step ") for line in process.stdout)
+        time.sleep(chance.uniform(0, 1.0 if begun else 4.0))
+        finished = process.poll() is not None
+        process.kill()
+        process.communicate()
+        kept = sorted(int(path.name) for path in (tmp_path / "killed" / "checkpoints").glob("*") if path.name.isdigit())
+        moments.append(kept[-1] if kept else None)
+        kills += not finished
+        if finished:
+            shutil.rmtree(tmp_path / "killed")  # it was faster than the killer: once more from the start
+    with start(words, tmp_path / "killed") as process:
+        assert process.wait() == 0
+    print("newest checkpoint at each kill:", moments)
+    chex.assert_trees_all_equal(final_state(tmp_path / "killed"), final_state(tmp_path / "undisturbed"))
+    again = losses(tmp_path / "killed")
+    assert {step: again[step] for step in (120, 240)} == {
+        step: losses(tmp_path / "undisturbed")[step] for step in (120, 240)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_that_fills_up_is_one_line_and_the_last_checkpoint_stays(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        words = ["debug", "--steps", "4000", "--log-every", "1", "--checkpoint-every", "5", "--evaluate-every", "0"]
+        process = start(words, disk / "run")
+        for line in process.stdout:
+            if line.startswith("step 20/"):
+                with (disk / "filler").open("wb") as file:
+                    try:
+                        while True:
+                            file.write(bytes(2**16))
+                            file.flush()
+                    except OSError:
+                        pass
+                break
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 1
+        assert re.fullmatch(
+            r"error: (no room for a checkpoint|\[Errno 28\] No space left|a checkpoint could not).*\n", errors
+        ), errors
+        (disk / "filler").unlink()
+        again = start([*words], disk / "run")
+        for line in again.stdout:
+            if line.startswith("going on after step "):
+                assert int(line.split()[-1]) >= 5
+                break
+        else:
+            pytest.fail("the run began anew")
+        again.kill()
+        again.communicate()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a read-only disk needs root")
+def test_a_read_only_disk_is_one_line_before_work_starts(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        process = start(SMALL, disk / "run")
+        printed, errors = process.communicate(timeout=100)
+        assert process.returncode == 1
+        assert re.fullmatch(r"error: \[Errno 30\] Read-only file system: .*run'\n", errors), errors
+        assert "step" not in printed.replace("steps", "")
+    finally:
+        subprocess.run(["umount", "-l", disk], check=False)

@@ -1,0 +1,172 @@
+"""Several processes on this machine: the numbers of one, and what happens when one of them dies."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from experiments import hosts, train
+from experiments.config import ConfigError, load_config
+from experiments.setup import drive_step, load_experiment, restorable
+from jaxmetric.training import open_checkpoints, read_metrics, restore_latest
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["debug", "--steps", "8", "--log-every", "2", "--checkpoint-every", "4", "--evaluate-every", "4"]
+TWO_DEVICES = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+
+# What each process does: three steps of a linear embedding, its own rows of each batch; checkpoints of all.
+WORKER = textwrap.dedent("""
+    import sys
+    import jax, jax.numpy as jnp, numpy as np, optax
+    from pathlib import Path
+    import jaxmetric
+    from experiments.hosts import join_processes
+    from jaxmetric import parallel
+    from jaxmetric.training import TrainState, open_checkpoints, restore_latest, save_checkpoint
+
+    folder, driver, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    if count > 1:
+        join_processes()
+    assert jax.process_count() == count
+
+    def step(state, batch, *, axis_name):
+        def loss(params):
+            embeddings, labels = parallel.gather((batch["x"] @ params["encoder"], batch["y"]), axis_name)
+            return jaxmetric.soft_triple_loss(embeddings, labels, params["loss"])
+        value, gradients = jax.value_and_grad(loss)(state.params)
+        gradients = parallel.average(gradients, axis_name)
+        params = jax.tree.map(lambda p, g: p - 0.5 * g, state.params, gradients)
+        return state.replace(step=state.step + 1, params=params), value
+
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(jnp.float32, {"encoder": rng.normal(size=(5, 4)), "loss": rng.normal(size=(3, 2, 4))})
+    driven = getattr(parallel, f"drive_{driver}")(step)
+    start = TrainState(step=jnp.int32(0), params=params, batch_stats={}, opt_state=())
+    with open_checkpoints(folder / "checkpoints") as checkpoints:
+        restored = restore_latest(checkpoints, driven.state_shapes(start))
+        state = driven.place_state(restored.state if restored else start)
+        for _ in range(3):
+            batch = {"x": rng.normal(size=(8, 5)).astype(np.float32), "y": rng.integers(0, 3, 8)}
+            share = slice(8 * jax.process_index() // count, 8 * (jax.process_index() + 1) // count)
+            state, loss = driven(state, {name: x[share] for name, x in batch.items()})
+            print("LOSS", float(loss), flush=True)
+        save_checkpoint(checkpoints, state)
+""")
+
+
+def run_workers(folder, driver, count):
+    """The losses that each of the processes saw."""
+    environment = {**os.environ, "XLA_FLAGS": TWO_DEVICES}
+    address = f"127.0.0.1:{hosts._free_port()}"
+    processes = []
+    for index in range(count):
+        place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
+        command = [sys.executable, "-c", WORKER, str(folder), driver, str(count)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env={**environment, **place}, **pipes))
+    printed = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, printed
+    return [[float(line.split()[1]) for line in out.splitlines() if line.startswith("LOSS")] for out, _ in printed]
+
+
+def test_two_processes_give_the_numbers_of_one_and_go_on_from_its_checkpoint(tmp_path):
+    (alone,) = run_workers(tmp_path / "alone", "pmap", 1)
+    (more,) = run_workers(tmp_path / "alone", "pmap", 1)
+    assert (len(alone), len(more)) == (3, 3)
+    for first, second in (("pmap", "shard_map"),):
+        for losses in run_workers(tmp_path / first, first, 2):
+            np.testing.assert_allclose(losses, alone, rtol=1e-5)
+        for losses in run_workers(tmp_path / first, second, 2):
+            np.testing.assert_allclose(losses, more, rtol=1e-5)
+
+
+def test_what_is_missing_to_find_the_others_is_named(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with pytest.raises(
+        ConfigError, match=r"^distributed: JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID set, but not JAX_NUM_P"
+    ):
+        hosts.join_processes()
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["zero"], 2), (["--help"], 0)])
+def test_the_command_says_how_it_is_used(words, code, capsys):
+    assert hosts.main(words) == code
+    assert "python -m experiments.hosts 2" in "".join(capsys.readouterr())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("driver", ["pmap", "shard_map"])
+def test_a_run_of_several_processes_is_that_of_one(count, driver, tmp_path, monkeypatch, capfd):
+    assert train.main([*SMALL, "--workdir", str(tmp_path / "one")]) == 0
+    monkeypatch.setenv("XLA_FLAGS", TWO_DEVICES)
+    # Half of it by several processes, the rest by several, and by one with eight devices.
+    words = [*SMALL, "--workdir", str(tmp_path / "several"), "--driver", driver]
+    assert hosts.main([str(count), *words]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    assert f"on {2 * count} cpu devices of {count} processes" in printed.out
+    compare(tmp_path / "several", tmp_path / "one")
+    for step in ("8", "8.sizes.json"):
+        subprocess.run(["rm", "-r", str(tmp_path / "several" / "checkpoints" / step)], check=True)
+    assert train.main(words) == 0
+    assert "going on after step 4" in capfd.readouterr().out
+    compare(tmp_path / "several", tmp_path / "one")
+
+
+def compare(run, other):
+    lines, expected = ([line for line in read_metrics(each) if "loss" in line] for each in (run, other))
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for line, right in zip(lines, expected, strict=True):
+        np.testing.assert_allclose(line["loss"], right["loss"], rtol=1e-5)
+        np.testing.assert_allclose(line["gradient_norm"], right["gradient_norm"], rtol=1e-4)
+    chex.assert_trees_all_close(final_params(run), final_params(other), rtol=1e-3, atol=1e-5)
+
+
+def final_params(workdir):
+    experiment = load_experiment(load_config(workdir))
+    shapes, resize = restorable(experiment, drive_step(experiment, "shard_map"))
+    with open_checkpoints(workdir / "checkpoints") as checkpoints:
+        return jax.device_get(restore_latest(checkpoints, shapes, resize=resize).state.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+def test_when_one_of_two_dies_or_hangs_or_is_preempted_the_run_ends_in_one_line_and_goes_on(which, number, tmp_path):
+    words = ["debug", "--steps", "2000", "--checkpoint-every", "20", "--log-every", "10", "--evaluate-every", "0"]
+    command = [sys.executable, "-u", "-m", "experiments.hosts", "2", *words, "--workdir", str(tmp_path / "run")]
+    environment = {**os.environ, "XLA_FLAGS": TWO_DEVICES}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as launcher:
+        for line in launcher.stdout:
+            if line.startswith("step 50/"):
+                break
+        children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True)
+        os.kill(int(children.stdout.split()[which]), number)
+        printed, errors = launcher.communicate(timeout=120)
+    if number == signal.SIGTERM:
+        assert (launcher.returncode, errors) == (0, "")
+        assert re.search(r"stopped by SIGTERM after step \d+", printed)
+    else:
+        happened = "was killed by SIGKILL" if number == signal.SIGKILL else "hung, and was killed"
+        assert launcher.returncode == 1
+        assert errors == f"error: process {which} of 2 {happened}; the same command goes on from the last checkpoint\n"
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as again:
+        for line in again.stdout:
+            if line.startswith("going on after step "):
+                assert int(line.split()[-1]) >= 20
+                break
+        again.send_signal(signal.SIGTERM)
+        again.communicate(timeout=120)
+    assert again.returncode == 0
