@@ -25,6 +25,16 @@ from jaxmetric import parallel
 from jaxmetric.training import TrainState
 
 
+# Without these the compiler asks the network what machine this is, and complains of the answer.
+_NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     name, (config, topology) = parse(
@@ -67,7 +77,7 @@ def _run(name: str, config: Config, topology: str) -> int:
         return 1
     print(f"compiled in {time.monotonic() - start:.0f} s")
     cost = cost_of(program, len(devices))
-    print(describe(cost, _sizes(state), chip, size))
+    print(describe(cost, sizes_of(state, state_specs(experiment), len(devices)), chip, size))
     return 0 if cost.peak <= chip.memory else 1
 
 
@@ -82,8 +92,7 @@ def slice_of(topology: str) -> tuple[Chip, list[jax.Device]]:
         raise ConfigError(f"topology is {topology}, expected a chip of {', '.join(CHIPS)} and a shape, such as v5e:4x4")
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError('the TPU compiler is not installed; it comes with: pip install "jax[tpu]"')
-    # Without it the compiler asks the network what machine this is.
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ.update(_NO_TPU_HERE)
     from jax.experimental import topologies
 
     try:
@@ -113,11 +122,14 @@ class Sizes(NamedTuple):
     optimiser: int
 
 
-def _sizes(state: TrainState) -> Sizes:
-    def size(tree: Any) -> int:
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+def sizes_of(state: TrainState, specs: TrainState, num_chips: int) -> Sizes:
+    """The sizes of a state's parts, of which a chip holds all or, where they are sharded, its share."""
 
-    return Sizes(size(state.params), size(state.batch_stats), size(state.opt_state))
+    def size(x: Any, spec: Any) -> int:
+        return x.size * x.dtype.itemsize // (1 if spec == parallel.REPLICATED else num_chips)
+
+    sizes = jax.tree.map(size, state, specs)
+    return Sizes(*(sum(jax.tree.leaves(part)) for part in (sizes.params, sizes.batch_stats, sizes.opt_state)))
 
 
 def describe(cost: Cost, sizes: Sizes, chip: Chip, batch_size: int) -> str:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.chips import CHIPS, Cost, cost_of, roofline, sent_bytes
-from experiments.compile import Sizes, compile_step, describe, main, slice_of
+from experiments.compile import Sizes, compile_step, describe, main, sizes_of, slice_of
 from experiments.config import ConfigError, EncoderConfig
 from experiments.presets import PRESETS
-from experiments.setup import load_experiment, make_state
+from experiments.setup import load_experiment, make_state, state_specs
 from jaxmetric.parallel import average, compile_shard_map, gather
 
 
@@ -49,6 +49,21 @@ def test_the_real_step_compiles_for_given_devices():
     state = jax.eval_shape(lambda: make_state(experiment))
     program = compile_step(experiment, state, jax.devices())
     assert cost_of(program, 8).sent.keys() >= {"all-gather", "all-reduce"}
+
+
+def test_a_chip_holds_its_share_of_sharded_class_vectors():
+    whole, sharded = (
+        dataclasses.replace(PRESETS["debug"], loss=dataclasses.replace(PRESETS["debug"].loss, shard_classes=shard))
+        for shard in (False, True)
+    )
+    sizes = []
+    for config in (whole, sharded):
+        experiment = load_experiment(config, num_devices=8)
+        sizes.append(sizes_of(jax.eval_shape(lambda e=experiment: make_state(e)), state_specs(experiment), 8))
+    centers = 72 * 2 * 32 * 4
+    assert sizes[0].parameters - sizes[1].parameters == centers * 7 // 8
+    assert sizes[0].optimiser - sizes[1].optimiser == 2 * centers * 7 // 8
+    assert sizes[0].batch_statistics == sizes[1].batch_statistics
 
 
 COST = Cost(2**30, 3 * 2**30, flops=394e12, traffic=819e9 / 2, sent={"all-gather": 20e9})
