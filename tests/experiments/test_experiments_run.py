@@ -205,3 +205,49 @@ def test_a_file_system_that_refuses_to_write_ends_the_run_with_one_line(tmp_path
     )
     assert done.returncode == 1
     assert done.stderr.strip() == "error: [Errno 27] File too large"
+
+
+@pytest.mark.slow
+def test_sharded_classes_on_other_numbers_of_devices_give_the_numbers_of_whole_ones(
+    finished, tmp_path, monkeypatch, capsys
+):
+    words = [*SMALL, "--shard-classes", "--driver", "shard_map", "--workdir", str(tmp_path / "run")]
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=16")  # 72 classes fill 16 devices of 5 each
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.train", *words],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags},
+        check=False,
+    )
+    assert done.returncode == 0
+    for name in ("12", "12.sizes.json"):
+        subprocess.run(["rm", "-r", str(tmp_path / "run" / "checkpoints" / name)], check=True)
+    assert train.main(words) == 0
+    assert "going on after step 6" in capsys.readouterr().out
+    lines, expected = (
+        {line["step"]: line for line in _metrics(path) if "loss" in line} for path in (tmp_path / "run", finished)
+    )
+    for step in (1, 4, 6, 12):  # means of steps 7 to 8 stand apart, as the run began anew at 7
+        np.testing.assert_allclose(lines[step]["loss"], expected[step]["loss"], rtol=1e-4)
+        np.testing.assert_allclose(lines[step]["gradient_norm"], expected[step]["gradient_norm"], rtol=1e-3)
+    assert evaluate.main(["--workdir", str(tmp_path / "run"), "--checkpoint", "best"]) == 0
+    assert (tmp_path / "run" / "report-best.html").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--sampled-classes", "72", "--shard-classes", "--driver", "shard_map", "--chunks", "2", "--freeze-batch-norm"],
+        ["--quadruplet-anchors", "4", "--dtype", "bfloat16", "--remat"],
+    ],
+    ids=["all sampled, sharded, in chunks", "anchors in bfloat16, remat"],
+)
+def test_options_for_many_devices_and_little_memory_train(words, tmp_path):
+    plain = ["debug", "--steps", "3", "--evaluate-every", "0", "--log-every", "1"]
+    plain += ["--freeze-batch-norm"] if "--freeze-batch-norm" in words else []
+    assert train.main([*plain, "--workdir", str(tmp_path / "plain")]) == 0
+    options = [word for word in words if word != "--freeze-batch-norm"]
+    assert train.main([*plain, *options, "--workdir", str(tmp_path / "run")]) == 0
+    tolerance = 1e-4 if "--chunks" in words else 0.2  # drawing anchors is no more than unbiased
+    for line, right in zip(_metrics(tmp_path / "run"), _metrics(tmp_path / "plain"), strict=True):
+        np.testing.assert_allclose(line["loss"], right["loss"], rtol=tolerance)
