@@ -20,10 +20,17 @@ from experiments.chips import CHIPS, Chip, Cost, cost_of, roofline
 from experiments.config import Config, ConfigError, check_config, parse
 from experiments.console import run_command
 from experiments.presets import ABOUT, DEFAULT, PRESETS
-from experiments.setup import Experiment, load_experiment, make_batch_plan, make_state, make_step, state_specs
+from experiments.setup import (
+    Experiment,
+    check_step,
+    load_experiment,
+    make_batch_plan,
+    make_state,
+    make_step,
+    state_specs,
+)
 from jaxmetric import parallel
 from jaxmetric.training import TrainState
-
 
 # Without these the compiler asks the network what machine this is, and complains of the answer.
 _NO_TPU_HERE = {
@@ -66,6 +73,7 @@ def _run(name: str, config: Config, topology: str) -> int:
     check_config(config)
     chip, devices = slice_of(topology)
     experiment = load_experiment(config, num_devices=len(devices))
+    check_step(experiment)
     make_batch_plan(config.batch, experiment.source, seed=config.seed)
     size, state = config.batch.size, jax.eval_shape(lambda: make_state(experiment))
     print(f"{name} on {topology}: {len(devices)} chips, batch {size}, {size // len(devices)} a chip", flush=True)

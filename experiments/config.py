@@ -17,6 +17,7 @@ import tyro
 from jaxmetric.training import write_atomically
 
 CONFIG_FILE = "config.json"
+_OF_MEMORY = ("memory", "remat")  # what changes no result, and may be other on another machine
 LOSS_WEIGHTS = ("quadruplet_weight", "soft_triple_weight", "softmax_weight", "triplet_weight")
 
 
@@ -368,7 +369,11 @@ def check_same_config(config: Config, workdir: Path) -> None:
         return
     other = flatten(dataclasses.asdict(load_config(workdir)))
     mine = flatten(dataclasses.asdict(config))
-    changed = [f"{name} is {other[name]} there and {mine[name]} here" for name in mine if mine[name] != other[name]]
+    changed = [
+        f"{name} is {other[name]} there and {mine[name]} here"
+        for name in mine
+        if mine[name] != other[name] and name not in _OF_MEMORY
+    ]
     if changed:
         raise ConfigError(
             f"{workdir} holds a run with another configuration: {'; '.join(changed)}. "

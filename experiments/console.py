@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from jaxmetric.data import InputError
 from jaxmetric.training import CheckpointError, NonFiniteLossError
 
 LOST = "lost another process of the job"
+LOST_CODE = 75  # of a process that ends as another did: a temporary failure, in the words of sysexits.h
 
 
 def say(text: str) -> None:
@@ -29,8 +31,13 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(caches / "jaxmetric" / "programs"))
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the program, at once if it failed: what other processes or readers still do must not hold it up."""
+def leave(main: Callable[[], int]) -> NoReturn:
+    """Runs a program and ends it, at once if it failed: other processes and readers must not hold it up."""
+    try:
+        code = main()
+    except Exception:  # jax would wait at exit for the other processes, which wait for this one
+        traceback.print_exc()
+        code = 1
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -63,8 +70,9 @@ def run_command(command: Callable[[], int | None]) -> int:
             NonFiniteLossError,
             jax.errors.JaxRuntimeError,
         ) as error:
-            print(f"error: {_line(error)}", file=sys.stderr, flush=True)
-            return 1
+            line = _line(error)
+            print(f"error: {line}", file=sys.stderr, flush=True)
+            return LOST_CODE if line.startswith(LOST) else 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
@@ -80,7 +88,7 @@ def _line(error: BaseException) -> str:
         return str(error)
     first = str(error).split("\n")[0]
     if first.startswith("RESOURCE_EXHAUSTED"):
-        return f"the devices ran out of memory ({first}); smaller batches, --chunks and --remat need less"
+        return f"the devices ran out of memory ({first}); --remat needs less, as smaller batches and --chunks do"
     if "Gloo" in first or "coordination" in first.lower():
         return f"{LOST} ({first}); the same command goes on from the last checkpoint"
     raise error

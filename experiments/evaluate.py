@@ -126,7 +126,7 @@ def evaluate_run(experiment: Experiment, state: TrainState, workdir: Path, *, na
     split = evaluated_split(experiment.source)
     part = held_out(experiment, split)
     embed = make_embedder(experiment)
-    untrained = embed_and_evaluate(experiment, make_state(experiment), embed, part).evaluation
+    untrained = embed_and_evaluate(experiment, _untrained(experiment), embed, part).evaluation
     trained = embed_and_evaluate(experiment, state, embed, part)
     facts = {"step": int(state.step), "split": SPLITS[split], "unseen_identities": part.unseen}
     result = {**facts, **trained.evaluation, "untrained": untrained}
@@ -135,6 +135,16 @@ def evaluate_run(experiment: Experiment, state: TrainState, workdir: Path, *, na
         write_atomically(evaluation, json.dumps(result, indent=2) + "\n")
         write_report(report, _report(experiment, workdir, part, trained, untrained))
     return _summary(trained.evaluation, untrained, report)
+
+
+def _untrained(experiment: Experiment) -> TrainState:
+    """The network before the first step. Class vectors and moments, which may not fit one device, are never made."""
+
+    def create() -> TrainState:
+        state = make_state(experiment)
+        return state.replace(params={**state.params, "loss": {}}, opt_state=())
+
+    return jax.jit(create)()
 
 
 def _named(path: Path, name: str) -> Path:

@@ -21,13 +21,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import IO, Any
 
 import jax
 
 from experiments.config import ConfigError
-from experiments.console import LOST
+from experiments.console import LOST, LOST_CODE
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
@@ -51,6 +50,9 @@ def join_processes() -> None:
     arguments: dict[str, Any] = {}
     if given:
         address, count, index = (os.environ[name] for name in _VARIABLES)
+        if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+            what = f"JAX_PROCESS_ID is {index} and JAX_NUM_PROCESSES {count}"
+            raise ConfigError(f"distributed: {what}, expected whole numbers, 0 <= id < number")
         arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
     # Its handler would take the place of `stop_on_signals`, which listens to Ctrl-C too and ends what takes too long.
     jax.config.update("jax_enable_preemption_service", False)
@@ -61,12 +63,21 @@ def join_processes() -> None:
         raise ConfigError(
             f"distributed: {reason} (elsewhere than on TPU pods, Slurm and Open MPI set {', '.join(_VARIABLES)})"
         ) from error
+    here, everywhere, count = jax.local_device_count(), jax.device_count(), jax.process_count()
+    if here * count != everywhere:
+        raise ConfigError(
+            f"distributed: this one of {count} processes has {here} of {everywhere} devices, expected as many in each"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     first = words[0] if words else ""
+    if first == "join" or (first.isdigit() and int(first)):
+        from experiments.train import read_command_line  # it imports this module
+
+        read_command_line(words[1:])  # what is wrong with it is told once
     if first == "join":
         return supervise([os.environ], words[1:])
     if first.isdigit() and int(first):
@@ -84,30 +95,32 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
     left out; a process that dies is one line.
 
     Returns:
-      The exit code: that of the first process that failed, 0 if none did.
+      The exit code: 0 if none failed, else the largest.
     """
     command = [sys.executable, "-u", "-m", "experiments.train", *words, "--distributed"]
-    processes = [
-        subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        for environment in environments
-    ]
-    readers = [
-        threading.Thread(target=pass_on, daemon=True)
-        for process in processes
-        for pass_on in (
-            partial(_pass_output_on, process.stdout),
-            partial(_pass_errors_on, process.stderr, len(processes)),
-        )
-    ]
-    for reader in readers:
-        reader.start()
+    processes: list[subprocess.Popen[str]] = []
+    readers: list[threading.Thread] = []
+    told: set[str] = set()
     with _passing_signals_on(processes):
+        for environment in environments:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            processes.append(process)
+            readers.append(threading.Thread(target=_pass_output_on, args=(process.stdout,)))
+            readers.append(threading.Thread(target=_pass_errors_on, args=(process.stderr, told, len(environments))))
+            for reader in readers[-2:]:
+                reader.start()
         hung = _wait(processes)
     for reader in readers:
         reader.join()
     codes = [process.returncode for process in processes]
+    failures = [code for code in codes if code > 0 and code != LOST_CODE]
     killed = [index for index, code in enumerate(codes) if code < 0]
     if killed:
         # The runtime aborts a process that hears no more of another: look for that one first.
@@ -118,8 +131,9 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
             happened = "hung, and was killed"
         elif codes[first] == -signal.SIGABRT:
             happened = LOST
-        print(f"error: {which} {happened}; the same command goes on from the last checkpoint", file=sys.stderr)
-    return max((code for code in codes if code > 0), default=int(bool(killed)))
+        if first not in hung or not failures:  # else it waited for one that has said why it failed
+            print(f"error: {which} {happened}; the same command goes on from the last checkpoint", file=sys.stderr)
+    return max(failures, default=int(any(codes)))
 
 
 def _wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
@@ -159,13 +173,14 @@ def _pass_output_on(source: IO[str] | None) -> None:
             print(line, end="", flush=True)
 
 
-def _pass_errors_on(source: IO[str] | None, count: int) -> None:
-    """Of several processes that only lost another the cause is told, not how each met it."""
+def _pass_errors_on(source: IO[str] | None, told: set[str], count: int) -> None:
+    """What all processes say is told once; of several that lost another the cause, not how each met it."""
     in_traceback = False
     for line in source or ():
         in_traceback = in_traceback or bool(_TRACEBACK.match(line))
         lost_another = count > 1 and line.startswith(f"error: {LOST}")
-        if in_traceback or (_SAID.match(line) and not lost_another):
+        if in_traceback or (_SAID.match(line) and line not in told and not lost_another):
+            told.add(line)
             print(line, end="", file=sys.stderr, flush=True)
 
 

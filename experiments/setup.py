@@ -82,8 +82,6 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
             f"label_weights has {len(config.loss.label_weights)} entries, expected one for each of the columns "
             f"{', '.join(column.name for column in source.columns)}"
         )
-    devices = num_devices or jax.device_count()
-    _check_shares(config, devices)
     evaluated_split(source)
     _warn_of_small_classes(config, source)
     network, update = config.network, config.update
@@ -106,9 +104,25 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
         epsilon=update.epsilon,
     )
     objective = make_objective(config.loss, source.columns, classes=learnt_identities(source))
-    experiment = Experiment(config, source, encoder, objective, optimizer, devices)
-    _trace_objective(experiment)
-    return experiment
+    return Experiment(config, source, encoder, objective, optimizer, num_devices or jax.device_count())
+
+
+def check_step(experiment: Experiment) -> None:
+    """Raises ConfigError if the step cannot run on the devices, or options of the loss do not fit the data."""
+    config, devices = experiment.config, experiment.num_devices
+    size, chunks = config.batch.size, config.batch.chunks
+    if size % devices:
+        raise ConfigError(
+            f"classes_per_batch x pictures_per_class is a batch of {size}, "
+            f"which does not divide among {devices} devices"
+        )
+    if size // devices % chunks:
+        raise ConfigError(f"chunks is {chunks}, which does not divide a device's share of {size // devices} pictures")
+    try:
+        _trace_objective(experiment)
+    except ValueError as error:
+        message = str(error).replace("num_anchors", "quadruplet_anchors").replace("num_sampled", "sampled_classes")
+        raise ConfigError(message) from error
 
 
 def learning_rate(config: Config) -> optax.Schedule:
@@ -299,29 +313,15 @@ def _init_loss_params(key: jax.Array, experiment: Experiment) -> dict[str, jax.A
     return jax.tree.map(lambda x: jnp.pad(x, [(0, padding), *[(0, 0)] * (x.ndim - 1)]), params)
 
 
-def _check_shares(config: Config, devices: int) -> None:
-    size, chunks = config.batch.size, config.batch.chunks
-    if size % devices:
-        raise ConfigError(
-            f"classes_per_batch x pictures_per_class is a batch of {size}, "
-            f"which does not divide among {devices} devices"
-        )
-    if size // devices % chunks:
-        raise ConfigError(f"chunks is {chunks}, which does not divide a device's share of {size // devices} pictures")
-
-
 def _trace_objective(experiment: Experiment) -> None:
     """Traces the loss on shapes alone, so that options which do not fit the data are errors before anything runs."""
     config, source = experiment.config, experiment.source
     shard = parallel.SHARDED if config.loss.shard_classes else parallel.REPLICATED
 
-    def objective(key: jax.Array, params: Any, embeddings: jax.Array, labels: jax.Array) -> Any:
-        return experiment.objective(key, params, embeddings, labels)
-
     mesh = AbstractMesh((experiment.num_devices,), (parallel.AXIS_NAME,))
     everywhere = parallel.REPLICATED
     mapped = jax.shard_map(
-        objective,
+        experiment.objective,
         mesh=mesh,
         in_specs=(everywhere, shard, everywhere, everywhere),
         out_specs=everywhere,

@@ -9,6 +9,7 @@ of devices and processes; on the same number of devices to the same bits.
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from experiments.hosts import join_processes
 from experiments.presets import ABOUT, DEFAULT, PRESETS
 from experiments.setup import (
     Experiment,
+    check_step,
     claim_workdir,
     drive_step,
     learning_rate,
@@ -98,6 +100,7 @@ def _run(name: str, config: Config, machine: Machine, workdir: Path) -> int:
             join_processes()
         keep_compiled_programs()
         experiment = load_experiment(config)
+        check_step(experiment)
         plan = make_batch_plan(config.batch, experiment.source, seed=config.seed)
         claim_workdir(experiment, workdir)
         say(f"{name} -> {workdir}\n{_describe(experiment)}")
@@ -129,7 +132,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
       NonFiniteLossError: if the loss or the parameters are not finite; no checkpoint is written from then on.
       CheckpointError: if a checkpoint cannot be read or written.
       PictureError: if a picture cannot be read any more.
-      InputTimeoutError: if no batch comes.
+      InputError: if no batch comes, or a process that reads is killed.
     """
     config = experiment.config
     driven = drive_step(experiment, machine.driver)
@@ -176,7 +179,8 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
             if last:
                 break
     if bad := stream.state()["unreadable"]:
-        say(f"warning: {len(bad)} pictures could not be read and were replaced, such as {bad[0]}")
+        who = f"process {jax.process_index()}: " if jax.process_count() > 1 else ""
+        warnings.warn(f"{who}{len(bad)} pictures could not be read and were replaced, such as {bad[0]}", stacklevel=2)
     return state
 
 
@@ -251,4 +255,4 @@ def _numbers(metrics: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave(main)

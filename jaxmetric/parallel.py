@@ -27,6 +27,7 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -187,14 +188,14 @@ def compile_shard_map(
     Returns:
       The program, which can be asked for its memory and cost.
     """
-    driven = drive_shard_map(step, devices=devices, state_specs=state_specs)
-    _check_batch(batch, driven.mesh.size)
-    sharding = NamedSharding(driven.mesh, SHARDED)
+    mesh = _mesh(devices)
+    _check_batch(batch, mesh.size)
+    sharding = NamedSharding(mesh, SHARDED)
     arguments = (
-        jax.tree.map(_placed_shape, state, driven.state_shardings(state)),
+        jax.tree.map(_placed_shape, state, _shardings(mesh, state_specs, state)),
         jax.tree.map(lambda x: _placed_shape(x, sharding), batch),
     )
-    return driven.run.lower(*arguments).compile()  # type: ignore[attr-defined]  # a jitted function
+    return _shard_mapped(step, mesh, state_specs).lower(*arguments).compile()
 
 
 def drive_vmap(step: Step, *, num_devices: int) -> Callable[[State, Batch], tuple[State, Metrics]]:
@@ -224,22 +225,33 @@ def placed_ahead(batches: Iterable[Batch], place: Callable[[Batch], Batch]) -> I
 
 
 def across_processes(tree: Any) -> Any:
-    """The same arrays as of all processes' devices, which a checkpoint needs; nothing is copied.
+    """The same arrays as of all processes' devices, which a checkpoint needs.
 
-    A step driven by pmap returns to each process arrays of its own devices, all of which hold the same.
+    A step driven by pmap returns to each process arrays of its own devices, all of which hold the same. Nothing is
+    copied but to local devices that do not hold an array yet.
     """
     if jax.process_count() == 1:
         return tree
+    here = NamedSharding(_mesh(jax.local_devices()), REPLICATED)
     everywhere = NamedSharding(all_devices(), REPLICATED)
 
     def of_all(x: jax.Array) -> jax.Array:
         if not x.is_fully_addressable:
             return x
-        return jax.make_array_from_single_device_arrays(
-            x.shape, everywhere, [part.data for part in x.addressable_shards]
-        )
+        parts = jax.device_put(x, here).addressable_shards
+        return jax.make_array_from_single_device_arrays(x.shape, everywhere, [part.data for part in parts])
 
     return jax.tree.map(of_all, tree)
+
+
+def any_process(flag: bool) -> jax.Array:
+    """Whether the flag is true in any process, on its way: all processes ask alike, and get the same answer."""
+    return _any(place_rows(np.full(jax.local_device_count(), flag), all_devices()))
+
+
+@jax.jit
+def _any(flags: jax.Array) -> jax.Array:
+    return jnp.any(flags)
 
 
 def split_batch(batch: Batch, num_devices: int) -> Batch:
@@ -288,6 +300,8 @@ def _mesh(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def _check_batch(batch: Batch, num_devices: int) -> None:
+    if any(np.ndim(x) == 0 for x in jax.tree.leaves(batch)):
+        raise ValueError("a batch holds a scalar, expected arrays [B, ...]")
     sizes = sorted({x.shape[0] for x in jax.tree.leaves(batch)})
     if len(sizes) != 1:
         raise ValueError(f"the arrays of a batch have {sizes} rows, expected equally many")

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxmetric import checks
 from jaxmetric.agreement import PairLevels, disagreement_levels
 from jaxmetric.distances import pairwise_squared_euclidean
+from jaxmetric.losses.class_shard import axis_size
 from jaxmetric.losses.quadruplet import BALANCES, Disagreement, LabelledBatch, check_disagreement, labelled_batch
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_stats
 from jaxmetric.numerics import safe_divide
@@ -204,7 +205,10 @@ def _levels_of(
 
 def _place(axis_name: str | None) -> tuple[int | jax.Array, int]:
     """The number of this device, and how many there are."""
-    return (0, 1) if axis_name is None else (jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name))
+    if axis_name is None:
+        return 0, 1
+    devices = axis_size(axis_name)
+    return jax.lax.axis_index(axis_name), devices
 
 
 def _over_devices(tree: Any, axis_name: str | None) -> Any:

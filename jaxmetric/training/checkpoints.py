@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from jaxmetric.parallel import across_processes
+from jaxmetric.parallel import across_processes, any_process
 from jaxmetric.training.state import TrainState
 from jaxmetric.training.writers import write_atomically
 
@@ -26,6 +26,7 @@ _UNWRITTEN = "a checkpoint could not be written"
 _HEADROOM = 8 * 2**20  # bytes, for checkpoints' metadata, metrics and the report
 _STATE, _EXTRA = "state", "extra"
 _SIZES = ".sizes.json"
+_REWRITTEN = "_CHECKPOINT_METADATA"  # by orbax, after the note; nothing that restoring needs
 
 
 class CheckpointError(RuntimeError):
@@ -45,7 +46,7 @@ def open_checkpoints(directory: Path, *, keep: int = 2) -> Iterator[ocp.Checkpoi
 
     It keeps the newest `keep` checkpoints and, of those saved with a score, the one with the highest. One that is
     damaged, such as by a disk that cut a file short, is moved into a folder `unreadable` beside the checkpoints, with a
-    warning, here or when it is restored.
+    warning, here or by `restore_latest`.
 
     Raises:
       CheckpointError: if there are checkpoints and all of them are damaged; on leaving, if a pending save failed.
@@ -68,7 +69,6 @@ def open_checkpoints(directory: Path, *, keep: int = 2) -> Iterator[ocp.Checkpoi
         yield manager
     finally:
         _call(_UNWRITTEN, manager.close)
-        _note_sizes(directory)
 
 
 def save_checkpoint(
@@ -94,7 +94,7 @@ def save_checkpoint(
         return
     size, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(manager.directory).free
     # Twice, as the save before it may still be on its way. Asked first, as orbax fails in many threads and words.
-    if free < 2 * size + _HEADROOM:
+    if any_process(free < 2 * size + _HEADROOM):  # or all, as all wait for each other in what follows
         raise CheckpointError(
             f"no room for a checkpoint of {size / 2**20:.1f} MiB: {manager.directory} has {free / 2**20:.1f} MiB free"
         )
@@ -173,16 +173,22 @@ def _leaves(tree: Any) -> list[tuple[Any, Any]]:
 
 
 def _note_sizes(directory: Path) -> None:
-    """Notes how large the files of complete checkpoints are, so that one cut short is told before it is read."""
+    """Notes how large the files of a checkpoint are, so that one cut short is told before it is read.
+
+    orbax calls this before it renames the folder to its final name: a checkpoint is never there without its note.
+    """
     if jax.process_index():
         return
-    complete, noted = _complete(directory), {int(path.name.removesuffix(_SIZES)) for path in _notes(directory)}
-    for step in complete - noted:
-        folder = directory / str(step)
-        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    known = _complete(directory)
+    for folder in directory.glob("*.orbax-checkpoint-tmp*"):
+        step = int(folder.name.split(".")[0])
+        files = (path for path in folder.rglob("*") if path.is_file() and path.name != _REWRITTEN)
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
         write_atomically(directory / f"{step}{_SIZES}", json.dumps(sizes))
-    for step in noted - complete:
-        (directory / f"{step}{_SIZES}").unlink(missing_ok=True)
+        known.add(step)
+    for note in directory.glob(f"*{_SIZES}"):
+        if int(note.name.removesuffix(_SIZES)) not in known:
+            note.unlink(missing_ok=True)
 
 
 def _set_damaged_aside(directory: Path) -> None:
@@ -229,10 +235,6 @@ def _wait_for_all_processes() -> None:
 
 def _complete(directory: Path) -> set[int]:
     return {int(path.name) for path in directory.glob("*") if path.name.isdigit()}
-
-
-def _notes(directory: Path) -> Iterator[Path]:
-    return directory.glob(f"*{_SIZES}")
 
 
 def _unused(path: Path) -> Path:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxmetric.parallel import any_process
 
 Batch = TypeVar("Batch")
 
@@ -102,40 +102,27 @@ class StopRequest:
         """
         if jax.process_count() == 1:
             return self.signal is not None
-        self._asked.append(_any_process(self.signal is not None))
+        self._asked.append(any_process(self.signal is not None))
         if len(self._asked) == 1 or not bool(self._asked.popleft()):
             return False
         self.signal = self.signal or "SIGTERM"  # the other process's; a scheduler's, most likely
         return True
 
 
-def _any_process(flag: bool) -> jax.Array:
-    """Whether the flag is true in any process, on its way."""
-    mesh = Mesh(jax.devices(), ("all",))
-    flags = np.full(jax.local_device_count(), flag)
-    placed = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("all")), flags)
-    return _any(placed)
-
-
-@jax.jit
-def _any(flags: jax.Array) -> jax.Array:
-    return jnp.any(flags)
-
-
 @contextmanager
 def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
     """Turns Ctrl-C and SIGTERM into a wish to stop, which the loop reads.
 
-    A second signal interrupts at once. A scheduler that sends SIGTERM kills some seconds later: if the context is not
+    A second Ctrl-C interrupts at once. A scheduler that sends SIGTERM kills some seconds later: if the context is not
     left within `grace` seconds, as a step or a compilation takes too long, the process ends with exit code 0 all the
-    same, as the last checkpoint is complete. The former handlers return on exit.
+    same; the last checkpoint, if there is one, is complete. The former handlers return on exit.
     """
     stop = StopRequest()
 
     def note(number: int, frame: Any) -> None:
-        if stop.signal is not None:
+        if stop.signal is not None and number == signal.SIGINT:  # SIGTERM may come twice: to all, and from a launcher
             raise KeyboardInterrupt
-        stop.signal = signal.Signals(number).name
+        stop.signal = stop.signal or signal.Signals(number).name
 
     former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     left = threading.Event()
@@ -151,7 +138,7 @@ def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
         signal.set_wakeup_fd(former_descriptor)
         sender.close()
         for number, handler in former.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
 
 
 def _watch(receiver: socket.socket, left: threading.Event, grace: float) -> None:

@@ -22,7 +22,7 @@ SCHEDULES = ("cosine", "constant", "step")
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The replicated state of a run.
+    """The state of a run, replicated on all devices but for shards of class vectors.
 
     Attributes:
       step: int32 scalar, how many steps were taken.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -95,3 +96,31 @@ def test_without_the_compiler_the_command_says_how_to_get_it(monkeypatch, capsys
     assert (
         capsys.readouterr().err == 'error: the TPU compiler is not installed; it comes with: pip install "jax[tpu]"\n'
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x4"])
+def test_the_real_step_compiles_for_a_slice_that_is_not_there(topology, capfd):
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
+    assert main(["debug", "--topology", topology, "--pictures-per-class", "8"]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    for name in (
+        "parameters",
+        "optimiser state",
+        "peak",
+        "arithmetic",
+        "all-reduce, sent",
+        "by the interconnect",
+        "images/s",
+    ):
+        assert name in printed.out
+    assert printed.out.endswith("\nfits\n")
+
+
+@pytest.mark.slow
+def test_a_step_that_does_not_fit_says_so(capfd):
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
+    words = ["debug", "--topology", "v5e:2x2", "--classes-per-batch", "0", "--pictures-per-class", "65536"]
+    assert main(words) == 1
+    assert re.search(r"does not fit|DOES NOT FIT", capfd.readouterr().out)

@@ -36,6 +36,8 @@ WORKER = textwrap.dedent("""
     if count > 1:
         join_processes()
     assert jax.process_count() == count
+    if count > 1:  # what lies on one device of each process, as an initial state does, can be put together too
+        assert parallel.across_processes(jnp.arange(3.0)).sharding.device_set == set(jax.devices())
 
     def step(state, batch, *, axis_name):
         def loss(params):
@@ -77,15 +79,32 @@ def run_workers(folder, driver, count):
     return [[float(line.split()[1]) for line in out.splitlines() if line.startswith("LOSS")] for out, _ in printed]
 
 
-def test_two_processes_give_the_numbers_of_one_and_go_on_from_its_checkpoint(tmp_path):
-    (alone,) = run_workers(tmp_path / "alone", "pmap", 1)
-    (more,) = run_workers(tmp_path / "alone", "pmap", 1)
-    assert (len(alone), len(more)) == (3, 3)
-    for first, second in (("pmap", "shard_map"),):
-        for losses in run_workers(tmp_path / first, first, 2):
-            np.testing.assert_allclose(losses, alone, rtol=1e-5)
-        for losses in run_workers(tmp_path / first, second, 2):
-            np.testing.assert_allclose(losses, more, rtol=1e-5)
+@pytest.mark.parametrize(
+    "drivers", [("pmap", "shard_map"), pytest.param(("shard_map", "pmap"), marks=pytest.mark.slow)]
+)
+def test_two_processes_give_the_numbers_of_one_and_go_on_from_a_checkpoint(drivers, tmp_path):
+    alone = [run_workers(tmp_path / "alone", "pmap", 1)[0] for _ in drivers]
+    assert [len(losses) for losses in alone] == [3, 3]
+    for driver, expected in zip(drivers, alone, strict=True):
+        for losses in run_workers(tmp_path / "two", driver, 2):
+            np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_mistake_in_one_process_ends_the_others_and_is_told(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('JAX_PROCESS_ID') == '1':\n"
+        "    import jaxmetric.training.loop as loop\n"
+        "    def agreed(stop): raise KeyError('a mistake')\n"
+        "    loop.StopRequest.agreed = agreed\n"
+    )
+    command = [sys.executable, "-m", "experiments.hosts", "2", *SMALL, "--workdir", str(tmp_path / "run")]
+    environment = {**os.environ, "XLA_FLAGS": TWO_DEVICES, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    assert "KeyError: 'a mistake'" in done.stderr
+    assert "Aborted" not in done.stderr
 
 
 def test_what_is_missing_to_find_the_others_is_named(monkeypatch):
@@ -96,6 +115,21 @@ def test_what_is_missing_to_find_the_others_is_named(monkeypatch):
         ConfigError, match=r"^distributed: JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID set, but not JAX_NUM_P"
     ):
         hosts.join_processes()
+
+
+def test_a_number_that_is_none_is_named(monkeypatch):
+    for name, value in zip(hosts._VARIABLES, ("127.0.0.1:1", "two", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        ConfigError, match=r"^distributed: JAX_PROCESS_ID is 0 and JAX_NUM_PROCESSES two, expected whole"
+    ):
+        hosts.join_processes()
+
+
+def test_wrong_flags_are_told_before_anything_starts(capsys):
+    with pytest.raises(SystemExit):
+        hosts.main(["2", "debug", "--no-such-flag", "3"])
+    assert "no-such-flag" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "code"), [([], 2), (["zero"], 2), (["--help"], 0)])

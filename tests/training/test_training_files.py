@@ -89,7 +89,9 @@ def _files(folder):
 
 @pytest.mark.parametrize("length", [0, 0.5])
 def test_whatever_file_of_the_newest_is_cut_short_the_one_before_is_taken(two_checkpoints, tmp_path, length):
-    for number, name in enumerate(_files(two_checkpoints / "checkpoints" / "2")):
+    marks = ("_CHECKPOINT_METADATA", "commit_success.txt")  # orbax's last strokes, which nothing reads
+    names = [name for name in _files(two_checkpoints / "checkpoints" / "2") if str(name) not in marks]
+    for number, name in enumerate(names):
         folder = tmp_path / str(number)
         shutil.copytree(two_checkpoints, folder)
         file = folder / "checkpoints" / "2" / name
@@ -118,6 +120,32 @@ def test_damage_that_sizes_do_not_tell_is_found_by_reading(two_checkpoints, tmp_
         open_checkpoints(tmp_path / "run" / "checkpoints") as manager,
     ):
         chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(1, 1.0))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_where_none_can_be_read_the_last_stays_and_is_an_error(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "run")
+    for step in ("1", "2"):
+        (tmp_path / "run" / "checkpoints" / f"{step}.sizes.json").unlink()
+        manifest = tmp_path / "run" / "checkpoints" / step / "state" / "manifest.ocdbt"
+        manifest.write_bytes(manifest.read_bytes()[:20])
+    with (
+        pytest.warns(UserWarning, match=r"the checkpoint of step 2 .* could not be read"),
+        open_checkpoints(tmp_path / "run" / "checkpoints") as manager,
+        pytest.raises(CheckpointError, match=r"^the checkpoint of step 1 .* could not be read"),
+    ):
+        restore_latest(manager, _state(0, 0.0))
+    assert (tmp_path / "run" / "checkpoints" / "1").exists()
+
+
+def test_a_checkpoint_is_never_there_without_the_sizes_of_its_files(tmp_path):
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        for step in (1, 2, 3):
+            save_checkpoint(manager, _state(step, float(step)))
+            manager.wait_until_finished()
+            kept = {f"{step}.sizes.json" for step in manager.all_steps()}
+            assert {path.name for path in (tmp_path / "checkpoints").glob("*.json")} >= kept
+            assert f"{step}.sizes.json" in kept
 
 
 def test_where_all_are_damaged_nothing_is_moved_and_nothing_begins_anew(two_checkpoints, tmp_path):

@@ -2,6 +2,7 @@
 
 import signal
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -41,20 +42,31 @@ def test_the_first_step_whose_loss_is_not_finite_is_named(bad):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_a_wish_and_a_second_one_an_interrupt(number):
+def test_a_signal_is_a_wish_and_what_was_before_returns(number):
     former = signal.getsignal(number)
     with stop_on_signals() as stop:
         assert (stop.signal, stop.agreed()) == (None, False)
         signal.raise_signal(number)
         assert (stop.signal, stop.agreed()) == (number.name, True)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
     assert signal.getsignal(number) is former
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_second_ctrl_c_interrupts_and_a_second_sigterm_does_not():
+    with stop_on_signals() as stop:
+        for number in (signal.SIGTERM, signal.SIGTERM):
+            signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.signal == "SIGTERM"
 
 
 def test_some_steps_are_traced_for_tensorboard_and_perfetto(tmp_path):
-    for _ in profiled(range(4), tmp_path, after=1, steps=2):
+    for number in profiled(range(4), tmp_path, after=1, steps=2):
         jnp.ones(3).block_until_ready()
+        if number in (0, 3):  # not traced, so that another trace may be taken
+            with jax.profiler.trace(tmp_path / "other"):
+                pass
     (trace,) = (tmp_path / "plugins" / "profile").iterdir()
     assert {path.name for path in trace.iterdir()} >= {"perfetto_trace.json.gz"}
     assert list(trace.glob("*.xplane.pb"))
