@@ -119,6 +119,8 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
         hung = _wait(processes)
     for reader in readers:
         reader.join()
+    for process in processes:
+        process.communicate()  # closes the pipes
     codes = [process.returncode for process in processes]
     failures = [code for code in codes if code > 0 and code != LOST_CODE]
     killed = [index for index, code in enumerate(codes) if code < 0]

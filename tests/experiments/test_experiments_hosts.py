@@ -164,7 +164,7 @@ def compare(run, other):
     for line, right in zip(lines, expected, strict=True):
         np.testing.assert_allclose(line["loss"], right["loss"], rtol=1e-5)
         np.testing.assert_allclose(line["gradient_norm"], right["gradient_norm"], rtol=1e-4)
-    chex.assert_trees_all_close(final_params(run), final_params(other), rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(final_params(run), final_params(other), rtol=1e-3, atol=1e-4)  # Adam enlarges rounding
 
 
 def final_params(workdir):
