@@ -7,6 +7,8 @@ Needs the TPU compiler, which comes as a wheel: pip install "jax[tpu]". Nothing 
 
 import importlib.util
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +34,7 @@ from experiments.setup import (
 from jaxmetric import parallel
 from jaxmetric.training import TrainState
 
+_CHILD = "JAXMETRIC_COMPILES_HERE"
 # Without these the compiler asks the network what machine this is, and complains of the answer.
 _NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -178,5 +181,19 @@ def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0]
 
 
+def _in_a_child() -> int:
+    """Runs the command in a process of its own: where the compiler fails badly, it takes the process with it."""
+    if _CHILD in os.environ:
+        return main()
+    command = [sys.executable, "-m", "experiments.compile", *sys.argv[1:]]
+    child = subprocess.run(command, env={**os.environ, _CHILD: "1"}, stderr=subprocess.PIPE, text=True, check=False)
+    if child.returncode >= 0:
+        print(child.stderr, end="", file=sys.stderr)
+        return child.returncode
+    name = signal.Signals(-child.returncode).name
+    print(f"error: the TPU compiler crashed on this step for this topology ({name} in libtpu)", file=sys.stderr)
+    return 1
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_in_a_child())

@@ -99,7 +99,7 @@ def test_without_the_compiler_the_command_says_how_to_get_it(monkeypatch, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x4"])
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_the_real_step_compiles_for_a_slice_that_is_not_there(topology, capfd):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
     assert main(["debug", "--topology", topology, "--pictures-per-class", "8"]) == 0
