@@ -80,6 +80,7 @@ def test_evaluating_again_gives_the_same(finished, capsys):
     assert "role Recall@1" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # as SIGTERM in test_experiments_faults.py
 def test_a_run_that_ctrl_c_stops_goes_on_to_the_same_numbers(finished, tmp_path):
     command = [sys.executable, "-u", "-m", "experiments.train", *SMALL, "--workdir", str(tmp_path / "stopped")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -238,7 +239,7 @@ def test_sharded_classes_on_other_numbers_of_devices_give_the_numbers_of_whole_o
     "words",
     [
         ["--sampled-classes", "72", "--shard-classes", "--driver", "shard_map", "--chunks", "2", "--freeze-batch-norm"],
-        ["--quadruplet-anchors", "4", "--dtype", "bfloat16", "--remat"],
+        pytest.param(["--quadruplet-anchors", "4", "--dtype", "bfloat16", "--remat"], marks=pytest.mark.slow),
     ],
     ids=["all sampled, sharded, in chunks", "anchors in bfloat16, remat"],
 )
