@@ -286,6 +286,8 @@ def check_config(config: Config) -> None:
     for name in ("shard_classes", "sampled_classes"):
         if getattr(loss, name) and not (loss.soft_triple_weight or loss.softmax_weight):
             raise ConfigError(f"{name} is {getattr(loss, name)}, but no loss with class vectors has a weight")
+    if loss.quadruplet_anchors and not loss.quadruplet_weight:
+        raise ConfigError(f"quadruplet_anchors is {loss.quadruplet_anchors}, but quadruplet_weight is 0")
     if loss.quadruplet_samples:
         _check_default(
             loss,

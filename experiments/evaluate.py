@@ -248,6 +248,7 @@ def _run(workdir: Path, checkpoint: str) -> None:
         raise ConfigError(
             f"{workdir} holds no checkpoint that was validated; evaluate_every is {config.evaluate_every}"
         )
+    print(f"the {checkpoint} checkpoint is that of step {int(restored.state.step)}")
     print(evaluate_run(experiment, restored.state, workdir, name="best" if checkpoint == "best" else ""))
 
 

@@ -8,7 +8,8 @@ interface. On several machines run this on each, with a working directory that a
     python -m experiments.hosts join [PRESET] [--field value] --workdir /shared/run
 
 TPU pods, Slurm and Open MPI tell jax who is there; elsewhere set JAX_COORDINATOR_ADDRESS=host0:1234, JAX_NUM_PROCESSES
-and JAX_PROCESS_ID. When a process dies, the others end; the same command goes on from the last checkpoint.
+and JAX_PROCESS_ID. The flags are those of experiments.train. When a process dies, the others end; the same command goes
+on from the last checkpoint.
 """
 
 import os
@@ -84,8 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         count, address = int(first), f"127.0.0.1:{_free_port()}"
         places = [dict(zip(_VARIABLES, (address, str(count), str(index)), strict=True)) for index in range(count)]
         return supervise([{**os.environ, **place} for place in places], words[1:])
-    print(__doc__, file=sys.stdout if first in ("-h", "--help") else sys.stderr)
-    return 0 if first in ("-h", "--help") else 2
+    asked = first in ("-h", "--help")
+    print(__doc__, file=sys.stdout if asked else sys.stderr)
+    if not asked:
+        print(f"error: expected a number of processes or join, got {first or 'nothing'}", file=sys.stderr)
+    return 0 if asked else 2
 
 
 def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -> int:

@@ -192,7 +192,8 @@ def _begin(
     restored = restore_latest(checkpoints, shapes, resize=resize)
     if restored is None:
         return driven.create_state(lambda: make_state(experiment)), 0
-    say(f"going on after step {int(restored.state.step)}")
+    step, steps = int(restored.state.step), experiment.config.steps
+    say(f"going on after step {step}" if step < steps else f"all {steps} steps are done; evaluating again")
     return driven.place_state(restored.state), restored.extra["input"]
 
 
@@ -251,7 +252,8 @@ def _progress(start: int, steps: int) -> Iterator[Callable[[int, dict[str, float
 
 def _numbers(metrics: Mapping[str, Any]) -> str:
     speed, of_input = metrics["images_per_second"], metrics["input_images_per_second"]
-    return f"loss {metrics['loss']:.4f}, {speed:,.0f} images/s (input up to {of_input:,.0f})"
+    could = f" (input up to {of_input:,.0f})" if of_input else ""  # nothing was read since the last line
+    return f"loss {metrics['loss']:.4f}, {speed:,.0f} images/s{could}"
 
 
 if __name__ == "__main__":

@@ -102,6 +102,11 @@ def test_help_names_every_field(capsys):
             {"soft_triple_weight": 0.0, "shard_classes": True},
             "shard_classes is True, but no loss with class vectors",
         ),
+        (
+            "loss",
+            {"quadruplet_weight": 0.0, "quadruplet_anchors": 4},
+            "quadruplet_anchors is 4, but quadruplet_weight is 0",
+        ),
         ("batch", {"chunks": 0}, "chunks is 0, expected at least 1"),
         ("data", {"source": "csv"}, "source is csv: it needs --csv, which is not given"),
         ("data", {"source": "tfds", "tfds_name": "cars196", "columns": ()}, "it needs --columns, which is not given"),
