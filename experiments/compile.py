@@ -27,12 +27,10 @@ from experiments.setup import (
     check_step,
     load_experiment,
     make_batch_plan,
-    make_state,
     make_step,
     state_specs,
 )
 from jaxmetric import parallel
-from jaxmetric.training import TrainState
 
 _CHILD = "JAXMETRIC_COMPILES_HERE"
 # Without these the compiler asks the network what machine this is, and complains of the answer.
@@ -79,17 +77,17 @@ def _run(name: str, config: Config, topology: str) -> int:
     experiment = load_experiment(config, num_devices=len(devices))
     check_step(experiment)
     make_batch_plan(config.batch, experiment.source, seed=config.seed)
-    size, state = config.batch.size, jax.eval_shape(lambda: make_state(experiment))
+    size = config.batch.size
     print(f"{name} on {topology}: {len(devices)} chips, batch {size}, {size // len(devices)} a chip", flush=True)
     start = time.monotonic()
     try:
-        program = compile_step(experiment, state, devices)
+        program = compile_step(experiment, devices)
     except jax.errors.JaxRuntimeError as error:
         print(f"does not fit: {' '.join(str(error).split())[:300]}")
         return 1
     print(f"compiled in {time.monotonic() - start:.0f} s")
     cost = cost_of(program, len(devices))
-    print(describe(cost, sizes_of(state, state_specs(experiment), len(devices)), chip, size))
+    print(describe(cost, sizes_of(experiment), chip, size))
     return 0 if cost.peak <= chip.memory else 1
 
 
@@ -114,16 +112,16 @@ def slice_of(topology: str) -> tuple[Chip, list[jax.Device]]:
     return CHIPS[name], list(description.devices)
 
 
-def compile_step(experiment: Experiment, state: TrainState, devices: list[jax.Device]) -> Any:
-    """The training step of a configuration, compiled for a state of these shapes and devices that need not be here."""
+def compile_step(experiment: Experiment, devices: list[jax.Device]) -> Any:
+    """The training step of a configuration, compiled for devices that need not be here."""
     batch_size = experiment.config.batch.size
     side, columns = experiment.config.data.stored_size, len(experiment.source.columns)
     batch = {
         "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((batch_size, columns), jnp.int32),
     }
-    specs = state_specs(experiment)
-    return parallel.compile_shard_map(make_step(experiment), state, batch, devices=devices, state_specs=specs)
+    step, specs = make_step(experiment), state_specs(experiment)
+    return parallel.compile_shard_map(step, experiment.state_shapes, batch, devices=devices, state_specs=specs)
 
 
 class Sizes(NamedTuple):
@@ -134,13 +132,13 @@ class Sizes(NamedTuple):
     optimiser: int
 
 
-def sizes_of(state: TrainState, specs: TrainState, num_chips: int) -> Sizes:
+def sizes_of(experiment: Experiment) -> Sizes:
     """The sizes of a state's parts, of which a chip holds all or, where they are sharded, its share."""
 
     def size(x: Any, spec: Any) -> int:
-        return x.size * x.dtype.itemsize // (1 if spec == parallel.REPLICATED else num_chips)
+        return x.size * x.dtype.itemsize // (1 if spec == parallel.REPLICATED else experiment.num_devices)
 
-    sizes = jax.tree.map(size, state, specs)
+    sizes = jax.tree.map(size, experiment.state_shapes, state_specs(experiment))
     return Sizes(*(sum(jax.tree.leaves(part)) for part in (sizes.params, sizes.batch_stats, sizes.opt_state)))
 
 

@@ -75,21 +75,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     first = words[0] if words else ""
-    if first == "join" or (first.isdigit() and int(first)):
-        from experiments.train import read_command_line  # it imports this module
+    if first in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if first != "join" and not (first.isdigit() and int(first)):
+        print(f"{__doc__}\nerror: expected a number of processes or join, got {first or 'nothing'}", file=sys.stderr)
+        return 2
+    from experiments.train import read_command_line  # it imports this module
 
-        read_command_line(words[1:])  # what is wrong with it is told once
-    if first == "join":
-        return supervise([os.environ], words[1:])
-    if first.isdigit() and int(first):
-        count, address = int(first), f"127.0.0.1:{_free_port()}"
-        places = [dict(zip(_VARIABLES, (address, str(count), str(index)), strict=True)) for index in range(count)]
-        return supervise([{**os.environ, **place} for place in places], words[1:])
-    asked = first in ("-h", "--help")
-    print(__doc__, file=sys.stdout if asked else sys.stderr)
-    if not asked:
-        print(f"error: expected a number of processes or join, got {first or 'nothing'}", file=sys.stderr)
-    return 0 if asked else 2
+    read_command_line(words[1:])  # what is wrong with it is told once
+    return supervise([os.environ] if first == "join" else _on_this_machine(int(first)), words[1:])
+
+
+def _on_this_machine(count: int) -> list[dict[str, str]]:
+    """The environments of so many processes."""
+    address = f"127.0.0.1:{_free_port()}"
+    places = (zip(_VARIABLES, (address, str(count), str(index)), strict=True) for index in range(count))
+    return [{**os.environ, **dict(place)} for place in places]
 
 
 def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -> int:

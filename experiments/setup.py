@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import warnings
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ class Experiment:
     objective: Objective
     optimizer: optax.GradientTransformation
     num_devices: int
+
+    @cached_property
+    def state_shapes(self) -> TrainState:
+        """A state of `jax.ShapeDtypeStruct`s."""
+        return jax.eval_shape(lambda: make_state(self))
 
 
 def load_experiment(config: Config, *, num_devices: int | None = None) -> Experiment:
@@ -275,13 +280,12 @@ def drive_step(experiment: Experiment, driver: str) -> parallel.Driven[TrainStat
 
 def state_specs(experiment: Experiment) -> TrainState:
     """What of a state each device holds a part of: class vectors and their moments, if they are sharded."""
-    shapes = jax.eval_shape(lambda: make_state(experiment))
     sharded = experiment.config.loss.shard_classes
 
     def spec(path: Any, leaf: Any) -> PartitionSpec:
         return parallel.SHARDED if sharded and leaf.ndim and _is_of_loss(path) else parallel.REPLICATED
 
-    return jax.tree_util.tree_map_with_path(spec, shapes)
+    return jax.tree_util.tree_map_with_path(spec, experiment.state_shapes)
 
 
 def restorable(experiment: Experiment, driven: parallel.Driven[TrainState]) -> tuple[TrainState, TrainState]:
@@ -289,7 +293,7 @@ def restorable(experiment: Experiment, driven: parallel.Driven[TrainState]) -> t
 
     Sharded class vectors are padded to a multiple of the devices, which may be others now.
     """
-    shapes = driven.state_shapes(jax.eval_shape(lambda: make_state(experiment)))
+    shapes = driven.state_shapes(experiment.state_shapes)
     resize = jax.tree.map(lambda spec: spec != parallel.REPLICATED, state_specs(experiment))
     return shapes, resize
 
@@ -316,14 +320,11 @@ def _init_loss_params(key: jax.Array, experiment: Experiment) -> dict[str, jax.A
 def _trace_objective(experiment: Experiment) -> None:
     """Traces the loss on shapes alone, so that options which do not fit the data are errors before anything runs."""
     config, source = experiment.config, experiment.source
-    shard = parallel.SHARDED if config.loss.shard_classes else parallel.REPLICATED
-
-    mesh = AbstractMesh((experiment.num_devices,), (parallel.AXIS_NAME,))
     everywhere = parallel.REPLICATED
     mapped = jax.shard_map(
         experiment.objective,
-        mesh=mesh,
-        in_specs=(everywhere, shard, everywhere, everywhere),
+        mesh=AbstractMesh((experiment.num_devices,), (parallel.AXIS_NAME,)),
+        in_specs=(everywhere, parallel.SHARDED if config.loss.shard_classes else everywhere, everywhere, everywhere),
         out_specs=everywhere,
         check_vma=False,
     )

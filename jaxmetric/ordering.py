@@ -88,23 +88,13 @@ def ordered_hinge(
     )
 
 
-def ordered_hinge_of_rows(
-    values: jax.Array,
-    lower: jax.Array,
-    upper: jax.Array,
-    near_weights: jax.Array,
-    far_weights: jax.Array,
-    *,
-    margin: float,
-    num_levels: int,
-) -> OrderedHinge:
-    """Returns the sums `[A]` that `ordered_hinge` finds in each row of `[A, P]` arrays, a few rows at a time."""
+def ordered_hinge_of_rows(*rows: jax.Array, margin: float, num_levels: int) -> OrderedHinge:
+    """Returns the sums `[A]` that `ordered_hinge` finds in each row of its five arrays, `[A, P]`, a few at a time."""
 
     def of_row(row: tuple[jax.Array, ...]) -> OrderedHinge:
         return ordered_hinge(*row, margin=margin, num_levels=num_levels)
 
-    rows = (values, lower, upper, near_weights, far_weights)
-    return jax.lax.map(of_row, rows, batch_size=max(1, _BLOCK // values.shape[1]))
+    return jax.lax.map(of_row, rows, batch_size=max(1, _BLOCK // rows[0].shape[1]))
 
 
 class NearFarSums(NamedTuple):

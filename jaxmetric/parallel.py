@@ -249,9 +249,7 @@ def any_process(flag: bool) -> jax.Array:
     return _any(place_rows(np.full(jax.local_device_count(), flag), all_devices()))
 
 
-@jax.jit
-def _any(flags: jax.Array) -> jax.Array:
-    return jnp.any(flags)
+_any = jax.jit(jnp.any)
 
 
 def split_batch(batch: Batch, num_devices: int) -> Batch:

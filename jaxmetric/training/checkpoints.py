@@ -157,19 +157,18 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState, resize
 def _check_arrays(what: str, wanted: TrainState, found: Any, resize: Any) -> None:
     """Raises if a checkpoint holds other arrays than are wanted, before orbax makes pages of it."""
     resize = jax.tree.map(lambda _: False, wanted) if resize is None else resize
-    here = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in _leaves(wanted)}
-    there = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in _leaves(found)}
-    free = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in _leaves(resize)}
+    here, there, free = _by_name(wanted), _by_name(found), _by_name(resize)
     for name in here | there:
-        shapes = [shapes.get(name) for shapes in (there, here)]
+        shapes = [arrays[name].shape if name in arrays else None for arrays in (there, here)]
         alike = [shape and shape[1:] for shape in shapes] if free.get(name) and None not in shapes else shapes
         if alike[0] != alike[1]:
             held, asked = ("nothing" if shape is None else str(list(shape)) for shape in shapes)
             raise CheckpointError(f"{what}: it holds {held} as {name}, expected {asked}")
 
 
-def _leaves(tree: Any) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree)
+def _by_name(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _note_sizes(directory: Path) -> None:

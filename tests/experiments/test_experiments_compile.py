@@ -12,7 +12,7 @@ from experiments.chips import CHIPS, Cost, cost_of, roofline, sent_bytes
 from experiments.compile import Sizes, compile_step, describe, main, sizes_of, slice_of
 from experiments.config import ConfigError, EncoderConfig
 from experiments.presets import PRESETS
-from experiments.setup import load_experiment, make_state, state_specs
+from experiments.setup import load_experiment
 from jaxmetric.parallel import average, compile_shard_map, gather
 
 
@@ -47,8 +47,7 @@ def test_the_cost_of_a_compiled_step():
 def test_the_real_step_compiles_for_given_devices():
     config = dataclasses.replace(PRESETS["debug"], network=EncoderConfig(encoder="tiny", embedding_dim=8))
     experiment = load_experiment(config, num_devices=8)
-    state = jax.eval_shape(lambda: make_state(experiment))
-    program = compile_step(experiment, state, jax.devices())
+    program = compile_step(experiment, jax.devices())
     assert cost_of(program, 8).sent.keys() >= {"all-gather", "all-reduce"}
 
 
@@ -60,7 +59,7 @@ def test_a_chip_holds_its_share_of_sharded_class_vectors():
     sizes = []
     for config in (whole, sharded):
         experiment = load_experiment(config, num_devices=8)
-        sizes.append(sizes_of(jax.eval_shape(lambda e=experiment: make_state(e)), state_specs(experiment), 8))
+        sizes.append(sizes_of(experiment))
     centers = 72 * 2 * 32 * 4
     assert sizes[0].parameters - sizes[1].parameters == centers * 7 // 8
     assert sizes[0].optimiser - sizes[1].optimiser == 2 * centers * 7 // 8

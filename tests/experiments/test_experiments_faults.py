@@ -8,17 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import chex
-import jax
 import numpy as np
 import pytest
+from finished_runs import final_state
 
 from experiments import train
-from experiments.config import load_config
-from experiments.setup import drive_step, load_experiment, restorable
-from jaxmetric.training import open_checkpoints, read_metrics, restore_latest
+from jaxmetric.training import open_checkpoints, read_metrics
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["debug", "--steps", "12", "--log-every", "4", "--checkpoint-every", "4", "--evaluate-every", "6"]
@@ -28,13 +27,6 @@ def start(words, workdir, **options):
     command = [sys.executable, "-u", "-m", "experiments.train", *words, "--workdir", str(workdir)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, **pipes, **options)
-
-
-def final_state(workdir):
-    experiment = load_experiment(load_config(workdir))
-    shapes, resize = restorable(experiment, drive_step(experiment, "shard_map"))
-    with open_checkpoints(workdir / "checkpoints") as checkpoints:
-        return jax.device_get(restore_latest(checkpoints, shapes, resize=resize).state)
 
 
 def losses(workdir):
@@ -177,33 +169,41 @@ def test_killed_twenty_times_at_random_a_run_ends_in_the_same_bits(tmp_path):
     }
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_disk_that_fills_up_is_one_line_and_the_last_checkpoint_stays(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], check=False).returncode:
-        pytest.skip("no file system can be mounted here")
+@contextmanager
+def disk(folder, options):
+    """A file system of its own."""
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=False).returncode:
+        pytest.skip("no file system can be mounted here, which needs root")
     try:
-        words = ["debug", "--steps", "4000", "--log-every", "1", "--checkpoint-every", "5", "--evaluate-every", "0"]
-        process = start(words, disk / "run")
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=False)
+
+
+def fill(path):
+    with path.open("wb") as file, suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
+            file.flush()
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_is_one_line_and_the_last_checkpoint_stays(tmp_path):
+    words = ["debug", "--steps", "4000", "--log-every", "1", "--checkpoint-every", "5", "--evaluate-every", "0"]
+    with disk(tmp_path / "disk", "size=12m") as folder:
+        process = start(words, folder / "run")
         for line in process.stdout:
             if line.startswith("step 20/"):
-                with (disk / "filler").open("wb") as file:
-                    try:
-                        while True:
-                            file.write(bytes(2**16))
-                            file.flush()
-                    except OSError:
-                        pass
+                fill(folder / "filler")
                 break
         _, errors = process.communicate(timeout=100)
         assert process.returncode == 1
         assert re.fullmatch(
             r"error: (no room for a checkpoint|\[Errno 28\] No space left|a checkpoint could not).*\n", errors
         ), errors
-        (disk / "filler").unlink()
-        again = start([*words], disk / "run")
+        (folder / "filler").unlink()
+        again = start(words, folder / "run")
         for line in again.stdout:
             if line.startswith("going on after step "):
                 assert int(line.split()[-1]) >= 5
@@ -212,22 +212,13 @@ def test_a_disk_that_fills_up_is_one_line_and_the_last_checkpoint_stays(tmp_path
             pytest.fail("the run began anew")
         again.kill()
         again.communicate()
-    finally:
-        subprocess.run(["umount", "-l", disk], check=False)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a read-only disk needs root")
 def test_a_read_only_disk_is_one_line_before_work_starts(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], check=False).returncode:
-        pytest.skip("no file system can be mounted here")
-    try:
-        process = start(SMALL, disk / "run")
+    with disk(tmp_path / "disk", "ro") as folder:
+        process = start(SMALL, folder / "run")
         printed, errors = process.communicate(timeout=100)
-        assert process.returncode == 1
-        assert re.fullmatch(r"error: \[Errno 30\] Read-only file system: .*run'\n", errors), errors
-        assert "step" not in printed.replace("steps", "")
-    finally:
-        subprocess.run(["umount", "-l", disk], check=False)
+    assert process.returncode == 1
+    assert re.fullmatch(r"error: \[Errno 30\] Read-only file system: .*run'\n", errors), errors
+    assert "step" not in printed.replace("steps", "")

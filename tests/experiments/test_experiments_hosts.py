@@ -9,14 +9,13 @@ import textwrap
 from pathlib import Path
 
 import chex
-import jax
 import numpy as np
 import pytest
+from finished_runs import final_state
 
 from experiments import hosts, train
-from experiments.config import ConfigError, load_config
-from experiments.setup import drive_step, load_experiment, restorable
-from jaxmetric.training import open_checkpoints, read_metrics, restore_latest
+from experiments.config import ConfigError
+from jaxmetric.training import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["debug", "--steps", "8", "--log-every", "2", "--checkpoint-every", "4", "--evaluate-every", "4"]
@@ -163,14 +162,9 @@ def compare(run, other, steps=(1, 2, 4, 6, 8)):
     for step in steps:
         np.testing.assert_allclose(lines[step]["loss"], expected[step]["loss"], rtol=1e-5)
         np.testing.assert_allclose(lines[step]["gradient_norm"], expected[step]["gradient_norm"], rtol=1e-4)
-    chex.assert_trees_all_close(final_params(run), final_params(other), rtol=1e-3, atol=1e-4)  # Adam enlarges rounding
-
-
-def final_params(workdir):
-    experiment = load_experiment(load_config(workdir))
-    shapes, resize = restorable(experiment, drive_step(experiment, "shard_map"))
-    with open_checkpoints(workdir / "checkpoints") as checkpoints:
-        return jax.device_get(restore_latest(checkpoints, shapes, resize=resize).state.params)
+    chex.assert_trees_all_close(
+        final_state(run).params, final_state(other).params, rtol=1e-3, atol=1e-4
+    )  # Adam enlarges rounding
 
 
 @pytest.mark.slow

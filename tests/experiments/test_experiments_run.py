@@ -13,14 +13,13 @@ import chex
 import jax
 import numpy as np
 import pytest
+from finished_runs import final_state
 from PIL import Image
 
 from experiments import evaluate, train
-from experiments.config import load_config
 from experiments.presets import PRESETS
 from experiments.setup import learnt_identities, load_experiment, make_state
 from jaxmetric.data import LEARNING
-from jaxmetric.training import open_checkpoints, restore_latest
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["debug", "--steps", "12", "--log-every", "4", "--checkpoint-every", "6", "--evaluate-every", "6"]
@@ -34,8 +33,7 @@ def finished(tmp_path_factory):
 
 
 def _final_params(workdir):
-    with open_checkpoints(workdir / "checkpoints") as checkpoints:
-        state = restore_latest(checkpoints, make_state(load_experiment(load_config(workdir)))).state
+    state = final_state(workdir)
     assert int(state.step) == 12
     return state.params
 
@@ -113,9 +111,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     step = int(re.fullmatch(what, error)[1])
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     assert kept[-1] == step - 1
-    with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
-        state = restore_latest(checkpoints, make_state(load_experiment(load_config(tmp_path)))).state
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(final_state(tmp_path)))
 
 
 def test_a_csv_of_ones_own_trains_with_missing_labels_and_skips_what_is_bad(tmp_path, capsys):
