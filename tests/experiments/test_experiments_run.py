@@ -144,9 +144,11 @@ def test_nothing_held_out_is_found_before_training(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_held_out_identities_are_no_classes_of_the_softmax():
+@pytest.mark.parametrize("sampled_classes", [0, 40])
+def test_held_out_identities_are_no_classes_of_the_softmax(sampled_classes):
     data = dataclasses.replace(PRESETS["debug"].data, split="disjoint")
-    experiment = load_experiment(dataclasses.replace(PRESETS["debug"], data=data))
+    loss = dataclasses.replace(PRESETS["debug"].loss, sampled_classes=sampled_classes)
+    experiment = load_experiment(dataclasses.replace(PRESETS["debug"], data=data, loss=loss))
     centers = jax.eval_shape(lambda: make_state(experiment)).params["loss"]["centers"]
     assert centers.shape[0] == 48
     # An embedding that points at its own class's centres is right, whatever code its identity has among all 72.
