@@ -15,22 +15,23 @@ import time
 from pathlib import Path
 from statistics import median
 
-_COUNTS = (1, 2, 4, 8)
+_WIDTH = 16  # the preset's
 _ROUNDS, _STEPS = 5, 8
 
 
 def main() -> None:
-    """Prints the three tables."""
-    devices()
+    """Prints the tables."""
+    devices(_WIDTH, (1, 2, 4, 8))
+    devices(2 * _WIDTH, (1, 8))
     checkpoints()
     restarts()
 
 
-def devices() -> None:
-    """The step of the default preset on the same batch of 128, divided among devices; in turns, against noise."""
-    workers = {count: _worker("devices", count) for count in _COUNTS}
-    clock: dict[int, list[float]] = {count: [] for count in _COUNTS}
-    computed: dict[int, list[float]] = {count: [] for count in _COUNTS}
+def devices(width: int, counts: tuple[int, ...]) -> None:
+    """The step of the default preset, of so wide an encoder, its batch divided among devices; in turns."""
+    workers = {count: _worker("devices", count, width) for count in counts}
+    clock: dict[int, list[float]] = {count: [] for count in counts}
+    computed: dict[int, list[float]] = {count: [] for count in counts}
     for _ in range(_ROUNDS):
         for count, worker in workers.items():
             assert worker.stdin
@@ -41,9 +42,10 @@ def devices() -> None:
             computed[count].append(seconds["computed"])
     for worker in workers.values():
         worker.communicate()
-    print(f"\nA training step of emoji_people, 128 pictures, median of {_ROUNDS} rounds of {_STEPS} steps in turn")
+    what = f"emoji_people, width {width}, 128 pictures, median of {_ROUNDS} rounds of {_STEPS} steps in turn"
+    print(f"\nA training step of {what}")
     print(f"{'':32s}{'clock':>10s}{'ratio':>8s}{'computed':>12s}{'ratio':>8s}")
-    for count in _COUNTS:
+    for count in counts:
         times = [1e3 * median(values[count]) for values in (clock, computed)]
         ratios = [median(values[count]) / median(values[1]) for values in (clock, computed)]
         name = f"{count} device{'s' * (count > 1)}"
@@ -52,7 +54,7 @@ def devices() -> None:
 
 def checkpoints() -> None:
     """What saving takes from the loop of the default preset."""
-    worker = _worker("checkpoints", 1)
+    worker = _worker("checkpoints", 1, _WIDTH)
     printed, _ = worker.communicate()
     took = json.loads(printed.splitlines()[-1])
     every, step = 200, took["step"]
@@ -67,15 +69,21 @@ def checkpoints() -> None:
 
 def restarts() -> None:
     """How long a stopped run takes to go on, without and with the programs that the first start compiled."""
-    print("\nStarting emoji_people, and again after SIGTERM: seconds from the command")
+    rounds = []
+    for _ in range(_ROUNDS):
+        with tempfile.TemporaryDirectory() as folder:
+            rounds.append((_start(folder), _start(folder)))
+    print(f"\nStarting emoji_people, and again after SIGTERM: seconds from the command, median of {_ROUNDS}")
     print(f"{'':32s}{'to the restored state':>24s}{'to the end of a step':>24s}{'that step alone':>18s}")
-    with tempfile.TemporaryDirectory() as folder:
-        first = _start(folder, "first start, nothing compiled")
-        again = _start(folder, "again, programs from the cache")
-    print(f"  the first step comes {first / again:.1f} times sooner")
+    for index, name in enumerate(("first start, nothing compiled", "again, programs from the cache")):
+        ready, stepped, step = (median(starts[index][key] for starts in rounds) for key in ("ready", "stepped", "step"))
+        print(f"  {name:30s}{ready:24.1f}{stepped:24.1f}{step:18.1f}")
+    ratios = [first["step"] / again["step"] for first, again in rounds]
+    print(f"  the first step comes {median(ratios):.1f} times sooner ({min(ratios):.1f} to {max(ratios):.1f})")
 
 
-def _start(folder: str, name: str) -> float:
+def _start(folder: str) -> dict[str, float]:
+    """Seconds to the restored state, to the end of a step, and between them."""
     words = ["--workdir", f"{folder}/run", "--log-every", "1"]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{folder}/programs"}
     began, ready = time.monotonic(), 0.0
@@ -89,19 +97,19 @@ def _start(folder: str, name: str) -> float:
         stepped = time.monotonic() - began
         process.send_signal(signal.SIGTERM)
         process.communicate()
-    print(f"  {name:30s}{ready:24.1f}{stepped:24.1f}{stepped - ready:18.1f}", flush=True)
-    return stepped - ready
+    return {"ready": ready, "stepped": stepped, "step": stepped - ready}
 
 
-def _worker(task: str, count: int) -> subprocess.Popen[str]:
+def _worker(task: str, count: int, width: int) -> subprocess.Popen[str]:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-    command = [sys.executable, "-m", "benchmarks.running", task]
+    command = [sys.executable, "-m", "benchmarks.running", task, str(width)]
     environment = {**os.environ, "XLA_FLAGS": flags}
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def _work_on(task: str) -> None:
+def _work_on(task: str, width: int) -> None:
     import logging
+    from dataclasses import replace
 
     import jax
 
@@ -112,6 +120,7 @@ def _work_on(task: str) -> None:
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     config = PRESETS["emoji_people"]
+    config = replace(config, network=replace(config.network, width=width))
     experiment = load_experiment(config)
     driven = drive_step(experiment, "pmap")
     state = driven.create_state(lambda: make_state(experiment))
@@ -151,4 +160,4 @@ def _work_on(task: str) -> None:
 
 
 if __name__ == "__main__":
-    _work_on(sys.argv[1]) if len(sys.argv) > 1 else main()
+    _work_on(sys.argv[1], int(sys.argv[2])) if len(sys.argv) > 1 else main()

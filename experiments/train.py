@@ -45,6 +45,7 @@ from jaxmetric.training import (
     NonFiniteLossError,
     StopRequest,
     TrainState,
+    check_finite,
     open_checkpoints,
     profiled,
     restore_latest,
@@ -136,7 +137,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
     """
     config = experiment.config
     driven = drive_step(experiment, machine.driver)
-    embed, rate, window = make_embedder(experiment), learning_rate(config), MetricWindow()
+    embed, rate, window = make_embedder(experiment), jax.jit(learning_rate(config)), MetricWindow()
     with ExitStack() as stack:
         checkpoints = stack.enter_context(open_checkpoints(workdir / CHECKPOINTS))
         state, input_state = _begin(experiment, driven, checkpoints)
@@ -164,10 +165,12 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
             evaluate = config.evaluate_every and (step == config.steps or not (last or step % config.evaluate_every))
             save = last or evaluate or step % config.checkpoint_every == 0
             if save or step % config.log_every == 0 or step == start + 1:
-                summary = window.summary()  # raises if anything was not finite, so that no such state is saved
+                summary = window.summary()
                 summary |= _input_speed(stream)
                 write(step, {**summary, "learning_rate": float(rate(step - 1))})
                 show(step, summary)
+            if save:
+                check_finite(state)
             validation = validation_metrics(experiment, state, embed) if evaluate else {}
             if save:
                 # One batch more than were used lies ready.

@@ -11,7 +11,14 @@ from jaxmetric.training.checkpoints import (
     save_checkpoint,
 )
 from jaxmetric.training.embedding import Embed, make_embed
-from jaxmetric.training.loop import MetricWindow, NonFiniteLossError, StopRequest, profiled, stop_on_signals
+from jaxmetric.training.loop import (
+    MetricWindow,
+    NonFiniteLossError,
+    StopRequest,
+    check_finite,
+    profiled,
+    stop_on_signals,
+)
 from jaxmetric.training.state import TrainState, create_state, make_optimizer, make_schedule
 from jaxmetric.training.step import make_train_step
 from jaxmetric.training.writers import MetricWriter, read_metrics, write_atomically
@@ -24,6 +31,7 @@ __all__ = [
     "NonFiniteLossError",
     "StopRequest",
     "TrainState",
+    "check_finite",
     "create_state",
     "make_embed",
     "make_optimizer",

@@ -13,20 +13,39 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmetric.parallel import any_process
+from jaxmetric.training.state import TrainState
 
 Batch = TypeVar("Batch")
 
 
 class NonFiniteLossError(RuntimeError):
-    """The training loss, or the state that a step led to, was NaN or infinite."""
+    """The training loss, its gradient, or the state that a step led to, was NaN or infinite."""
 
-    def __init__(self, step: int, loss: float):
-        what = "the parameters were not finite after" if np.isfinite(loss) else f"the loss was {loss} at"
+    def __init__(self, what: str, step: int):
         super().__init__(f"{what} step {step}")
         self.step = step
+
+
+def check_finite(state: TrainState) -> None:
+    """Raises NonFiniteLossError if a state is not finite; to be asked before it is evaluated or saved.
+
+    Every process must ask alike. A step looks at its loss and gradient only, as looking at all that it wrote costs some
+    percent of it.
+    """
+    if not _all_finite(state):
+        raise NonFiniteLossError("the parameters were not finite after", int(state.step))
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    zeros: dict[tuple[int, ...], jax.Array] = {}  # NaN where a leaf is not finite; one sum a shape compiles sooner
+    for leaf in jax.tree.leaves(tree):
+        zeros[leaf.shape] = zeros.get(leaf.shape, 0) + 0 * leaf
+    return jnp.isfinite(sum(jnp.sum(each) for each in zeros.values()))
 
 
 class MetricWindow:
@@ -53,7 +72,9 @@ class MetricWindow:
         fetched = jax.device_get([metrics for _, metrics in pending])
         for step, metrics in zip(steps, fetched, strict=True):
             if not metrics["finite"]:
-                raise NonFiniteLossError(step, float(metrics["loss"]))
+                loss = float(metrics["loss"])
+                what = "the gradient was not finite at" if np.isfinite(loss) else f"the loss was {loss} at"
+                raise NonFiniteLossError(what, step)
         names = [name for name in fetched[0] if name != "finite"] if fetched else []
         result = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in names}
         result["images_per_second"] = self._pictures / max(time.monotonic() - self._since, 1e-9)

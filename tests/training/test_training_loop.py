@@ -6,18 +6,30 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxmetric.training import MetricWindow, NonFiniteLossError, profiled, stop_on_signals
+from jaxmetric.training import MetricWindow, NonFiniteLossError, TrainState, check_finite, profiled, stop_on_signals
 
 
 def _metrics(loss, finite=True):
     return {"loss": jnp.float32(loss), "finite": jnp.bool(finite)}
 
 
-def test_a_state_that_is_not_finite_is_told_from_such_a_loss():
+def test_a_gradient_that_is_not_finite_is_told_from_such_a_loss():
     window = MetricWindow()
     window.add(3, _metrics(1.0, finite=False), pictures=4)
-    with pytest.raises(NonFiniteLossError, match=r"^the parameters were not finite after step 3$"):
+    with pytest.raises(NonFiniteLossError, match=r"^the gradient was not finite at step 3$"):
         window.summary()
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("part", ["params", "batch_stats", "opt_state"])
+def test_a_number_anywhere_in_a_state_that_is_not_finite_is_an_error(part, bad):
+    good = {"a": jnp.zeros(3), "b": [jnp.ones((2, 2))]}
+    state = TrainState(step=jnp.int32(7), params=good, batch_stats=good, opt_state=(good, jnp.int32(1)))
+    check_finite(state)
+    worse = {"a": good["a"], "b": [good["b"][0].at[1, 0].set(bad)]}
+    state = state.replace(**{part: (worse, jnp.int32(1)) if part == "opt_state" else worse})
+    with pytest.raises(NonFiniteLossError, match=r"^the parameters were not finite after step 7$"):
+        check_finite(state)
 
 
 def test_a_summary_is_the_mean_since_the_last_one():

@@ -13,7 +13,7 @@ import jaxmetric
 from jaxmetric.data import augment, image_keys
 from jaxmetric.encoders import make_encoder
 from jaxmetric.parallel import AXIS_NAME, compile_shard_map, drive_shard_map
-from jaxmetric.training import TrainState, create_state, make_train_step
+from jaxmetric.training import NonFiniteLossError, TrainState, check_finite, create_state, make_train_step
 
 B, SIDE, CLASSES, DIM, CHUNKS, STEPS = 12, 8, 3, 4, 3, 2
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
@@ -310,10 +310,10 @@ def sharded_state():
     return linear_state(ADAM, np.concatenate([centers, np.ones_like(centers[:2])])), centers
 
 
-def drive_sharded(state, **options):
+def drive_sharded(state, objective=sharded_soft_triple, **options):
     rows = state.params["loss"].shape
     specs = jax.tree.map(lambda x: PartitionSpec(AXIS_NAME) if x.shape == rows else PartitionSpec(), state)
-    step = linear_step(ADAM, sharded_soft_triple, class_shards=True, **options)
+    step = linear_step(ADAM, objective, class_shards=True, **options)
     return drive_shard_map(step, devices=jax.devices()[:SHARDS], state_specs=specs)
 
 
@@ -334,12 +334,27 @@ def test_shards_of_class_vectors_take_the_step_of_all_class_vectors_on_one_devic
     assert_equal_to_rounding(actual, expected_state, tolerance=1e-4)
 
 
+def test_every_device_hears_of_a_shards_gradient_that_is_not_finite():
+    def objective(key, centers, embeddings, labels):
+        loss, terms = sharded_soft_triple(key, centers, embeddings, labels)
+        cusp = jax.lax.cond(
+            jax.lax.axis_index(AXIS_NAME) == 2, lambda x: jnp.sqrt(jnp.sum(0 * x)), lambda x: 0.0, centers
+        )
+        return loss + cusp, terms
+
+    state, _ = sharded_state()
+    _, metrics = drive_sharded(state, objective)(state, linear_batch(NUM_CLASSES))
+    assert np.isfinite(metrics["loss"])
+    assert not metrics["finite"]
+
+
 def test_every_device_hears_of_a_shard_that_is_not_finite():
     state, _ = sharded_state()
     mean = np.zeros_like(state.params["loss"])
     mean[-3] = np.nan  # a moment of class 5, on device 2: the loss of this step knows nothing of it
     adam, rest = state.opt_state
     state = state.replace(opt_state=(adam._replace(mu={**adam.mu, "loss": mean}), rest))
-    _, metrics = drive_sharded(state)(state, linear_batch(NUM_CLASSES))
-    assert np.isfinite(metrics["loss"])
-    assert not metrics["finite"]
+    state, metrics = drive_sharded(state)(state, linear_batch(NUM_CLASSES))
+    assert metrics["finite"]
+    with pytest.raises(NonFiniteLossError, match=r"after step 1$"):
+        check_finite(state)
