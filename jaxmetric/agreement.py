@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 MAX_LEVELS = 4096
+_FEW_LEVELS = 64
 
 
 class PairLevels(NamedTuple):
@@ -130,7 +131,11 @@ def disagreement_levels(
     if np.array_equal(values, np.arange(len(values))):
         return PairLevels(least.astype(jnp.int32), most.astype(jnp.int32), len(values))
     between = jnp.asarray((values[1:] + values[:-1]) / 2, jnp.float32)
-    lower, upper = (jnp.searchsorted(between, phi.astype(jnp.float32)).astype(jnp.int32) for phi in (least, most))
+    # Comparing with a few is faster than searching among them, by far where lookups are slow.
+    method = "compare_all" if len(between) <= _FEW_LEVELS else "scan"
+    lower, upper = (
+        jnp.searchsorted(between, phi.astype(jnp.float32), method=method).astype(jnp.int32) for phi in (least, most)
+    )
     return PairLevels(lower, upper, len(values))
 
 

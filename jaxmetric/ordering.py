@@ -3,7 +3,8 @@
 Given P values d, each on a level, the engine sums `relu(d_a - d_b + margin)` over every ordered pair (a, b) in which
 a's level lies below b's. With the values in ascending order, the b's that a violates are a prefix, so two searches
 per value and running sums per level replace the P^2 comparisons: O(P log P + L P) time and O(P) memory for L levels.
-The gradient of each value is a count of its violations, found on the way.
+The gradient of each value is a count of its violations, found on the way. On TPUs, which sort fast and look up slowly,
+the values and those raised by the margin are sorted together in place of searching.
 
 The quadruplet loss calls `ordered_hinge` on the distances of all pairs of a batch; the batch-all triplet loss takes one
 anchor's distances at a time, by `ordered_hinge_of_rows`. `near_far_sums` has two levels and any number of segments,
@@ -28,8 +29,8 @@ class OrderedHinge(NamedTuple):
     active: jax.Array
 
 
-class _Constants(NamedTuple):
-    """What is not differentiated."""
+class Constants(NamedTuple):
+    """What is not differentiated; see `ordered_hinge`."""
 
     lower: jax.Array
     upper: jax.Array
@@ -79,7 +80,7 @@ def ordered_hinge(
         return OrderedHinge(nothing, nothing, nothing)
     near_weights, far_weights = (weights.astype(values.dtype) for weights in (near_weights, far_weights))
     constants = jax.lax.stop_gradient(
-        _Constants(lower, upper, near_weights, far_weights, jnp.asarray(margin, values.dtype))
+        Constants(lower, upper, near_weights, far_weights, jnp.asarray(margin, values.dtype))
     )
     values = jnp.where((near_weights > 0) | (far_weights > 0), values, 0)
     total, active = _hinge(values, constants, num_levels)
@@ -209,25 +210,35 @@ def _above(sums: jax.Array) -> jax.Array:
     return jnp.append(jnp.cumsum(sums[::-1])[::-1][1:], 0)
 
 
-def _pairs_weight(constants: _Constants, num_levels: int) -> jax.Array:
+def _pairs_weight(constants: Constants, num_levels: int) -> jax.Array:
     near = level_sums(constants.near_weights, constants.upper, num_levels)
     return ordered_weight(near, level_sums(constants.far_weights, constants.lower, num_levels))
 
 
+class _Sums(NamedTuple):
+    """The sum of the hinges, the weight of the positive ones, and the gradient `[P]` of the sum."""
+
+    total: jax.Array
+    active: jax.Array
+    gradient: jax.Array
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _hinge(values: jax.Array, constants: _Constants, num_levels: int) -> tuple[jax.Array, jax.Array]:
-    near = _near_sums(values, _sort(values, constants.margin), constants, num_levels)
-    return _totals(values, near, constants)
+def _hinge(values: jax.Array, constants: Constants, num_levels: int) -> tuple[jax.Array, jax.Array]:
+    (total, active), _ = _hinge_forward(values, constants, num_levels)
+    return total, active
 
 
 def _hinge_forward(
-    values: jax.Array, constants: _Constants, num_levels: int
+    values: jax.Array, constants: Constants, num_levels: int
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    order = _sort(values, constants.margin)
-    near = _near_sums(values, order, constants, num_levels)
-    far_violations = _far_violations(order, constants, num_levels)
-    gradient = constants.near_weights * near.violations - constants.far_weights * far_violations
-    return _totals(values, near, constants), gradient + _nan_of(values)
+    sums = jax.lax.platform_dependent(
+        values,
+        constants,
+        tpu=partial(sums_by_sorting, num_levels=num_levels),
+        default=partial(sums_by_searching, num_levels=num_levels),
+    )
+    return (sums.total + _nan_of(values), sums.active), sums.gradient + _nan_of(values)
 
 
 def _hinge_backward(
@@ -238,6 +249,49 @@ def _hinge_backward(
 
 
 _hinge.defvjp(_hinge_forward, _hinge_backward)
+
+
+def sums_by_searching(values: jax.Array, constants: Constants, num_levels: int) -> _Sums:
+    """What `ordered_hinge` is made of, by one sort of integers, and searches and lookups in its result."""
+    order = _sort(values, constants.margin)
+    near = _near_sums(values, order, constants, num_levels)
+    far_violations = _far_violations(order, constants, num_levels)
+    return _Sums(
+        jnp.sum(constants.near_weights * near.hinges),
+        jnp.sum(constants.near_weights * near.violations),
+        constants.near_weights * near.violations - constants.far_weights * far_violations,
+    )
+
+
+def sums_by_sorting(values: jax.Array, constants: Constants, num_levels: int) -> _Sums:
+    """The same by sorting alone: every value as a, raised by the margin, and as b, in one sequence, and back again."""
+    size = values.size
+    heights = jnp.concatenate([values + constants.margin, values])
+    heights = jnp.where(heights == 0, 0, heights)  # of two zeros the negative one would be lower
+    levels = jnp.concatenate([constants.upper, constants.lower])
+    weights = jnp.concatenate([constants.near_weights, constants.far_weights])
+    # Of equal heights the a's come first: the corner of the hinge is not active.
+    bits, index, levels, weights = jax.lax.sort(
+        (_bits(heights), jnp.arange(2 * size), levels, weights), num_keys=2, is_stable=False
+    )
+    is_near, ascending = index < size, _floats(bits, values.dtype)
+    near_weights, far_weights = jnp.where(is_near, weights, 0), jnp.where(is_near, 0, weights)
+    gaps = jnp.diff(ascending, prepend=ascending[:1])
+
+    def add_level(level: int, sums: _NearSums) -> _NearSums:
+        below = jnp.cumsum(jnp.where(levels > level, far_weights, 0))
+        integral = jnp.cumsum(jnp.roll(below, 1) * gaps)  # see _near_sums
+        above = jax.lax.cumsum(jnp.where(levels < level, near_weights, 0), reverse=True)
+        here = levels == level
+        return _NearSums(
+            jnp.where(here, integral, sums.hinges),
+            jnp.where(here, jnp.where(is_near, below, above), sums.violations),
+        )
+
+    zeros = jnp.zeros_like(ascending)
+    hinges, violations = jax.lax.fori_loop(0, num_levels, add_level, _NearSums(zeros, zeros))
+    _, in_place = jax.lax.sort((index, (near_weights - far_weights) * violations), num_keys=1, is_stable=False)
+    return _Sums(jnp.sum(near_weights * hinges), jnp.sum(near_weights * violations), in_place[:size] + in_place[size:])
 
 
 def _sort(values: jax.Array, margin: jax.Array) -> _Order:
@@ -275,7 +329,7 @@ class _NearSums(NamedTuple):
     violations: jax.Array
 
 
-def _near_sums(values: jax.Array, order: _Order, constants: _Constants, num_levels: int) -> _NearSums:
+def _near_sums(values: jax.Array, order: _Order, constants: Constants, num_levels: int) -> _NearSums:
     """Sums over the b's, with C(t) the weight of the b's below t.
 
     The sum of (d_a + margin - d_b) over the violated b's is the integral of C up to d_a + margin. All its terms are
@@ -300,7 +354,7 @@ def _near_sums(values: jax.Array, order: _Order, constants: _Constants, num_leve
     return jax.lax.fori_loop(0, num_levels - 1, add_level, _NearSums(zeros, zeros))
 
 
-def _far_violations(order: _Order, constants: _Constants, num_levels: int) -> jax.Array:
+def _far_violations(order: _Order, constants: Constants, num_levels: int) -> jax.Array:
     """For each b: the weight of the a's that violate it."""
 
     def add_level(level: int, violations: jax.Array) -> jax.Array:
@@ -314,11 +368,6 @@ def _far_violations(order: _Order, constants: _Constants, num_levels: int) -> ja
 def _at(index: jax.Array, weights: jax.Array) -> jax.Array:
     """Returns `[P + 1]`: the sum of the `[P]` weights at each index."""
     return jnp.zeros(weights.size + 1, weights.dtype).at[index].add(weights)
-
-
-def _totals(values: jax.Array, near: _NearSums, constants: _Constants) -> tuple[jax.Array, jax.Array]:
-    total = jnp.sum(constants.near_weights * near.hinges)
-    return total + _nan_of(values), jnp.sum(constants.near_weights * near.violations)
 
 
 def _nan_of(values: jax.Array) -> jax.Array:

@@ -17,8 +17,8 @@ class Pairs(NamedTuple):
     second: jax.Array
 
 
-def all_pairs(batch: int, *, self_pairs: bool = False) -> Pairs:
-    """Every unordered pair of distinct examples of a batch, once; with `self_pairs` followed by the pairs (i, i).
+def all_pairs(batch: int) -> Pairs:
+    """Every unordered pair of distinct examples of a batch, once.
 
     The pairs are numbered round by round of a circular tournament, (i, i + offset mod B), so that their indices are
     computed where they are used instead of being stored in the program.
@@ -31,10 +31,17 @@ def all_pairs(batch: int, *, self_pairs: bool = False) -> Pairs:
     number = jax.lax.iota(np.int32, batch * (batch - 1) // 2)
     first = number % batch
     second = (first + number // batch + 1) % batch
-    if self_pairs:
-        itself = jax.lax.iota(np.int32, batch)
-        first, second = jnp.append(first, itself), jnp.append(second, itself)
     return Pairs(first, second)
+
+
+def of_all_pairs(matrix: jax.Array) -> jax.Array:
+    """Returns `matrix[all_pairs(B)]` `[P]` of a `[B, B]` matrix by moving whole rows, as lookups are slow on TPUs."""
+    batch = matrix.shape[0]
+    twice = jnp.concatenate([matrix, matrix], axis=1)
+    # With another entry in each row, row i begins i entries later: its entry k is matrix[i, (i + k) % B].
+    turned = jnp.pad(twice.reshape(-1), (0, batch)).reshape(batch, 2 * batch + 1)
+    rounds = turned[:, 1 : batch // 2 + 1].T
+    return rounds.reshape(-1)[: batch * (batch - 1) // 2]
 
 
 @partial(jax.jit, static_argnames=("num_samples", "num_levels"))

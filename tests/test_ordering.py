@@ -1,3 +1,6 @@
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmetric.ordering import level_sums, near_far_sums, ordered_hinge, sums_above, with_gradient
+from jaxmetric.ordering import (
+    Constants,
+    level_sums,
+    near_far_sums,
+    ordered_hinge,
+    sums_above,
+    sums_by_searching,
+    sums_by_sorting,
+    with_gradient,
+)
 
 
 def brute_force(values, lower, upper, near_weights, far_weights, margin):
@@ -31,6 +43,14 @@ def value_and_gradient(values, *arrays, margin, num_levels):
 engine = jax.jit(value_and_gradient, static_argnames="num_levels")
 
 
+@partial(jax.jit, static_argnames=("way", "num_levels"))
+def sums_of(way, values, lower, upper, near_weights, far_weights, *, margin, num_levels):
+    return way(values, Constants(lower, upper, near_weights, far_weights, jnp.float32(margin)), num_levels)
+
+
+WAYS = {"of CPUs": sums_by_searching, "of TPUs": sums_by_sorting}
+
+
 def quarters(rng, low, high, size):
     """Multiples of 1/4: their sums, differences and products are exact in float32, and they are often tied."""
     return rng.integers(4 * low, 4 * high + 1, size).astype(np.float32) / 4
@@ -54,6 +74,55 @@ def test_equals_all_ordered_pairs_exactly(seed, num_levels, intervals, margin):
     result = engine(*problem, margin=margin, num_levels=num_levels)
     for value, expected in zip(result, brute_force(*problem, margin), strict=True):
         np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_levels=st.integers(1, 6),
+    intervals=st.booleans(),
+    margin=st.sampled_from([-0.75, 0.0, 0.25, 1.0, 100.0]),
+)
+def test_each_platforms_way_equals_all_ordered_pairs_exactly(way, seed, num_levels, intervals, margin):
+    values, *rest = random_problem(np.random.default_rng(seed), 14, num_levels, intervals=intervals)
+    sums = sums_of(WAYS[way], values, *rest, margin=margin, num_levels=num_levels)
+    total, _, active, gradient = brute_force(values, *rest, margin)
+    for value, expected in zip(sums, (total, active, gradient), strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_platforms_way_equals_all_ordered_pairs_of_real_values(way):
+    rng = np.random.default_rng(1)
+    _, lower, upper, _, _ = random_problem(rng, 300, 6, intervals=True)
+    values, near_weights, far_weights = (rng.random((3, 300)) * [[5], [1], [1]]).astype(np.float32)
+    problem = values, lower, upper, near_weights, far_weights
+    total, _, active, gradient = brute_force(*problem, 0.3)
+    for value, expected in zip(
+        sums_of(WAYS[way], *problem, margin=0.3, num_levels=6), (total, active, gradient), strict=True
+    ):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_the_corner_of_the_hinge_is_not_active_at_either_zero(way, zero):
+    levels, ones = np.int32([0, 1]), np.ones(2, np.float32)
+    sums = sums_of(WAYS[way], np.float32([-0.25, zero]), levels, levels, ones, ones, margin=0.25, num_levels=2)
+    assert [x.tolist() for x in sums] == [0, 0, [0, 0]]
+
+
+@pytest.mark.parametrize(("platform", "sorted_arrays"), [("cpu", [1]), ("cuda", [1]), ("tpu", [2, 4])])
+def test_each_platform_goes_its_way_alone(platform, sorted_arrays):
+    values, levels, ones = np.float32([0, 1, 2]), np.int32([0, 1, 0]), np.ones(3, np.float32)
+
+    def rows(values):
+        return jax.vmap(lambda x: ordered_hinge(x, levels, levels, ones, ones, margin=0.1, num_levels=2).total)(values)
+
+    for function in (lambda x: rows(x[None]).sum(), lambda x: rows(jnp.stack([x, x])).sum()):
+        program = jax.jit(jax.grad(function)).trace(values).lower(lowering_platforms=(platform,)).as_text()
+        sorts = re.findall(r'"stablehlo.sort"\(([^)]*)\)', program)
+        assert sorted(operands.count("%") for operands in sorts) == sorted_arrays
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3])

@@ -23,7 +23,7 @@ from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_each, reduce_stats
 from jaxmetric.numerics import safe_divide
 from jaxmetric.ordering import level_sums, ordered_hinge
-from jaxmetric.tuples import Pairs, all_pairs, sample_ordered
+from jaxmetric.tuples import all_pairs, of_all_pairs, sample_ordered
 
 BALANCES = ("quadruplets", "levels")
 
@@ -264,29 +264,18 @@ def check_disagreement(
 def _quadruplet_stats(
     batch: LabelledBatch, margin: float, *, disagreement: Disagreement, self_pairs: bool, balance: str
 ) -> LossStats:
-    pairs = all_pairs(batch.size, self_pairs=self_pairs)
-    levels = _pair_levels(pairs, batch, disagreement)
-    pair_weights = batch.weights[pairs.first] * batch.weights[pairs.second]
-    distances = pairwise_squared_euclidean(batch.embeddings)[pairs.first, pairs.second]
-    if self_pairs:
-        itself = pairs.first == pairs.second
-        distances = jnp.where(itself, 0, distances)
-        pair_weights = jnp.where(itself, pair_weights / 2, pair_weights)
-        levels = levels._replace(lower=jnp.where(itself, 0, levels.lower), upper=jnp.where(itself, 0, levels.upper))
+    lower, upper, num_levels = _pair_levels(batch, disagreement)
+    pair_weights = _pair_weights(batch)
+    distances = of_all_pairs(pairwise_squared_euclidean(batch.embeddings))
+    if self_pairs:  # at distance 0, on level 0
+        distances, lower, upper = (jnp.pad(x, (0, batch.size)) for x in (distances, lower, upper))
+        pair_weights = jnp.append(pair_weights, jnp.square(batch.weights) / 2)
     near_weights = far_weights = pair_weights
     if balance == "levels":
-        near_weights = _share_of_level(pair_weights, levels.upper, levels.num_levels)
-        far_weights = _share_of_level(pair_weights, levels.lower, levels.num_levels)
+        near_weights = _share_of_level(pair_weights, upper, num_levels)
+        far_weights = _share_of_level(pair_weights, lower, num_levels)
     return LossStats(
-        *ordered_hinge(
-            distances,
-            levels.lower,
-            levels.upper,
-            near_weights,
-            far_weights,
-            margin=margin,
-            num_levels=levels.num_levels,
-        )
+        *ordered_hinge(distances, lower, upper, near_weights, far_weights, margin=margin, num_levels=num_levels)
     )
 
 
@@ -295,14 +284,14 @@ def _sampled_losses(
     key: jax.Array, batch: LabelledBatch, margin: float, num_quadruplets: int
 ) -> tuple[jax.Array, jax.Array]:
     """The losses of drawn quadruplets, and as their weights 1, or 0 if the batch has none to draw."""
-    embeddings, labels, _, weights = batch
+    embeddings, labels = batch.embeddings, batch.labels
     pairs = all_pairs(batch.size)
-    levels = _pair_levels(pairs, batch, Disagreement())
+    levels = _pair_levels(batch, Disagreement())
     near, far, exists = sample_ordered(
         key,
         levels.lower,
         levels.upper,
-        weights[pairs.first] * weights[pairs.second],
+        _pair_weights(batch),
         num_samples=num_quadruplets,
         num_levels=levels.num_levels,
     )
@@ -311,14 +300,19 @@ def _sampled_losses(
     return losses, jnp.broadcast_to(exists, losses.shape).astype(losses.dtype)
 
 
-def _pair_levels(pairs: Pairs, batch: LabelledBatch, disagreement: Disagreement) -> PairLevels:
-    return disagreement_levels(
-        batch.labels[pairs.first],
-        batch.labels[pairs.second],
-        first_known=batch.known[pairs.first],
-        second_known=batch.known[pairs.second],
+def _pair_levels(batch: LabelledBatch, disagreement: Disagreement) -> PairLevels:
+    lower, upper, num_levels = disagreement_levels(
+        batch.labels[:, None],
+        batch.labels[None],
+        first_known=batch.known[:, None],
+        second_known=batch.known[None],
         **disagreement._asdict(),
     )
+    return PairLevels(of_all_pairs(lower), of_all_pairs(upper), num_levels)
+
+
+def _pair_weights(batch: LabelledBatch) -> jax.Array:
+    return of_all_pairs(batch.weights[:, None] * batch.weights)
 
 
 def _share_of_level(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
