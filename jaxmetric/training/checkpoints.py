@@ -4,8 +4,10 @@ A checkpoint holds the state and what goes with it: a small JSON object, such as
 All processes of a run call these functions alike. What was saved on some devices is restored on any others.
 """
 
+import hashlib
 import itertools
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -24,8 +26,9 @@ from jaxmetric.training.writers import write_atomically
 
 _UNWRITTEN = "a checkpoint could not be written"
 _HEADROOM = 8 * 2**20  # bytes, for checkpoints' metadata, metrics and the report
+_READ_AT_ONCE = 2**16  # bytes: orbax's notes, and small arrays
 _STATE, _EXTRA = "state", "extra"
-_SIZES = ".sizes.json"
+_NOTE = ".files.json"
 _REWRITTEN = "_CHECKPOINT_METADATA"  # by orbax, after the note; nothing that restoring needs
 
 
@@ -58,7 +61,7 @@ def open_checkpoints(directory: Path, *, keep: int = 2) -> Iterator[ocp.Checkpoi
         preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best]),
         best_fn=_score,
         enable_async_checkpointing=True,
-        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _note_sizes(directory)),
+        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _note_files(directory)),
     )
     handlers = {_STATE: ocp.StandardCheckpointHandler(), _EXTRA: ocp.JsonCheckpointHandler()}
     manager = _call(
@@ -143,7 +146,12 @@ def _score(metrics: Mapping[str, float]) -> float:
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState, resize: Any) -> Restored:
-    what = _unreadable(Path(manager.directory), step)
+    directory = Path(manager.directory)
+    what, share = _unreadable(directory, step), slice(jax.process_index(), None, jax.process_count())
+    damage = _damage(directory, step, share=share)
+    # Found out together and beforehand: a process that fails in orbax leaves the others waiting in it.
+    if any_process(damage is not None):
+        raise _UnreadableError(damage or f"{what}: another process found damage in it")
     wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     found = _call(what, lambda: manager.item_metadata(step)[_STATE].tree, _UnreadableError)
     _check_arrays(what, wanted, found, resize)
@@ -171,8 +179,8 @@ def _by_name(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _note_sizes(directory: Path) -> None:
-    """Notes how large the files of a checkpoint are, so that one cut short is told before it is read.
+def _note_files(directory: Path) -> None:
+    """Notes the sizes and digests of a checkpoint's files, so that damage is told before they are read.
 
     orbax calls this before it renames the folder to its final name: a checkpoint is never there without its note.
     """
@@ -182,36 +190,49 @@ def _note_sizes(directory: Path) -> None:
     for folder in directory.glob("*.orbax-checkpoint-tmp*"):
         step = int(folder.name.split(".")[0])
         files = (path for path in folder.rglob("*") if path.is_file() and path.name != _REWRITTEN)
-        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-        write_atomically(directory / f"{step}{_SIZES}", json.dumps(sizes))
+        facts = {str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in files}
+        write_atomically(directory / f"{step}{_NOTE}", json.dumps(facts))
         known.add(step)
-    for note in directory.glob(f"*{_SIZES}"):
-        if int(note.name.removesuffix(_SIZES)) not in known:
+    for note in directory.glob(f"*{_NOTE}"):
+        if int(note.name.removesuffix(_NOTE)) not in known:
             note.unlink(missing_ok=True)
 
 
 def _set_damaged_aside(directory: Path) -> None:
-    """Before orbax opens them, as it reads some of each."""
-    damaged = {step: message for step in sorted(_complete(directory)) if (message := _damage(directory, step))}
-    if damaged and len(damaged) == len(_complete(directory)):
-        raise CheckpointError(damaged[max(damaged)])
-    if damaged:
+    """Before orbax opens them, as it reads some of each. Of several processes the first decides."""
+    steps = sorted(_complete(directory)) if jax.process_index() == 0 else []
+    damaged = {step: message for step in steps if (message := _damage(directory, step, read=_READ_AT_ONCE))}
+    if any_process(bool(damaged) and len(damaged) == len(steps)):
+        raise CheckpointError(damaged[steps[-1]] if damaged else f"no checkpoint in {directory} could be read")
+    if any_process(bool(damaged)):
         _set_aside(directory, damaged)
 
 
-def _damage(directory: Path, step: int) -> str | None:
-    """What is wrong with the files of a checkpoint, as far as their sizes tell."""
-    folder, note = directory / str(step), directory / f"{step}{_SIZES}"
-    try:
-        sizes = json.loads(note.read_text())
-    except (OSError, ValueError):  # killed before it was written, or damaged itself: reading will tell
-        return None
-    for name, size in sizes.items():
-        path = folder / name
-        left = path.stat().st_size if path.exists() else 0
-        if left != size:
-            return f"{_unreadable(directory, step)}: {name} has {left:,} of {size:,} bytes"
+def _damage(directory: Path, step: int, *, share: slice = slice(None), read: float = math.inf) -> str | None:
+    """What is wrong with a share of a checkpoint's files: their sizes, and what those of up to `read` bytes hold."""
+    for name, (size, digest) in list(_noted(directory, step).items())[share]:
+        path = directory / str(step) / name
+        try:
+            left = path.stat().st_size if path.exists() else 0
+            if left != size:
+                return f"{_unreadable(directory, step)}: {name} has {left:,} of {size:,} bytes"
+            if size <= read and _digest(path) != digest:
+                return f"{_unreadable(directory, step)}: {name} is not what was written"
+        except OSError as error:
+            return f"{_unreadable(directory, step)}: {name}: {error.strerror}"
     return None
+
+
+def _noted(directory: Path, step: int) -> dict[str, tuple[int, str]]:
+    try:
+        return json.loads((directory / f"{step}{_NOTE}").read_text())
+    except (OSError, ValueError):  # killed before it was written, or damaged itself: reading will tell
+        return {}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _set_aside(directory: Path, steps: Mapping[int, str]) -> None:
@@ -222,7 +243,7 @@ def _set_aside(directory: Path, steps: Mapping[int, str]) -> None:
         folder.mkdir(exist_ok=True)
         for step, message in steps.items():
             shutil.move(directory / str(step), _unused(folder / str(step)))
-            (directory / f"{step}{_SIZES}").unlink(missing_ok=True)
+            (directory / f"{step}{_NOTE}").unlink(missing_ok=True)
             warnings.warn(f"{message}; it was moved to {folder}", stacklevel=3)
     _wait_for_all_processes()
 

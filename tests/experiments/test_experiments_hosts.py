@@ -1,5 +1,6 @@
 """Several processes on this machine: the numbers of one, and what happens when one of them dies."""
 
+import json
 import os
 import re
 import signal
@@ -90,6 +91,24 @@ def test_two_processes_give_the_numbers_of_one_and_go_on_from_a_checkpoint(drive
 
 
 @pytest.mark.slow
+def test_damage_that_one_process_sees_sends_all_to_the_checkpoint_before(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import jaxmetric.training.checkpoints as checkpoints\n"
+        "checkpoints._READ_AT_ONCE = 0\n"  # as of files too large for one process to read all
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    first, second = (run_workers(tmp_path, "shard_map", 2) for _ in range(2))
+    assert first != second
+    checkpoint = tmp_path / "checkpoints" / "6"
+    names = list(json.loads((tmp_path / "checkpoints" / "6.files.json").read_text()))
+    largest = max(names[1::2], key=lambda name: (checkpoint / name).stat().st_size)
+    whole = (checkpoint / largest).read_bytes()
+    (checkpoint / largest).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert run_workers(tmp_path, "shard_map", 2) == second
+    assert (tmp_path / "unreadable" / "6").exists()
+
+
+@pytest.mark.slow
 def test_a_mistake_in_one_process_ends_the_others_and_is_told(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
@@ -150,7 +169,7 @@ def test_a_run_of_several_processes_is_that_of_one(count, driver, tmp_path, monk
     assert printed.err == ""
     assert f"on {2 * count} cpu devices of {count} processes" in printed.out
     compare(tmp_path / "several", tmp_path / "one")
-    for step in ("8", "8.sizes.json"):
+    for step in ("8", "8.files.json"):
         subprocess.run(["rm", "-r", str(tmp_path / "several" / "checkpoints" / step)], check=True)
     assert train.main(words) == 0
     assert "going on after step 4" in capfd.readouterr().out

@@ -219,7 +219,7 @@ def test_sharded_classes_on_other_numbers_of_devices_give_the_numbers_of_whole_o
         check=False,
     )
     assert done.returncode == 0
-    for name in ("12", "12.sizes.json"):
+    for name in ("12", "12.files.json"):
         subprocess.run(["rm", "-r", str(tmp_path / "run" / "checkpoints" / name)], check=True)
     assert train.main(words) == 0
     assert "going on after step 6" in capsys.readouterr().out

@@ -87,8 +87,12 @@ def _files(folder):
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("length", [0, 0.5])
-def test_whatever_file_of_the_newest_is_cut_short_the_one_before_is_taken(two_checkpoints, tmp_path, length):
+def _flipped(whole):
+    return whole[:-1] + bytes([whole[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[: len(whole) // 2], _flipped])
+def test_whatever_file_of_the_newest_is_damaged_the_one_before_is_taken(two_checkpoints, tmp_path, damage):
     marks = ("_CHECKPOINT_METADATA", "commit_success.txt")  # orbax's last strokes, which nothing reads
     names = [name for name in _files(two_checkpoints / "checkpoints" / "2") if str(name) not in marks]
     for number, name in enumerate(names):
@@ -96,10 +100,10 @@ def test_whatever_file_of_the_newest_is_cut_short_the_one_before_is_taken(two_ch
         shutil.copytree(two_checkpoints, folder)
         file = folder / "checkpoints" / "2" / name
         whole = file.read_bytes()
-        if len(whole[: int(len(whole) * length)]) == len(whole):
+        if not whole:
             continue
-        file.write_bytes(whole[: int(len(whole) * length)])
-        message = f"the checkpoint of step 2 in .* could not be read: {name} has"
+        file.write_bytes(damage(whole))
+        message = f"the checkpoint of step 2 in .* could not be read: {name} (has|is not what was written)"
         with pytest.warns(UserWarning, match=message), open_checkpoints(folder / "checkpoints") as manager:
             restored = restore_latest(manager, _state(0, 0.0))
             save_checkpoint(manager, _state(2, 20.0))
@@ -110,9 +114,26 @@ def test_whatever_file_of_the_newest_is_cut_short_the_one_before_is_taken(two_ch
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what tensorstore calls too late
-def test_damage_that_sizes_do_not_tell_is_found_by_reading(two_checkpoints, tmp_path):
+def test_a_large_file_is_looked_through_when_it_is_to_be_restored(tmp_path):
+    def state(value):
+        return _state(1, value).replace(opt_state=jax.random.normal(jax.random.key(0), (40_000,)))
+
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        for step in (1, 2):
+            save_checkpoint(manager, state(1.0).replace(step=jnp.int32(step)))
+    large = max((tmp_path / "checkpoints" / "2").rglob("*"), key=lambda path: path.stat().st_size)
+    large.write_bytes(_flipped(large.read_bytes()))
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        assert manager.latest_step() == 2
+        with pytest.warns(
+            UserWarning, match=f"could not be read: .*{large.name} is not what was written; it was moved"
+        ):
+            assert int(restore_latest(manager, state(0.0)).state.step) == 1
+
+
+def test_damage_that_is_not_noted_is_found_by_reading(two_checkpoints, tmp_path):
     shutil.copytree(two_checkpoints, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "2.sizes.json").unlink()
+    (tmp_path / "run" / "checkpoints" / "2.files.json").unlink()
     manifest = tmp_path / "run" / "checkpoints" / "2" / "state" / "manifest.ocdbt"
     manifest.write_bytes(manifest.read_bytes()[:20])
     with (
@@ -126,7 +147,7 @@ def test_damage_that_sizes_do_not_tell_is_found_by_reading(two_checkpoints, tmp_
 def test_where_none_can_be_read_the_last_stays_and_is_an_error(two_checkpoints, tmp_path):
     shutil.copytree(two_checkpoints, tmp_path / "run")
     for step in ("1", "2"):
-        (tmp_path / "run" / "checkpoints" / f"{step}.sizes.json").unlink()
+        (tmp_path / "run" / "checkpoints" / f"{step}.files.json").unlink()
         manifest = tmp_path / "run" / "checkpoints" / step / "state" / "manifest.ocdbt"
         manifest.write_bytes(manifest.read_bytes()[:20])
     with (
@@ -138,14 +159,14 @@ def test_where_none_can_be_read_the_last_stays_and_is_an_error(two_checkpoints, 
     assert (tmp_path / "run" / "checkpoints" / "1").exists()
 
 
-def test_a_checkpoint_is_never_there_without_the_sizes_of_its_files(tmp_path):
+def test_a_checkpoint_is_never_there_without_the_note_of_its_files(tmp_path):
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         for step in (1, 2, 3):
             save_checkpoint(manager, _state(step, float(step)))
             manager.wait_until_finished()
-            kept = {f"{step}.sizes.json" for step in manager.all_steps()}
+            kept = {f"{step}.files.json" for step in manager.all_steps()}
             assert {path.name for path in (tmp_path / "checkpoints").glob("*.json")} >= kept
-            assert f"{step}.sizes.json" in kept
+            assert f"{step}.files.json" in kept
 
 
 def test_where_all_are_damaged_nothing_is_moved_and_nothing_begins_anew(two_checkpoints, tmp_path):
