@@ -97,9 +97,10 @@ def slice_of(topology: str) -> tuple[Chip, list[jax.Device]]:
     Raises:
       ConfigError: if the TPU compiler is missing or does not know the topology.
     """
-    name = topology.split(":")[0]
+    name, _, shape = topology.partition(":")
     if name not in CHIPS:
         raise ConfigError(f"topology is {topology}, expected a chip of {', '.join(CHIPS)} and a shape, such as v5e:4x4")
+    _check_shape(topology, shape, CHIPS[name].largest)
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError('the TPU compiler is not installed; it comes with: pip install "jax[tpu]"')
     os.environ.update(_NO_TPU_HERE)
@@ -110,6 +111,19 @@ def slice_of(topology: str) -> tuple[Chip, list[jax.Device]]:
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise ConfigError(f"topology is {topology}, which the TPU compiler refuses: {_first_line(error)}") from error
     return CHIPS[name], list(description.devices)
+
+
+def _check_shape(topology: str, shape: str, largest: tuple[int, ...]) -> None:
+    sides = [int(side) if side.isdecimal() else 0 for side in shape.split("x")]
+    # Boards of 2 x 2 chips, each with its machine; the third side of a slice may be 1.
+    fit = len(sides) == len(largest) and all(side % 2 == 0 for side in sides[:2])
+    if not fit or any(not 1 <= side <= most for side, most in zip(sides, largest, strict=True)):
+        most = "x".join(map(str, largest))
+        example = "x".join(map(str, (2, 2, 1)[: len(largest)]))
+        raise ConfigError(
+            f"topology is {topology}, expected {len(largest)} sides of up to {most} chips, of which the first two are "
+            f"even, such as {topology.split(':')[0]}:{example}"
+        )
 
 
 def compile_step(experiment: Experiment, devices: list[jax.Device]) -> Any:

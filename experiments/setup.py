@@ -203,8 +203,11 @@ def claim_workdir(experiment: Experiment, workdir: Path) -> None:
         "labels": [column.name for column in source.columns],
         "digest": digest.hexdigest(),
     }
-    if path.exists() and json.loads(path.read_text()) != facts:
-        raise ConfigError(f"{workdir} holds a run on other data: pictures, labels or split have changed since it began")
+    if path.exists() and (began := json.loads(path.read_text())) != facts:
+        raise ConfigError(
+            f"{workdir} holds a run on other data: pictures, labels or split have changed since it began "
+            f"with {began['pictures']:,} pictures; now there are {len(source):,}"
+        )
     if jax.process_index() == 0 and not path.exists():
         save_config(experiment.config, workdir)
         write_atomically(path, json.dumps(facts, indent=2) + "\n")

@@ -181,6 +181,8 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
                 window.restart_clock()
             if last:
                 break
+    if machine.profile and (traces := list((workdir / "tensorboard").glob("plugins/profile/*"))):
+        say(f"steps were traced, for TensorBoard's Profile page and ui.perfetto.dev, into {max(traces)}")
     if bad := stream.state()["unreadable"]:
         who = f"process {jax.process_index()}: " if jax.process_count() > 1 else ""
         warnings.warn(f"{who}{len(bad)} pictures could not be read and were replaced, such as {bad[0]}", stacklevel=2)

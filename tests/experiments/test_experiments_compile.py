@@ -89,6 +89,23 @@ def test_an_unknown_chip_lists_those_known(topology):
         slice_of(topology)
 
 
+@pytest.mark.parametrize(
+    ("topology", "expected"),
+    [
+        ("v5e", "2 sides of up to 16x16 chips, of which the first two are even, such as v5e:2x2"),
+        ("v5e:3x3", "2 sides of up to 16x16"),
+        ("v5e:2x2x2", "2 sides"),
+        ("v6e:32x2", "2 sides"),
+        ("v6e:2x", "2 sides"),
+        ("v5p:2x2", "3 sides of up to 16x20x28 chips, of which the first two are even, such as v5p:2x2x1"),
+        ("v5p:2x2x0", "3 sides"),
+    ],
+)
+def test_a_slice_of_another_shape_is_told_what_shapes_there_are(topology, expected):
+    with pytest.raises(ConfigError, match=f"^topology is {topology}, expected {expected}"):
+        slice_of(topology)
+
+
 def test_without_the_compiler_the_command_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["debug", "--topology", "v5e:2x2"]) == 1
