@@ -203,7 +203,11 @@ def _in_a_child() -> int:
         print(child.stderr, end="", file=sys.stderr)
         return child.returncode
     name = signal.Signals(-child.returncode).name
-    print(f"error: the TPU compiler crashed on this step for this topology ({name} in libtpu)", file=sys.stderr)
+    print(
+        f"error: the TPU compiler crashed on this step for this topology ({name} in libtpu); "
+        'a newer one may not: pip install --upgrade "jax[tpu]"',
+        file=sys.stderr,
+    )
     return 1
 
 

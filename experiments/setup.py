@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from experiments.config import BatchConfig, Config, ConfigError, DataConfig, check_same_config, save_config
 from experiments.objective import init_loss_params, make_objective
@@ -326,7 +326,7 @@ def _trace_objective(experiment: Experiment) -> None:
     everywhere = parallel.REPLICATED
     mapped = jax.shard_map(
         experiment.objective,
-        mesh=AbstractMesh((experiment.num_devices,), (parallel.AXIS_NAME,)),
+        mesh=AbstractMesh((experiment.num_devices,), (parallel.AXIS_NAME,), axis_types=(AxisType.Auto,)),
         in_specs=(everywhere, parallel.SHARDED if config.loss.shard_classes else everywhere, everywhere, everywhere),
         out_specs=everywhere,
         check_vma=False,

@@ -312,7 +312,7 @@ def _pair_levels(batch: LabelledBatch, disagreement: Disagreement) -> PairLevels
 
 
 def _pair_weights(batch: LabelledBatch) -> jax.Array:
-    return of_all_pairs(batch.weights[:, None] * batch.weights)
+    return of_all_pairs(batch.weights[:, None] * batch.weights[None])
 
 
 def _share_of_level(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:

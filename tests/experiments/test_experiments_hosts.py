@@ -45,7 +45,7 @@ WORKER = textwrap.dedent("""
             return jaxmetric.soft_triple_loss(embeddings, labels, params["loss"])
         value, gradients = jax.value_and_grad(loss)(state.params)
         gradients = parallel.average(gradients, axis_name)
-        params = jax.tree.map(lambda p, g: p - 0.5 * g, state.params, gradients)
+        params = jax.tree.map(lambda p, g: p - 0.05 * g, state.params, gradients)
         return state.replace(step=state.step + 1, params=params), value
 
     rng = np.random.default_rng(0)
