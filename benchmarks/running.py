@@ -85,7 +85,8 @@ def restarts() -> None:
 def _start(folder: str) -> dict[str, float]:
     """Seconds to the restored state, to the end of a step, and between them."""
     words = ["--workdir", f"{folder}/run", "--log-every", "1"]
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{folder}/programs"}
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment["XDG_CACHE_HOME"] = f"{folder}/cache"
     began, ready = time.monotonic(), 0.0
     command = [sys.executable, "-u", "-m", "experiments.train", *words]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:

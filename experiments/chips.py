@@ -13,7 +13,8 @@ class Chip(NamedTuple):
       flops: multiply-adds in bfloat16, counted as two, per second.
       bandwidth: bytes per second between HBM and the cores.
       interconnect: bytes per second that a chip can send to its neighbours, over all links together.
-      largest: how many chips the largest slice has each way.
+      sides: how many numbers name the shape of a slice.
+      most: chips of the largest slice.
 
     References:
       Google Cloud TPU documentation, system architecture: pages on v5e, v5p and v6e.
@@ -24,15 +25,16 @@ class Chip(NamedTuple):
     flops: float
     bandwidth: float
     interconnect: float
-    largest: tuple[int, ...]
+    sides: int
+    most: int
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", memory=16 * 2**30, flops=197e12, bandwidth=819e9, interconnect=200e9, largest=(16, 16)),
-        Chip("v5p", memory=95 * 2**30, flops=459e12, bandwidth=2765e9, interconnect=600e9, largest=(16, 20, 28)),
-        Chip("v6e", memory=32 * 2**30, flops=918e12, bandwidth=1640e9, interconnect=448e9, largest=(16, 16)),
+        Chip("v5e", memory=16 * 2**30, flops=197e12, bandwidth=819e9, interconnect=200e9, sides=2, most=256),
+        Chip("v5p", memory=95 * 2**30, flops=459e12, bandwidth=2765e9, interconnect=600e9, sides=3, most=6144),
+        Chip("v6e", memory=32 * 2**30, flops=918e12, bandwidth=1640e9, interconnect=448e9, sides=2, most=256),
     )
 }
 

@@ -6,6 +6,7 @@ Needs the TPU compiler, which comes as a wheel: pip install "jax[tpu]". Nothing 
 """
 
 import importlib.util
+import math
 import os
 import signal
 import subprocess
@@ -100,7 +101,7 @@ def slice_of(topology: str) -> tuple[Chip, list[jax.Device]]:
     name, _, shape = topology.partition(":")
     if name not in CHIPS:
         raise ConfigError(f"topology is {topology}, expected a chip of {', '.join(CHIPS)} and a shape, such as v5e:4x4")
-    _check_shape(topology, shape, CHIPS[name].largest)
+    _check_shape(topology, shape, CHIPS[name])
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError('the TPU compiler is not installed; it comes with: pip install "jax[tpu]"')
     os.environ.update(_NO_TPU_HERE)
@@ -113,16 +114,16 @@ def slice_of(topology: str) -> tuple[Chip, list[jax.Device]]:
     return CHIPS[name], list(description.devices)
 
 
-def _check_shape(topology: str, shape: str, largest: tuple[int, ...]) -> None:
+def _check_shape(topology: str, shape: str, chip: Chip) -> None:
+    shape = shape.removesuffix("_untwisted").removesuffix("_twisted")
     sides = [int(side) if side.isdecimal() else 0 for side in shape.split("x")]
-    # Boards of 2 x 2 chips, each with its machine; the third side of a slice may be 1.
-    fit = len(sides) == len(largest) and all(side % 2 == 0 for side in sides[:2])
-    if not fit or any(not 1 <= side <= most for side, most in zip(sides, largest, strict=True)):
-        most = "x".join(map(str, largest))
-        example = "x".join(map(str, (2, 2, 1)[: len(largest)]))
+    # Each machine has 2 x 2 chips.
+    fit = len(sides) == chip.sides and all(side % 2 == 0 for side in sides[:2]) and min(sides) > 0
+    if not fit or math.prod(sides) > chip.most:
+        example = ":".join((chip.name, "x".join("221"[: chip.sides])))
         raise ConfigError(
-            f"topology is {topology}, expected {len(largest)} sides of up to {most} chips, of which the first two are "
-            f"even, such as {topology.split(':')[0]}:{example}"
+            f"topology is {topology}, expected {chip.sides} sides, the first two even, and at most {chip.most:,} chips "
+            f"of {chip.name}, such as {example}"
         )
 
 

@@ -30,11 +30,13 @@ def keep_compiled_programs() -> None:
     if jax.config.values["jax_compilation_cache_dir"] is None:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "jaxmetric" / "programs"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def leave(main: Callable[[], int]) -> NoReturn:
     """Runs a program and ends it, at once if it failed: other processes and readers must not hold it up."""
+    gc.freeze()  # modules stay; each look through them for garbage would hold up a start by 0.2 s
     try:
         code = main()
     except Exception:  # jax would wait at exit for the other processes, which wait for this one
@@ -53,7 +55,6 @@ def run_command(command: Callable[[], int | None]) -> int:
     Errors that a user can mend (of values, files and training) become one line on stderr; others keep their traceback,
     as they are mistakes in the program.
     """
-    gc.freeze()  # modules stay; each look through them for garbage would hold a start up by 0.2 s
     # The threads of orbax and tensorstore print tracebacks of errors that arrive here as exceptions.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

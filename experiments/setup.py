@@ -206,7 +206,7 @@ def claim_workdir(experiment: Experiment, workdir: Path) -> None:
     if path.exists() and (began := json.loads(path.read_text())) != facts:
         raise ConfigError(
             f"{workdir} holds a run on other data: pictures, labels or split have changed since it began "
-            f"with {began['pictures']:,} pictures; now there are {len(source):,}"
+            f"({began['pictures']:,} pictures then, {len(source):,} now)"
         )
     if jax.process_index() == 0 and not path.exists():
         save_config(experiment.config, workdir)

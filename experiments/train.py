@@ -169,7 +169,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
                 summary |= _input_speed(stream)
                 write(step, {**summary, "learning_rate": float(rate(step - 1))})
                 show(step, summary)
-            if save:
+            if evaluate:
                 check_finite(state)
             validation = validation_metrics(experiment, state, embed) if evaluate else {}
             if save:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 MAX_LEVELS = 4096
-_FEW_LEVELS = 64
+_FEW_EDGES = 64
 
 
 class PairLevels(NamedTuple):
@@ -130,13 +130,16 @@ def disagreement_levels(
     values = _distinct_sums(scale)
     if np.array_equal(values, np.arange(len(values))):
         return PairLevels(least.astype(jnp.int32), most.astype(jnp.int32), len(values))
-    between = jnp.asarray((values[1:] + values[:-1]) / 2, jnp.float32)
-    # Comparing with a few is faster than searching among them, by far where lookups are slow.
-    method = "compare_all" if len(between) <= _FEW_LEVELS else "scan"
-    lower, upper = (
-        jnp.searchsorted(between, phi.astype(jnp.float32), method=method).astype(jnp.int32) for phi in (least, most)
-    )
+    between = ((values[1:] + values[:-1]) / 2).astype(np.float32)
+    lower, upper = (_number_below(between, phi.astype(jnp.float32)) for phi in (least, most))
     return PairLevels(lower, upper, len(values))
+
+
+def _number_below(edges: np.ndarray, x: jax.Array) -> jax.Array:
+    if len(edges) > _FEW_EDGES:
+        return jnp.searchsorted(edges, x).astype(jnp.int32)
+    # One comparison after the other, which XLA merges, is faster than a search, by far where lookups are slow.
+    return sum(((x > edge).astype(jnp.int32) for edge in edges), jnp.zeros(x.shape, jnp.int32))
 
 
 def known_labels(labels: jax.Array, where: jax.Array | None, name: str = "labels") -> tuple[jax.Array, jax.Array]:

@@ -216,7 +216,7 @@ def _pairs_weight(constants: Constants, num_levels: int) -> jax.Array:
 
 
 class _Sums(NamedTuple):
-    """The sum of the hinges, the weight of the positive ones, and the gradient `[P]` of the sum."""
+    """As in `OrderedHinge`, and the gradient `[P]` of the total."""
 
     total: jax.Array
     active: jax.Array
@@ -278,18 +278,19 @@ def sums_by_sorting(values: jax.Array, constants: Constants, num_levels: int) ->
     near_weights, far_weights = jnp.where(is_near, weights, 0), jnp.where(is_near, 0, weights)
     gaps = jnp.diff(ascending, prepend=ascending[:1])
 
-    def add_level(level: int, sums: _NearSums) -> _NearSums:
+    def add_level(level: int, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        hinges, violations = found  # of an a, of either
         below = jnp.cumsum(jnp.where(levels > level, far_weights, 0))
         integral = jnp.cumsum(jnp.roll(below, 1) * gaps)  # see _near_sums
         above = jax.lax.cumsum(jnp.where(levels < level, near_weights, 0), reverse=True)
         here = levels == level
-        return _NearSums(
-            jnp.where(here, integral, sums.hinges),
-            jnp.where(here, jnp.where(is_near, below, above), sums.violations),
+        return (
+            jnp.where(here, integral, hinges),
+            jnp.where(here, jnp.where(is_near, below, above), violations),
         )
 
     zeros = jnp.zeros_like(ascending)
-    hinges, violations = jax.lax.fori_loop(0, num_levels, add_level, _NearSums(zeros, zeros))
+    hinges, violations = jax.lax.fori_loop(0, num_levels, add_level, (zeros, zeros))
     _, in_place = jax.lax.sort((index, (near_weights - far_weights) * violations), num_keys=1, is_stable=False)
     return _Sums(jnp.sum(near_weights * hinges), jnp.sum(near_weights * violations), in_place[:size] + in_place[size:])
 

@@ -37,10 +37,11 @@ def all_pairs(batch: int) -> Pairs:
 def of_all_pairs(matrix: jax.Array) -> jax.Array:
     """Returns `matrix[all_pairs(B)]` `[P]` of a `[B, B]` matrix by moving whole rows, as lookups are slow on TPUs."""
     batch = matrix.shape[0]
-    twice = jnp.concatenate([matrix, matrix], axis=1)
+    half = batch // 2
+    circle = jnp.concatenate([matrix, matrix[:, :half]], axis=1)
     # With another entry in each row, row i begins i entries later: its entry k is matrix[i, (i + k) % B].
-    turned = jnp.pad(twice.reshape(-1), (0, batch)).reshape(batch, 2 * batch + 1)
-    rounds = turned[:, 1 : batch // 2 + 1].T
+    turned = jnp.pad(circle.reshape(-1), (0, batch)).reshape(batch, batch + half + 1)
+    rounds = turned[:, 1 : half + 1].T
     return rounds.reshape(-1)[: batch * (batch - 1) // 2]
 
 

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxmetric.parallel import across_processes, any_process
+from jaxmetric.training.loop import check_finite
 from jaxmetric.training.state import TrainState
 from jaxmetric.training.writers import write_atomically
 
@@ -90,11 +91,13 @@ def save_checkpoint(
       score: how good the state is, the higher the better.
 
     Raises:
+      NonFiniteLossError: if a number in the state is not finite.
       CheckpointError: if the disk has no room for it, or this save, or the one before it, failed.
     """
     step = int(state.step)
     if step in manager.all_steps():
         return
+    check_finite(state)
     size, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(manager.directory).free
     # Twice, as the save before it may still be on its way. Asked first, as orbax fails in many threads and words.
     if any_process(free < 2 * size + _HEADROOM):  # or all, as all wait for each other in what follows
@@ -186,16 +189,17 @@ def _note_files(directory: Path) -> None:
     """
     if jax.process_index():
         return
-    known = _complete(directory)
-    for folder in directory.glob("*.orbax-checkpoint-tmp*"):
-        step = int(folder.name.split(".")[0])
-        files = (path for path in folder.rglob("*") if path.is_file() and path.name != _REWRITTEN)
-        facts = {str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in files}
-        write_atomically(directory / f"{step}{_NOTE}", json.dumps(facts))
-        known.add(step)
-    for note in directory.glob(f"*{_NOTE}"):
-        if int(note.name.removesuffix(_NOTE)) not in known:
-            note.unlink(missing_ok=True)
+    # Older ones were left by runs that were killed.
+    folder = max(directory.glob("*.orbax-checkpoint-tmp*"), key=lambda path: path.stat().st_mtime)
+    step = int(folder.name.split(".")[0])
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != _REWRITTEN)
+    files = {str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in paths}
+    note = {"files": files, "sha256": _digest_of(files)}
+    write_atomically(directory / f"{step}{_NOTE}", json.dumps(note))
+    known = _complete(directory) | {step}
+    for path in directory.glob(f"*{_NOTE}"):
+        if int(path.name.removesuffix(_NOTE)) not in known:
+            path.unlink(missing_ok=True)
 
 
 def _set_damaged_aside(directory: Path) -> None:
@@ -225,14 +229,19 @@ def _damage(directory: Path, step: int, *, share: slice = slice(None), read: flo
 
 def _noted(directory: Path, step: int) -> dict[str, tuple[int, str]]:
     try:
-        return json.loads((directory / f"{step}{_NOTE}").read_text())
-    except (OSError, ValueError):  # killed before it was written, or damaged itself: reading will tell
+        note = json.loads((directory / f"{step}{_NOTE}").read_text())
+        return note["files"] if note["sha256"] == _digest_of(note["files"]) else {}
+    except (OSError, ValueError, TypeError, KeyError):  # never written, or damaged itself: orbax will tell
         return {}
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(files: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def _set_aside(directory: Path, steps: Mapping[int, str]) -> None:

@@ -31,21 +31,23 @@ class NonFiniteLossError(RuntimeError):
 
 
 def check_finite(state: TrainState) -> None:
-    """Raises NonFiniteLossError if a state is not finite; to be asked before it is evaluated or saved.
+    """Raises NonFiniteLossError if a number anywhere in a state is not finite; `save_checkpoint` asks as well.
 
     Every process must ask alike. A step looks at its loss and gradient only, as looking at all that it wrote costs some
     percent of it.
     """
     if not _all_finite(state):
-        raise NonFiniteLossError("the parameters were not finite after", int(state.step))
+        raise NonFiniteLossError("the state was not finite after", int(state.step))
 
 
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
-    zeros: dict[tuple[int, ...], jax.Array] = {}  # NaN where a leaf is not finite; one sum a shape compiles sooner
+    zeros: dict[Any, jax.Array] = {}  # NaN where a leaf is not finite; one sum for all alike compiles sooner
     for leaf in jax.tree.leaves(tree):
-        zeros[leaf.shape] = zeros.get(leaf.shape, 0) + 0 * leaf
-    return jnp.isfinite(sum(jnp.sum(each) for each in zeros.values()))
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            kind = leaf.shape, leaf.dtype
+            zeros[kind] = zeros.get(kind, 0) + 0 * leaf
+    return jnp.all(jnp.asarray([jnp.isfinite(jnp.sum(each)) for each in zeros.values()]))
 
 
 class MetricWindow:

@@ -52,7 +52,7 @@ def make_train_step(
     Returns:
       `step(state, batch, *, axis_name) -> (state, metrics)`, where the batch holds this device's share of `"image"` and
       `"label"`. The metrics are the loss and its terms, the norm of the gradient before it is clipped, and whether the
-      loss and the gradient are `"finite"`; all are equal on all devices.
+      loss and that norm are `"finite"`; all are equal on all devices. Whether the new state is, `check_finite` tells.
 
     Raises:
       ValueError: if `chunks` is below 1 or `clip_norm` is not positive; from the step, if a device's share does not

@@ -92,17 +92,25 @@ def test_an_unknown_chip_lists_those_known(topology):
 @pytest.mark.parametrize(
     ("topology", "expected"),
     [
-        ("v5e", "2 sides of up to 16x16 chips, of which the first two are even, such as v5e:2x2"),
-        ("v5e:3x3", "2 sides of up to 16x16"),
+        ("v5e", "2 sides, the first two even, and at most 256 chips of v5e, such as v5e:2x2$"),
+        ("v5e:3x3", "2 sides"),
         ("v5e:2x2x2", "2 sides"),
-        ("v6e:32x2", "2 sides"),
+        ("v6e:32x16", "2 sides"),
+        ("v5p:16x16x32_twisted", "3 sides"),
         ("v6e:2x", "2 sides"),
-        ("v5p:2x2", "3 sides of up to 16x20x28 chips, of which the first two are even, such as v5p:2x2x1"),
+        ("v5p:2x2", "3 sides, the first two even, and at most 6,144 chips of v5p, such as v5p:2x2x1$"),
         ("v5p:2x2x0", "3 sides"),
     ],
 )
 def test_a_slice_of_another_shape_is_told_what_shapes_there_are(topology, expected):
     with pytest.raises(ConfigError, match=f"^topology is {topology}, expected {expected}"):
+        slice_of(topology)
+
+
+@pytest.mark.parametrize("topology", ["v5e:16x16", "v5p:4x4x32", "v5p:4x4x8_twisted", "v6e:2x4"])
+def test_the_shape_of_a_slice_that_there_is_is_no_mistake(topology, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="not installed"):
         slice_of(topology)
 
 

@@ -107,7 +107,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     words = [*SMALL, *explode, "--warmup", "7", "--evaluate-every", "0", "--checkpoint-every", "1"]
     assert train.main([*words, "--workdir", str(tmp_path)]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    what = r"the loss was (?:nan|inf) at|the gradient was not finite at|the parameters were not finite after"
+    what = r"the loss was (?:nan|inf) at|the gradient was not finite at|the state was not finite after"
     step = int(re.fullmatch(rf"error: (?:{what}) step (\d+); the last good .*", error)[1])
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     assert kept[-1] == step - 1

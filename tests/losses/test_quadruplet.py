@@ -370,6 +370,14 @@ def test_vmap_over_a_leading_axis():
         np.testing.assert_allclose(gradients[n], gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_many_levels_are_not_compared_with_all_pairs_at_once():
+    batch, weights, ordinal = 512, (1, 0.7, 0.3), (None, None, 14)  # 46 levels
+    embeddings, labels = jnp.zeros((batch, 8)), jnp.zeros((batch, 3), jnp.int32)
+    loss = functools.partial(quadruplet_loss, label_weights=weights, ordinal=ordinal)
+    compiled = jax.jit(jax.grad(loss)).lower(embeddings, labels).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 15 * batch**2 * 4
+
+
 def test_a_batch_of_1024_needs_less_than_300_megabytes():
     function = jax.jit(jax.value_and_grad(quadruplet_loss))
     embeddings, labels = jax.ShapeDtypeStruct((1024, 128), "float32"), jax.ShapeDtypeStruct((1024, 4), "int32")

@@ -1,5 +1,6 @@
 """What a run leaves on disk, and what it reads back: checkpoints and metrics."""
 
+import gc
 import json
 import shutil
 
@@ -13,6 +14,7 @@ import pytest
 from jaxmetric.training import (
     CheckpointError,
     MetricWriter,
+    NonFiniteLossError,
     TrainState,
     open_checkpoints,
     read_metrics,
@@ -113,7 +115,6 @@ def test_whatever_file_of_the_newest_is_damaged_the_one_before_is_taken(two_chec
             chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(2, 20.0))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what tensorstore calls too late
 def test_a_large_file_is_looked_through_when_it_is_to_be_restored(tmp_path):
     def state(value):
         return _state(1, value).replace(opt_state=jax.random.normal(jax.random.key(0), (40_000,)))
@@ -131,6 +132,37 @@ def test_a_large_file_is_looked_through_when_it_is_to_be_restored(tmp_path):
             assert int(restore_latest(manager, state(0.0)).state.step) == 1
 
 
+@pytest.mark.parametrize("note", ["", "[]", '{"files": 3}', None])
+def test_a_note_that_is_damaged_itself_condemns_no_checkpoint(two_checkpoints, tmp_path, note):
+    shutil.copytree(two_checkpoints, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "2.files.json"
+    text = path.read_text()
+    digest = next(iter(json.loads(text)["files"].values()))[1]
+    path.write_text(text.replace(digest, digest[::-1]) if note is None else note)
+    with open_checkpoints(tmp_path / "run" / "checkpoints") as manager:
+        assert int(restore_latest(manager, _state(0, 0.0)).state.step) == 2
+
+
+def test_what_a_killed_save_left_is_not_taken_for_the_checkpoint(tmp_path):
+    left = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-1"
+    left.mkdir(parents=True)
+    (left / "array").write_bytes(b"half")
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        for step in (1, 2):
+            save_checkpoint(manager, _state(step, float(step)))
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        assert int(restore_latest(manager, _state(0, 0.0)).state.step) == 2
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        save_checkpoint(manager, _state(1, 1.0))
+        with pytest.raises(NonFiniteLossError, match=r"^the state was not finite after step 2$"):
+            save_checkpoint(manager, _state(2, float("nan")))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "1.files.json"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore calls too late
 def test_damage_that_is_not_noted_is_found_by_reading(two_checkpoints, tmp_path):
     shutil.copytree(two_checkpoints, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "2.files.json").unlink()
@@ -141,6 +173,7 @@ def test_damage_that_is_not_noted_is_found_by_reading(two_checkpoints, tmp_path)
         open_checkpoints(tmp_path / "run" / "checkpoints") as manager,
     ):
         chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(1, 1.0))
+    gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -157,6 +190,7 @@ def test_where_none_can_be_read_the_last_stays_and_is_an_error(two_checkpoints, 
     ):
         restore_latest(manager, _state(0, 0.0))
     assert (tmp_path / "run" / "checkpoints" / "1").exists()
+    gc.collect()
 
 
 def test_a_checkpoint_is_never_there_without_the_note_of_its_files(tmp_path):

@@ -28,7 +28,7 @@ def test_a_number_anywhere_in_a_state_that_is_not_finite_is_an_error(part, bad):
     check_finite(state)
     worse = {"a": good["a"], "b": [good["b"][0].at[1, 0].set(bad)]}
     state = state.replace(**{part: (worse, jnp.int32(1)) if part == "opt_state" else worse})
-    with pytest.raises(NonFiniteLossError, match=r"^the parameters were not finite after step 7$"):
+    with pytest.raises(NonFiniteLossError, match=r"^the state was not finite after step 7$"):
         check_finite(state)
 
 
@@ -41,6 +41,18 @@ def test_a_summary_is_the_mean_since_the_last_one():
     summary = window.summary()
     assert summary["loss"] == 5.0
     assert summary["images_per_second"] > 0
+
+
+@pytest.mark.parametrize("value", [1.0, jnp.nan])
+def test_arrays_of_all_kinds_are_looked_at_or_let_be(value):
+    kinds = (jnp.float32(value), jnp.float16(1), jnp.bfloat16(1), jnp.int32(7), jnp.bool(True), jax.random.key(0))
+    state = TrainState(step=jnp.int32(7), params={"a": jnp.float32(1)}, batch_stats={}, opt_state=kinds)
+    with jax.numpy_dtype_promotion("strict"):
+        if value == 1.0:
+            check_finite(state)
+        else:
+            with pytest.raises(NonFiniteLossError):
+                check_finite(state)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
