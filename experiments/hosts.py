@@ -146,9 +146,9 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
 
 def _wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
     """Until all have ended; after one has failed no longer than the others need to notice. Those that did not."""
-    while any(process.poll() is None for process in processes) and not any(process.returncode for process in processes):
+    while None in (codes := [process.poll() for process in processes]) and not any(codes):
         time.sleep(0.1)
-    failed = any(process.returncode for process in processes)
+    failed = any(codes)
     deadline = time.monotonic() + _HEARTBEAT / 3
     hung = []
     for index, process in enumerate(processes):

@@ -186,6 +186,22 @@ def compare(run, other, steps=(1, 2, 4, 6, 8)):
     )  # Adam enlarges rounding
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_whichever_process_hangs_it_is_ended_after_another_has_failed(which, monkeypatch):
+    monkeypatch.setattr(hosts, "_HEARTBEAT", 0.3)
+    commands = [["false"], ["false"]]
+    commands[which] = ["sleep", "60"]
+    assert hosts._wait([subprocess.Popen(command) for command in commands]) == [which]
+
+
+def outcome(process):
+    try:
+        return process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
@@ -200,7 +216,7 @@ def test_when_one_of_two_dies_or_hangs_or_is_preempted_the_run_ends_in_one_line_
                 break
         children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True)
         os.kill(int(children.stdout.split()[which]), number)
-        printed, errors = launcher.communicate(timeout=120)
+        printed, errors = outcome(launcher)
     if number == signal.SIGTERM:
         assert (launcher.returncode, errors) == (0, "")
         assert re.search(r"stopped by SIGTERM after step \d+", printed)
@@ -214,5 +230,5 @@ def test_when_one_of_two_dies_or_hangs_or_is_preempted_the_run_ends_in_one_line_
                 assert int(line.split()[-1]) >= 20
                 break
         again.send_signal(signal.SIGTERM)
-        again.communicate(timeout=120)
+        outcome(again)
     assert again.returncode == 0
