@@ -22,6 +22,7 @@ def relative(path):
     return path.relative_to(DOCS).as_posix()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in PAGES if ">>> " in path.read_text()], ids=relative)
 def test_the_examples_print_what_the_page_says(path):
     text = re.sub(r"^```.*$", "", path.read_text(), flags=re.MULTILINE)  # the end of a block is no output

@@ -70,6 +70,7 @@ def test_without_any_readable_checkpoint_a_run_does_not_begin_anew(undisturbed, 
     assert (tmp_path / "run" / "checkpoints" / "12").exists()
 
 
+@pytest.mark.slow
 def test_the_best_model_is_kept(undisturbed):
     with open_checkpoints(undisturbed / "checkpoints") as checkpoints:
         scores = {step: checkpoints.metrics(step) for step in checkpoints.all_steps()}

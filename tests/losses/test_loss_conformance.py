@@ -285,6 +285,7 @@ def test_reductions_are_quotients_of_the_stats(name):
         np.testing.assert_allclose(each.sum(), np.sum(total), rtol=1e-5)
 
 
+@pytest.mark.slow
 @every_loss_with_references
 def test_references_that_are_the_batch_itself_change_nothing(name):
     parameters, embeddings, labels = example(name)
@@ -343,6 +344,7 @@ def plain_cosine(x, y):
     return 0.5 * x @ y.T
 
 
+@pytest.mark.slow
 @rows_with(lambda row: takes(row, "distance") or takes(row, "similarity"))
 def test_masked_rows_and_pairs_never_reach_a_function_or_matrix_that_is_not_safe(name):
     parameters, embeddings, labels = example(name)

@@ -91,7 +91,7 @@ def plain_run(**options):
     return run(encoder_step(encoder, preprocess=with_noise), start(encoder))
 
 
-@every_count
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_with_frozen_batch_norm_chunks_take_the_step_of_the_whole_batch(count):
     encoder = tiny_encoder(freeze_batch_norm=True)
     step = encoder_step(encoder, preprocess=with_noise, chunks=CHUNKS)
