@@ -22,7 +22,9 @@ OPTIONS = [
     {"label_weights": (4, 2, 1), "ordinal": (None, 2, 0), "balance": "levels"},
 ]
 every_option = pytest.mark.parametrize(
-    "options", OPTIONS, ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items())
+    "options",
+    [OPTIONS[0], *(pytest.param(options, marks=pytest.mark.slow) for options in OPTIONS[1:3]), OPTIONS[3]],
+    ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()),
 )
 
 

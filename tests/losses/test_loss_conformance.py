@@ -258,6 +258,7 @@ def test_vmap_over_seeds_is_a_loop(name):
     np.testing.assert_allclose(losses, loop, rtol=1e-5)
 
 
+@pytest.mark.slow
 @every_loss
 def test_goes_through_scan_and_checkpoint(name):
     parameters, embeddings, labels = example(name)
@@ -325,6 +326,7 @@ def test_pairs_leave_out_what_they_do_not_name(name):
     np.testing.assert_allclose(call(pairs=kept[:, None] & kept[None, :]), masked, rtol=1e-5)
 
 
+@pytest.mark.slow
 @rows_with(lambda row: takes(row, "distance") or takes(row, "similarity"))
 def test_a_given_matrix_is_what_its_name_computes(name):
     if ROWS[name].loss is jaxmetric.centroid_triplet_loss:
