@@ -238,7 +238,8 @@ def _hinge_forward(
         tpu=partial(sums_by_sorting, num_levels=num_levels),
         default=partial(sums_by_searching, num_levels=num_levels),
     )
-    return (sums.total + _nan_of(values), sums.active), sums.gradient + _nan_of(values)
+    nan = _nan_of(values)
+    return (sums.total + nan, sums.active), sums.gradient + nan
 
 
 def _hinge_backward(

@@ -187,10 +187,11 @@ def _note_files(directory: Path) -> None:
 
     orbax calls this before it renames the folder to its final name: a checkpoint is never there without its note.
     """
-    if jax.process_index():
-        return
+    folders = directory.glob("*.orbax-checkpoint-tmp*")
     # Older ones were left by runs that were killed.
-    folder = max(directory.glob("*.orbax-checkpoint-tmp*"), key=lambda path: path.stat().st_mtime)
+    folder = max(folders, key=lambda path: path.stat().st_mtime, default=None)
+    if folder is None or jax.process_index():
+        return
     step = int(folder.name.split(".")[0])
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != _REWRITTEN)
     files = {str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in paths}

@@ -114,6 +114,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(final_state(tmp_path)))
 
 
+def test_a_state_that_is_not_finite_is_told_before_it_is_evaluated(tmp_path, capsys):
+    explode = ["--optimizer", "sgd", "--learning-rate", "1e38", "--loss-rate", "1e5", "--schedule", "constant"]
+    words = [*SMALL, *explode, "--warmup", "0", "--evaluate-every", "1", "--workdir", str(tmp_path)]
+    assert train.main(words) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: the state was not finite after step 1; ")
+
+
 def test_a_csv_of_ones_own_trains_with_missing_labels_and_skips_what_is_bad(tmp_path, capsys):
     rows = _write_pictures(tmp_path)
     rows[1] = rows[1].replace("left", "")
