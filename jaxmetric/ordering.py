@@ -20,6 +20,9 @@ import jax.numpy as jnp
 # How many values are sorted together where rows are: few enough to stay in the cache.
 _BLOCK = 2**16
 
+# How many values are added up by one product.
+_RUN = 32
+
 
 class OrderedHinge(NamedTuple):
     """Sums over the ordered pairs (a, b), each weighing `near_weights[a] * far_weights[b]`."""
@@ -135,11 +138,13 @@ def near_far_sums(
     is_near, index, ascending = index < values.size, index % values.size, _floats(bits, values.dtype)
     bounds = _bounds(segments)
     near_above = _until(bounds, near_weights[index])
-    # Beyond the last near value nothing counts; left out, it costs the sums of later segments no accuracy.
-    far_below = _since(bounds, jnp.where(near_above > 0, far_weights[index], 0))
+    # Beyond the last near value nothing counts; left out, it costs the sums of later segments no accuracy. Sums of
+    # weights are rounded and may end near 0, those of whole numbers end there.
+    is_reached = _until(bounds, (near_weights[index] > 0).astype(values.dtype)) > 0
+    far_below = _since(bounds, jnp.where(is_reached, far_weights[index], 0))
     # The integral over the weight of the far values below, in which nothing cancels, as it would in a sum of values.
     steps = jnp.diff(ascending, prepend=ascending[:1]) * jnp.roll(far_below, 1)
-    hinges = _since(bounds, jnp.where(bounds.starts | (near_above <= 0), 0, steps))
+    hinges = _since(bounds, jnp.where(bounds.starts | ~is_reached, 0, steps))
     sums = NearFarSums(jnp.where(is_near, hinges, 0), jnp.where(is_near, far_below, near_above))
     in_place = (jnp.zeros_like(values).at[index].set(each, unique_indices=True) for each in sums)
     return NearFarSums(*(each + _nan_of(heights) for each in in_place))
@@ -166,13 +171,13 @@ def _bounds(segments: jax.Array) -> _Bounds:
 
 def _since(bounds: _Bounds, x: jax.Array) -> jax.Array:
     """The sums from the start of each one's segment."""
-    total = jnp.cumsum(x)
+    total = running_sums(x)
     return total - (total - x)[bounds.first]
 
 
 def _until(bounds: _Bounds, x: jax.Array) -> jax.Array:
     """The sums to the end of each one's segment."""
-    total = jax.lax.cumsum(x, reverse=True)
+    total = running_sums(x, reverse=True)
     return total - (total - x)[bounds.last]
 
 
@@ -343,8 +348,8 @@ def _near_sums(values: jax.Array, order: _Order, constants: Constants, num_level
 
     def add_level(level: int, sums: _NearSums) -> _NearSums:
         weights = jnp.where(constants.lower > level, constants.far_weights, 0)
-        below = jnp.cumsum(_at(order.slot, weights))
-        integral = jnp.cumsum(below[:-1] * gaps)
+        below = running_sums(_at(order.slot, weights))
+        integral = running_sums(below[:-1] * gaps)
         reached = below[order.reach]
         here = constants.upper == level
         return _NearSums(
@@ -361,7 +366,7 @@ def _far_violations(order: _Order, constants: Constants, num_levels: int) -> jax
 
     def add_level(level: int, violations: jax.Array) -> jax.Array:
         weights = jnp.where(constants.upper < level, constants.near_weights, 0)
-        reaching = jax.lax.cumsum(_at(order.reach, weights), reverse=True)
+        reaching = running_sums(_at(order.reach, weights), reverse=True)
         return jnp.where(constants.lower == level, reaching[order.slot], violations)
 
     return jax.lax.fori_loop(1, num_levels, add_level, jnp.zeros_like(order.ascending))
@@ -370,6 +375,28 @@ def _far_violations(order: _Order, constants: Constants, num_levels: int) -> jax
 def _at(index: jax.Array, weights: jax.Array) -> jax.Array:
     """Returns `[P + 1]`: the sum of the `[P]` weights at each index."""
     return jnp.zeros(weights.size + 1, weights.dtype).at[index].add(weights)
+
+
+def running_sums(x: jax.Array, *, reverse: bool = False) -> jax.Array:
+    """Returns the sums `[P]` of the elements up to each, or from each on.
+
+    On CPUs, where XLA makes of a `jnp.cumsum` log P passes over the array, by products with a triangle of ones: several
+    times faster, at the same accuracy.
+    """
+    by_passes = partial(jax.lax.cumsum, reverse=reverse)
+    return jax.lax.platform_dependent(x, cpu=partial(_sums_by_products, reverse=reverse), default=by_passes)
+
+
+def _sums_by_products(x: jax.Array, *, reverse: bool) -> jax.Array:
+    runs = jnp.pad(x, (0, -x.size % _RUN)).reshape(-1, _RUN)
+    ones = jnp.ones((_RUN, _RUN), x.dtype)
+    within = jnp.dot(runs, jnp.tril(ones) if reverse else jnp.triu(ones), precision=jax.lax.Precision.HIGHEST)
+    # Not by products: a sum that overflowed, times zero, would make NaN of sums that did not.
+    if reverse:
+        elsewhere = jnp.append(jax.lax.cumsum(within[1:, 0], reverse=True), 0)
+    else:
+        elsewhere = jnp.append(0, jax.lax.cumsum(within[:-1, -1]))
+    return (within + elsewhere[:, None]).reshape(-1)[: x.size]
 
 
 def _nan_of(values: jax.Array) -> jax.Array:

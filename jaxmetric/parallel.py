@@ -131,7 +131,7 @@ def drive_pmap(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Dr
         donate_argnums=(0,),
     )
     mesh = _mesh(devices or jax.local_devices())
-    return Driven(lambda state, batch: mapped(state, split_batch(batch, mesh.size)), mesh)
+    return Driven(lambda state, batch: mapped(state, _split(batch, mesh.size)), mesh)
 
 
 def drive_shard_map(
@@ -260,6 +260,9 @@ def split_batch(batch: Batch, num_devices: int) -> Batch:
     """
     _check_batch(batch, num_devices)
     return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
+
+
+_split = jax.jit(split_batch, static_argnums=1)  # one program for all arrays of a batch
 
 
 def _shard_mapped(step: Step, mesh: Mesh, state_specs: Any) -> Any:

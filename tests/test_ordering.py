@@ -13,6 +13,7 @@ from jaxmetric.ordering import (
     level_sums,
     near_far_sums,
     ordered_hinge,
+    running_sums,
     sums_above,
     sums_by_searching,
     sums_by_sorting,
@@ -308,6 +309,25 @@ def test_level_sums_and_sums_above():
 
 
 near_far = jax.jit(near_far_sums)
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 1024, 1025, 33_000])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_running_sums(size, reverse):
+    turn = slice(None, None, -1 if reverse else 1)
+    whole = np.random.default_rng(size).integers(-9, 9, size).astype(np.float32)  # summed exactly
+    np.testing.assert_array_equal(running_sums(whole, reverse=reverse), np.cumsum(whole[turn])[turn])
+    real = np.random.default_rng(size).random((2, size), np.float32)
+    expected = np.cumsum(real[:, turn].astype(np.float64), axis=1)[:, turn]
+    np.testing.assert_allclose(jax.vmap(partial(running_sums, reverse=reverse))(real), expected, rtol=1e-6)
+
+
+def test_a_running_sum_that_overflows_leaves_those_before_it():
+    values = np.ones(5000, np.float32)
+    values[4000:4002] = 3e38
+    sums = running_sums(values)
+    np.testing.assert_array_equal(sums[:4000], np.arange(1, 4001))
+    assert np.all(np.isposinf(sums[4001:]))
 
 
 def near_far_problem(rng, size, num_segments):

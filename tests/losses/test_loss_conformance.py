@@ -188,7 +188,6 @@ def test_a_batch_of_one_or_none_is_finite(name):
         assert_finite(compiled_without_masks(name)(parameters, embeddings[:batch], labels[:batch]))
 
 
-@pytest.mark.slow
 @every_loss
 def test_jit_equals_eager_and_half_precision_is_computed_in_single(name):
     parameters, embeddings, labels = example(name)
