@@ -138,6 +138,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
     config = experiment.config
     driven = drive_step(experiment, machine.driver)
     embed, rate, window = make_embedder(experiment), jax.jit(learning_rate(config)), MetricWindow()
+    older_traces = _traces(workdir)
     with ExitStack() as stack:
         checkpoints = stack.enter_context(open_checkpoints(workdir / CHECKPOINTS))
         state, input_state = _begin(experiment, driven, checkpoints)
@@ -181,8 +182,8 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
                 window.restart_clock()
             if last:
                 break
-    if machine.profile and (traces := list((workdir / "tensorboard").glob("plugins/profile/*"))):
-        say(f"steps were traced, for TensorBoard's Profile page and ui.perfetto.dev, into {max(traces)}")
+    if machine.profile:
+        say(_where_traced(_traces(workdir) - older_traces))
     if bad := stream.state()["unreadable"]:
         who = f"process {jax.process_index()}: " if jax.process_count() > 1 else ""
         warnings.warn(f"{who}{len(bad)} pictures could not be read and were replaced, such as {bad[0]}", stacklevel=2)
@@ -209,6 +210,16 @@ def _input_speed(stream: BatchIterator) -> dict[str, float]:
         "input_images_per_second": speed.images_per_second * jax.process_count(),
         "input_wait_seconds": speed.waited_seconds,
     }
+
+
+def _traces(workdir: Path) -> set[Path]:
+    return set((workdir / "tensorboard").glob("plugins/profile/*"))
+
+
+def _where_traced(traces: set[Path]) -> str:
+    if not traces:
+        return "no step was traced: the first three are left out, and there were no more"
+    return f"steps were traced, for TensorBoard's Profile page and ui.perfetto.dev, into {max(traces)}"
 
 
 def _metric_writer(stack: ExitStack, workdir: Path, start: int) -> Callable[[int, Mapping[str, float | None]], None]:

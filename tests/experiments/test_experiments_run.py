@@ -96,6 +96,15 @@ def test_a_run_that_ctrl_c_stops_goes_on_to_the_same_numbers(finished, tmp_path)
     assert _metrics(tmp_path / "stopped")[-1] == _metrics(finished)[-1]
 
 
+def test_profile_tells_where_the_trace_of_this_very_run_is(tmp_path, capsys):
+    command = ["debug", "--steps", "9", "--evaluate-every", "0", "--profile", "--workdir", str(tmp_path)]
+    assert train.main(command) == 0
+    (trace,) = (tmp_path / "tensorboard" / "plugins" / "profile").iterdir()
+    assert f"ui.perfetto.dev, into {trace}\n" in capsys.readouterr().out
+    assert train.main(command) == 0
+    assert "no step was traced" in capsys.readouterr().out
+
+
 def test_the_same_command_on_a_finished_run_changes_nothing(finished):
     before = (finished / "metrics.jsonl").read_text()
     assert train.main([*SMALL, "--workdir", str(finished)]) == 0
