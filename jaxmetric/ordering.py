@@ -138,14 +138,15 @@ def near_far_sums(
     is_near, index, ascending = index < values.size, index % values.size, _floats(bits, values.dtype)
     bounds = _bounds(segments)
     near_above = _until(bounds, near_weights[index])
-    # Beyond the last near value nothing counts; left out, it costs the sums of later segments no accuracy. Sums of
-    # weights are rounded and may end near 0, those of whole numbers end there.
-    is_reached = _until(bounds, (near_weights[index] > 0).astype(values.dtype)) > 0
+    # Beyond the last near value nothing counts; left out, it costs the sums of later segments no accuracy.
+    next_near = jnp.where(near_weights[index] > 0, jnp.arange(values.size), values.size)
+    is_reached = jax.lax.cummin(next_near, reverse=True) <= bounds.last
     far_below = _since(bounds, jnp.where(is_reached, far_weights[index], 0))
     # The integral over the weight of the far values below, in which nothing cancels, as it would in a sum of values.
     steps = jnp.diff(ascending, prepend=ascending[:1]) * jnp.roll(far_below, 1)
     hinges = _since(bounds, jnp.where(bounds.starts | ~is_reached, 0, steps))
-    sums = NearFarSums(jnp.where(is_near, hinges, 0), jnp.where(is_near, far_below, near_above))
+    violations = jnp.where(is_near, far_below, jnp.where(is_reached, near_above, 0))
+    sums = NearFarSums(jnp.where(is_near, hinges, 0), violations)
     in_place = (jnp.zeros_like(values).at[index].set(each, unique_indices=True) for each in sums)
     return NearFarSums(*(each + _nan_of(heights) for each in in_place))
 
@@ -377,21 +378,24 @@ def _at(index: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.zeros(weights.size + 1, weights.dtype).at[index].add(weights)
 
 
+@partial(jax.jit, static_argnames="reverse")
 def running_sums(x: jax.Array, *, reverse: bool = False) -> jax.Array:
-    """Returns the sums `[P]` of the elements up to each, or from each on.
+    """Returns the sums `[P]` of the elements >= 0 up to each, or from each on; inf where they overflow.
 
-    On CPUs, where XLA makes of a `jnp.cumsum` log P passes over the array, by products with a triangle of ones: several
-    times faster, at the same accuracy.
+    On CPUs, where XLA adds up sixteen elements for each one of a `jnp.cumsum`, by products with a triangle of ones, in
+    about half the time.
     """
-    by_passes = partial(jax.lax.cumsum, reverse=reverse)
-    return jax.lax.platform_dependent(x, cpu=partial(_sums_by_products, reverse=reverse), default=by_passes)
+    cumsum = partial(jax.lax.cumsum, reverse=reverse)
+    return jax.lax.platform_dependent(x, cpu=partial(_sums_by_products, reverse=reverse), default=cumsum)
 
 
 def _sums_by_products(x: jax.Array, *, reverse: bool) -> jax.Array:
-    runs = jnp.pad(x, (0, -x.size % _RUN)).reshape(-1, _RUN)
+    # Infinity times zero would make NaN of the sums that do not reach it: the largest number stands for it.
+    largest = jnp.finfo(x.dtype).max
+    runs = jnp.pad(jnp.minimum(x, largest), (0, -x.size % _RUN)).reshape(-1, _RUN)
     ones = jnp.ones((_RUN, _RUN), x.dtype)
     within = jnp.dot(runs, jnp.tril(ones) if reverse else jnp.triu(ones), precision=jax.lax.Precision.HIGHEST)
-    # Not by products: a sum that overflowed, times zero, would make NaN of sums that did not.
+    within = jnp.where(within >= largest, jnp.inf, within)
     if reverse:
         elsewhere = jnp.append(jax.lax.cumsum(within[1:, 0], reverse=True), 0)
     else:

@@ -262,7 +262,7 @@ def split_batch(batch: Batch, num_devices: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
 
 
-_split = jax.jit(split_batch, static_argnums=1)  # one program for all arrays of a batch
+_split = jax.jit(split_batch, static_argnums=1)  # of a placed batch: one program for all its arrays
 
 
 def _shard_mapped(step: Step, mesh: Mesh, state_specs: Any) -> Any:

@@ -5,13 +5,12 @@ import tempfile
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Programs are small here and run a few times: optimising them takes longer than they ever run.
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
-if version("jaxlib").startswith("0.10."):  # a process ends at a flag that its XLA does not know
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # these take a third of the suite's time
+if "XLA_FLAGS" not in os.environ:  # with flags, or none, of one's own the suite runs what users run
+    # Programs are small here and run a few times: optimising them takes longer than they ever run.
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    if version("jaxlib").startswith("0.10."):  # a process ends at a flag that its XLA does not know
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # these take a third of the suite's time
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit that of the process that starts them
     _CACHE = tempfile.TemporaryDirectory(prefix="jaxmetric-cache-", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name

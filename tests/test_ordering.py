@@ -273,9 +273,10 @@ def test_two_hundred_thousand_values_without_overflow_or_loss_of_accuracy():
     np.testing.assert_array_equal(result[3], gradient)
 
 
-def test_one_value_far_away_costs_no_accuracy():
+@pytest.mark.parametrize("far_away", [1e7, 1e37])  # beyond 3.4e38 / 1000 the integral up to it overflows
+def test_one_value_far_away_costs_no_accuracy(far_away):
     rng = np.random.default_rng(0)
-    values = np.append(rng.random(999), 1e7).astype(np.float32)
+    values = np.append(rng.random(999), far_away).astype(np.float32)
     levels = np.append(rng.integers(0, 2, 999), 1).astype(np.int32)
     problem = values, levels, levels, np.ones(1000, np.float32), np.ones(1000, np.float32)
     result = engine(*problem, margin=0.125, num_levels=2)
@@ -315,19 +316,28 @@ near_far = jax.jit(near_far_sums)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_running_sums(size, reverse):
     turn = slice(None, None, -1 if reverse else 1)
-    whole = np.random.default_rng(size).integers(-9, 9, size).astype(np.float32)  # summed exactly
+    whole = np.random.default_rng(size).integers(0, 9, size).astype(np.float32)  # summed exactly
     np.testing.assert_array_equal(running_sums(whole, reverse=reverse), np.cumsum(whole[turn])[turn])
     real = np.random.default_rng(size).random((2, size), np.float32)
     expected = np.cumsum(real[:, turn].astype(np.float64), axis=1)[:, turn]
     np.testing.assert_allclose(jax.vmap(partial(running_sums, reverse=reverse))(real), expected, rtol=1e-6)
 
 
-def test_a_running_sum_that_overflows_leaves_those_before_it():
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("large", [[3e38, 3e38], [np.inf, 0.0], [0.0, np.inf]])
+def test_a_running_sum_that_overflows_leaves_those_it_is_no_part_of(large, reverse):
+    turn = slice(None, None, -1 if reverse else 1)
     values = np.ones(5000, np.float32)
-    values[4000:4002] = 3e38
-    sums = running_sums(values)
-    np.testing.assert_array_equal(sums[:4000], np.arange(1, 4001))
-    assert np.all(np.isposinf(sums[4001:]))
+    values[4010:4012] = large
+    sums = running_sums(values[turn], reverse=reverse)[turn]
+    np.testing.assert_array_equal(sums[:4010], np.arange(1, 4011))
+    np.testing.assert_array_equal(sums[4011:], np.inf)
+
+
+@pytest.mark.parametrize(("platform", "products"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_running_sums_are_products_on_cpus_alone(platform, products):
+    lowered = jax.jit(running_sums).trace(np.ones(100, np.float32)).lower(lowering_platforms=(platform,)).as_text()
+    assert ("dot_general" in lowered) == products
 
 
 def near_far_problem(rng, size, num_segments):
