@@ -128,20 +128,28 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
     for process in processes:
         process.communicate()  # closes the pipes
     codes = [process.returncode for process in processes]
-    failures = [code for code in codes if code > 0 and code != LOST_CODE]
+    if cause := _cause(codes, hung):
+        print(f"error: {cause}; the same command goes on from the last checkpoint", file=sys.stderr)
+    return max((code for code in codes if _says_why(code)), default=int(any(codes)))
+
+
+def _cause(codes: Sequence[int], hung: Sequence[int]) -> str | None:
+    """Which process was killed, of several the one that the others waited for; None if one has said why it failed."""
     killed = [index for index, code in enumerate(codes) if code < 0]
-    if killed:
-        # The runtime aborts a process that hears no more of another: look for that one first.
-        first = min(killed, key=lambda index: (codes[index] == -signal.SIGABRT, index))
-        which = f"process {first} of {len(codes)}" if len(codes) > 1 else "the process"
-        happened = f"was killed by {signal.Signals(-codes[first]).name}"
-        if first in hung:
-            happened = "hung, and was killed"
-        elif codes[first] == -signal.SIGABRT:
-            happened = LOST
-        if first not in hung or not failures:  # else it waited for one that has said why it failed
-            print(f"error: {which} {happened}; the same command goes on from the last checkpoint", file=sys.stderr)
-    return max(failures, default=int(any(codes)))
+    if not killed:
+        return None
+    # The runtime aborts a process that hears no more of another, and may leave it hanging too.
+    first = min(killed, key=lambda index: (codes[index] == -signal.SIGABRT, index in hung, index))
+    which = f"process {first} of {len(codes)}" if len(codes) > 1 else "the process"
+    if first in hung:
+        return None if any(map(_says_why, codes)) else f"{which} hung, and was killed"
+    if codes[first] == -signal.SIGABRT:
+        return f"{which} {LOST}"
+    return f"{which} was killed by {signal.Signals(-codes[first]).name}"
+
+
+def _says_why(code: int) -> bool:
+    return code > 0 and code != LOST_CODE
 
 
 def _wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:

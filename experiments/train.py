@@ -218,7 +218,7 @@ def _traces(workdir: Path) -> set[Path]:
 
 def _where_traced(traces: set[Path]) -> str:
     if not traces:
-        return "no step was traced: the first three are left out, and there were no more"
+        return "no step was traced: tracing begins with the fourth, and fewer were taken"
     return f"steps were traced, for TensorBoard's Profile page and ui.perfetto.dev, into {max(traces)}"
 
 

@@ -183,7 +183,7 @@ def disk(folder, options):
 
 
 def fill(path):
-    with path.open("wb") as file, suppress(OSError):
+    with suppress(OSError), path.open("wb") as file:
         while True:
             file.write(bytes(2**16))
             file.flush()

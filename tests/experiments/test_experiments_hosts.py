@@ -194,6 +194,25 @@ def test_whichever_process_hangs_it_is_ended_after_another_has_failed(which, mon
     assert hosts._wait([subprocess.Popen(command) for command in commands]) == [which]
 
 
+@pytest.mark.parametrize(
+    ("codes", "hung", "cause"),
+    [
+        ([0, 0], [], None),
+        ([1, 75], [], None),
+        ([-9], [], "the process was killed by SIGKILL"),
+        ([75, -9], [], "process 1 of 2 was killed by SIGKILL"),
+        ([-6, -9], [], "process 1 of 2 was killed by SIGKILL"),
+        ([-9, -9], [0], "process 1 of 2 was killed by SIGKILL"),  # process 0 waited for it
+        ([-9, -6], [0], "process 0 of 2 hung, and was killed"),
+        ([75, -9], [1], "process 1 of 2 hung, and was killed"),
+        ([-9, 1], [0], None),
+        ([-6, 75], [], "process 0 of 2 lost another process of the job"),
+    ],
+)
+def test_the_process_that_the_others_waited_for_is_named(codes, hung, cause):
+    assert hosts._cause(codes, hung) == cause
+
+
 def outcome(process):
     try:
         return process.communicate(timeout=120)
