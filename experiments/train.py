@@ -138,7 +138,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
     config = experiment.config
     driven = drive_step(experiment, machine.driver)
     embed, rate, window = make_embedder(experiment), jax.jit(learning_rate(config)), MetricWindow()
-    older_traces = _traces(workdir)
+    older_traces, before = _traces(workdir), None
     with ExitStack() as stack:
         checkpoints = stack.enter_context(open_checkpoints(workdir / CHECKPOINTS))
         state, input_state = _begin(experiment, driven, checkpoints)
@@ -161,6 +161,9 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
         for step, batch in enumerate(profiled(placed, workdir / "tensorboard" if machine.profile else None), start + 1):
             with jax.profiler.StepTraceAnnotation("step", step_num=step):
                 state, metrics = driven(state, batch)
+            # The next step is ready to begin when this one ends; more would have to end too before the run can stop.
+            jax.block_until_ready(before)
+            before = metrics
             window.add(step, metrics, pictures=config.batch.size)
             last = stop.agreed() or step == config.steps
             evaluate = config.evaluate_every and (step == config.steps or not (last or step % config.evaluate_every))

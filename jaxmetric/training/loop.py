@@ -169,7 +169,7 @@ def _watch(receiver: socket.socket, left: threading.Event, grace: float) -> None
         while number := receiver.recv(1):
             if number[0] == signal.SIGTERM and not left.wait(grace):
                 print(
-                    f"stopped by SIGTERM: what was under way did not end within {grace:g} s",
+                    f"stopped by SIGTERM: what was under way did not end within {grace:g} s; checkpoints stay",
                     file=sys.stderr,
                     flush=True,
                 )

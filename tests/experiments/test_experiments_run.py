@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import chex
@@ -18,7 +19,7 @@ from PIL import Image
 
 from experiments import evaluate, train
 from experiments.presets import PRESETS
-from experiments.setup import learnt_identities, load_experiment, make_state
+from experiments.setup import drive_step, learnt_identities, load_experiment, make_state
 from jaxmetric.data import LEARNING
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +95,31 @@ def test_a_run_that_ctrl_c_stops_goes_on_to_the_same_numbers(finished, tmp_path)
     assert train.main([*SMALL, "--workdir", str(tmp_path / "stopped")]) == 0
     chex.assert_trees_all_equal(_final_params(tmp_path / "stopped"), _final_params(finished))
     assert _metrics(tmp_path / "stopped")[-1] == _metrics(finished)[-1]
+
+
+def test_a_step_begins_when_all_but_the_one_before_have_ended(tmp_path, monkeypatch):
+    begun, ended = [], []
+
+    def late(x):
+        time.sleep(0.05)
+        return x
+
+    def watched(experiment, driver):
+        driven = drive_step(experiment, driver)
+
+        def run(state, batch):
+            ended.append(sum(loss.is_ready() for loss in begun))
+            state, metrics = driven.run(state, batch)
+            loss = metrics["loss"].addressable_data(0)
+            begun.append(jax.jit(lambda x: jax.pure_callback(late, x, x))(loss))
+            return state, {**metrics, "loss": begun[-1]}
+
+        return dataclasses.replace(driven, run=run)
+
+    monkeypatch.setattr(train, "drive_step", watched)
+    words = ["debug", "--steps", "20", "--log-every", "100", "--evaluate-every", "0", "--workdir", str(tmp_path)]
+    assert train.main(words) == 0
+    assert all(number >= step - 1 for step, number in enumerate(ended)), ended
 
 
 def test_profile_tells_where_the_trace_of_this_very_run_is(tmp_path, capsys):
