@@ -208,7 +208,10 @@ def _set_damaged_aside(directory: Path) -> None:
     steps = sorted(_complete(directory)) if jax.process_index() == 0 else []
     damaged = {step: message for step in steps if (message := _damage(directory, step, read=_READ_AT_ONCE))}
     if any_process(bool(damaged) and len(damaged) == len(steps)):
-        raise CheckpointError(damaged[steps[-1]] if damaged else f"no checkpoint in {directory} could be read")
+        if not damaged:
+            raise CheckpointError(f"no checkpoint in {directory} could be read")
+        older = ", and all older ones are damaged too" if len(steps) > 1 else ""
+        raise CheckpointError(f"{damaged[steps[-1]]}{older}")
     if any_process(bool(damaged)):
         _set_aside(directory, damaged)
 
