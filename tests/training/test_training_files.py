@@ -207,7 +207,7 @@ def test_where_all_are_damaged_nothing_is_moved_and_nothing_begins_anew(two_chec
     shutil.copytree(two_checkpoints, tmp_path / "run")
     for step in ("1", "2"):
         (tmp_path / "run" / "checkpoints" / step / "state" / "manifest.ocdbt").write_bytes(b"")
-    message = r"^the checkpoint of step 2 in .* could not be read: state/manifest.ocdbt has 0 of [0-9]+ bytes, and all older ones"
+    message = r"^the checkpoint of step 2 in .* could not be read: state/manifest.ocdbt has 0 of .*, and all older ones"
     with pytest.raises(CheckpointError, match=message), open_checkpoints(tmp_path / "run" / "checkpoints"):
         pass
     assert not (tmp_path / "run" / "unreadable").exists()
