@@ -138,7 +138,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
     config = experiment.config
     driven = drive_step(experiment, machine.driver)
     embed, rate, window = make_embedder(experiment), jax.jit(learning_rate(config)), MetricWindow()
-    older_traces, before = _traces(workdir), None
+    older_traces = _traces(workdir)
     with ExitStack() as stack:
         checkpoints = stack.enter_context(open_checkpoints(workdir / CHECKPOINTS))
         state, input_state = _begin(experiment, driven, checkpoints)
@@ -157,6 +157,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
             timeout=machine.input_timeout,
         )
         stack.enter_context(closing(stream))
+        before = None
         placed = placed_ahead(stream, driven.place_batch)
         for step, batch in enumerate(profiled(placed, workdir / "tensorboard" if machine.profile else None), start + 1):
             with jax.profiler.StepTraceAnnotation("step", step_num=step):
@@ -221,7 +222,7 @@ def _traces(workdir: Path) -> set[Path]:
 
 def _where_traced(traces: set[Path]) -> str:
     if not traces:
-        return "no step was traced: tracing begins with the fourth, and fewer were taken"
+        return "no step was traced: too few were left to take"
     return f"steps were traced, for TensorBoard's Profile page and ui.perfetto.dev, into {max(traces)}"
 
 

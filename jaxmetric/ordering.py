@@ -137,11 +137,12 @@ def near_far_sums(
     segments, bits, index = jax.lax.sort((segments, _bits(heights), index), num_keys=3, is_stable=False)
     is_near, index, ascending = index < values.size, index % values.size, _floats(bits, values.dtype)
     bounds = _bounds(segments)
-    near_above = _until(bounds, near_weights[index])
+    near_weights, far_weights = near_weights[index], far_weights[index]
+    near_above = _until(bounds, near_weights)
     # Beyond the last near value nothing counts; left out, it costs the sums of later segments no accuracy.
-    next_near = jnp.where(near_weights[index] > 0, jnp.arange(values.size), values.size)
+    next_near = jnp.where(near_weights > 0, jnp.arange(values.size), values.size)
     is_reached = jax.lax.cummin(next_near, reverse=True) <= bounds.last
-    far_below = _since(bounds, jnp.where(is_reached, far_weights[index], 0))
+    far_below = _since(bounds, jnp.where(is_reached, far_weights, 0))
     # The integral over the weight of the far values below, in which nothing cancels, as it would in a sum of values.
     steps = jnp.diff(ascending, prepend=ascending[:1]) * jnp.roll(far_below, 1)
     hinges = _since(bounds, jnp.where(bounds.starts | ~is_reached, 0, steps))

@@ -309,9 +309,6 @@ def test_level_sums_and_sums_above():
     assert sums_above(weights, levels, 5).tolist() == [13, 13, 8, 0, 0]
 
 
-near_far = jax.jit(near_far_sums)
-
-
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 1024, 1025, 33_000])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_running_sums(size, reverse):
@@ -338,6 +335,9 @@ def test_a_running_sum_that_overflows_leaves_those_it_is_no_part_of(large, rever
 def test_running_sums_are_products_on_cpus_alone(platform, products):
     lowered = jax.jit(running_sums).trace(np.ones(100, np.float32)).lower(lowering_platforms=(platform,)).as_text()
     assert ("dot_general" in lowered) == products
+
+
+near_far = jax.jit(near_far_sums)
 
 
 def near_far_problem(rng, size, num_segments):
