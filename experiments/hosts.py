@@ -129,7 +129,7 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
         process.communicate()  # closes the pipes
     codes = [process.returncode for process in processes]
     if cause := _cause(codes, hung):
-        print(f"error: {cause}; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"error: {cause}; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
     return max((code for code in codes if _says_why(code)), default=int(any(codes)))
 
 

@@ -253,15 +253,15 @@ def make_state(experiment: Experiment) -> TrainState:
 
 
 def make_step(experiment: Experiment) -> parallel.Step:
-    """The per-device training step."""
-    batch = experiment.config.batch
+    """The per-device training step, with the learning rate among its metrics."""
+    batch, schedule = experiment.config.batch, learning_rate(experiment.config)
     augmentation = Augmentation(crop_scale=batch.crop_scale, flip=batch.flip, colour=batch.colour)
 
     def preprocess(key: jax.Array, positions: jax.Array, images: jax.Array) -> jax.Array:
         keys = image_keys(key, positions)
         return augment(keys, images, image_size=batch.image_size, augmentation=augmentation)
 
-    return make_train_step(
+    train_step = make_train_step(
         apply_fn=experiment.encoder.apply,
         objective=experiment.objective,
         optimizer=experiment.optimizer,
@@ -271,6 +271,12 @@ def make_step(experiment: Experiment) -> parallel.Step:
         clip_norm=experiment.config.update.clip_norm or None,
         class_shards=experiment.config.loss.shard_classes,
     )
+
+    def step(state: TrainState, batch: Any, *, axis_name: str) -> tuple[TrainState, dict[str, jax.Array]]:
+        new_state, metrics = train_step(state, batch, axis_name=axis_name)
+        return new_state, {**metrics, "learning_rate": schedule(state.step)}
+
+    return step
 
 
 def drive_step(experiment: Experiment, driver: str) -> parallel.Driven[TrainState]:

@@ -30,7 +30,6 @@ from experiments.setup import (
     check_step,
     claim_workdir,
     drive_step,
-    learning_rate,
     load_experiment,
     make_batch_plan,
     make_embedder,
@@ -137,7 +136,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
     """
     config = experiment.config
     driven = drive_step(experiment, machine.driver)
-    embed, rate, window = make_embedder(experiment), jax.jit(learning_rate(config)), MetricWindow()
+    embed, window = make_embedder(experiment), MetricWindow()
     older_traces = _traces(workdir)
     with ExitStack() as stack:
         checkpoints = stack.enter_context(open_checkpoints(workdir / CHECKPOINTS))
@@ -170,9 +169,8 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
             evaluate = config.evaluate_every and (step == config.steps or not (last or step % config.evaluate_every))
             save = last or evaluate or step % config.checkpoint_every == 0
             if save or step % config.log_every == 0 or step == start + 1:
-                summary = window.summary()
-                summary |= _input_speed(stream)
-                write(step, {**summary, "learning_rate": float(rate(step - 1))})
+                summary = window.summary() | _input_speed(stream)
+                write(step, summary)
                 show(step, summary)
             if evaluate:
                 check_finite(state)
@@ -181,8 +179,11 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
                 # One batch more than were used lies ready.
                 extra = {"input": {**stream.state(), "next_step": step}}
                 save_checkpoint(checkpoints, state, extra=extra, score=score_of(validation))
-            if evaluate:
+            if validation:
                 write(step, validation)
+                with tqdm.external_write_mode():
+                    say(f"validation after step {step}: {_validated(validation)}")
+            if evaluate:
                 window.restart_clock()
             if last:
                 break
@@ -274,6 +275,11 @@ def _numbers(metrics: Mapping[str, Any]) -> str:
     speed, of_input = metrics["images_per_second"], metrics["input_images_per_second"]
     could = f" (input up to {of_input:,.0f})" if of_input else ""  # nothing was read since the last line
     return f"loss {metrics['loss']:.4f}, {speed:,.0f} images/s{could}"
+
+
+def _validated(metrics: Mapping[str, float | None]) -> str:
+    values = {name.removeprefix("validation/"): value for name, value in metrics.items() if value is not None}
+    return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
 
 
 if __name__ == "__main__":

@@ -95,6 +95,11 @@ def test_import_brings_in_nothing_heavy():
     assert json.loads(ran.stdout) == []
 
 
+def test_starting_a_training_does_not_wait_for_what_its_report_needs():
+    script = "import sys, experiments.train; assert 'sklearn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_exports_are_sorted_and_exist():
     assert list(jaxmetric.__all__) == sorted(set(jaxmetric.__all__))
     assert all(hasattr(jaxmetric, name) for name in jaxmetric.__all__)

@@ -197,6 +197,8 @@ def _resize(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
 
 def _change_colour(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
     """Multiplies brightness, contrast and saturation by one draw each."""
+    if not strength:
+        return jnp.clip(image, 0.0, 1.0)
     brightness, contrast, saturation = jax.random.uniform(key, (3,), minval=1 - strength, maxval=1 + strength)
     image = image * brightness
     grey = image @ jnp.array(_LUMA)

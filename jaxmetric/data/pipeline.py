@@ -23,6 +23,7 @@ from multiprocessing.shared_memory import ShareableList
 from multiprocessing.util import Finalize
 from typing import Any, NamedTuple
 
+import grain
 import numpy as np
 
 from jaxmetric.data.plans import Plan, batch_indices, plan_fingerprint
@@ -349,8 +350,6 @@ def _dataset(
     roster: ShareableList[int] | None,
 ) -> Any:
     """The grain pipeline, which gives readings in the order of their steps."""
-    import grain
-
     steps = grain.MapDataset.range(start, stop).map(read)
     if roster is None:
         # A thread of grain's usual pool that hangs would keep the program from ending; these are daemons.

@@ -1,7 +1,6 @@
 """Embeddings in the plane, for the map of the report."""
 
 import numpy as np
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 FEWEST_FOR_TSNE = 30
@@ -29,6 +28,8 @@ def _neighbor_map(embeddings: np.ndarray) -> np.ndarray:
     spread = plane[:, 0].std()
     if len(plane) < FEWEST_FOR_TSNE or spread == 0:
         return plane
+    from sklearn.manifold import TSNE  # a second, which a start or restart of a training need not wait for
+
     # Handed over, because scikit-learn's own "pca" start refuses one dimension; the scale is the one it uses.
     start = (plane / spread * 1e-4).astype(np.float32)
     tsne = TSNE(perplexity=min(30.0, (len(plane) - 1) / 3), init=start, random_state=0)

@@ -52,6 +52,15 @@ def test_without_changes_it_is_prepare():
     )
 
 
+def test_colours_that_do_not_change_are_not_drawn():
+    def draws(colour):
+        augmentation = Augmentation(colour=colour)
+        jaxpr = jax.make_jaxpr(lambda keys: augment(keys, PICTURES, image_size=16, augmentation=augmentation))(KEYS)
+        return str(jaxpr).count("random_bits")
+
+    assert draws(0.0) < draws(0.1)
+
+
 def test_flip_alone_mirrors_about_half():
     flip = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), colour=0.0)
     keys = image_keys(jax.random.key(0), jnp.arange(64))

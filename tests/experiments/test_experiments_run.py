@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import chex
@@ -27,10 +29,16 @@ SMALL = ["debug", "--steps", "12", "--log-every", "4", "--checkpoint-every", "6"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    assert train.main([*SMALL, "--workdir", str(workdir)]) == 0
-    return workdir
+    with redirect_stdout(StringIO()) as printed:
+        assert train.main([*SMALL, "--workdir", str(workdir)]) == 0
+    return workdir, printed.getvalue()
+
+
+@pytest.fixture
+def finished(finished_run):
+    return finished_run[0]
 
 
 def _final_params(workdir):
@@ -66,9 +74,22 @@ def test_a_run_leaves_its_files(finished):
     )
     validated = [line["step"] for line in _metrics(finished) if "validation/role/recall@1" in line]
     assert validated == [6, 12]
+    # A linear warmup over 11 of the 12 steps to the preset's 3e-3; each line has the mean since the one before.
+    rates = [line["learning_rate"] for line in losses]
+    assert rates == pytest.approx([3e-3 * warmed / 11 for warmed in (0, 2, 4.5, 6.5, 9.5)], rel=1e-5)
     evaluation = json.loads((finished / "evaluation.json").read_text())
     assert set(evaluation["columns"]) == set(evaluation["untrained"]["columns"]) == {"role", "gender", "skin"}
     assert (evaluation["queries"], evaluation["gallery"]) == (288, 2016)
+
+
+def test_validation_is_told_where_the_run_was_started(finished_run):
+    finished, printed = finished_run
+    (last,) = (line for line in _metrics(finished) if line["step"] == 12 and "validation/coherence" in line)
+    recalls = ", ".join(
+        f"{name}/recall@1 {last[f'validation/{name}/recall@1']:.3f}" for name in ("role", "gender", "skin")
+    )
+    assert f"validation after step 12: {recalls}, coherence {last['validation/coherence']:.3f}\n" in printed
+    assert printed.count("validation after step") == 2
 
 
 def test_evaluating_again_gives_the_same(finished, capsys):
