@@ -402,6 +402,15 @@ def test_heavy_far_values_that_nobody_violates_cost_no_accuracy():
         np.testing.assert_allclose(value, wanted, atol=1e-6 * wanted.sum())
 
 
+def test_what_nobody_violates_has_exactly_no_violations():
+    rng = np.random.default_rng(0)
+    is_near, segments = rng.random(5000) < 0.5, rng.integers(0, 50, 5000)
+    values = np.where(is_near, 0.0, 2.0) + rng.random(5000)
+    near_weights, far_weights = np.float32([is_near, ~is_near]) * np.float32(rng.random(5000))
+    sums = near_far(np.float32(values), near_weights, far_weights, np.int32(segments), margin=0.5)
+    np.testing.assert_array_equal(sums, 0)
+
+
 def test_the_two_zeros_are_equal_among_near_and_far_values():
     for near, far in ((0.0, -0.0), (-0.0, 0.0)):
         ones, segments = np.float32([1, 0]), np.zeros(2, np.int32)
