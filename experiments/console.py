@@ -16,6 +16,7 @@ from jaxmetric.data import InputError
 from jaxmetric.training import CheckpointError, NonFiniteLossError
 
 LOST = "lost another process of the job"
+GOES_ON = "the same command goes on from the last checkpoint, if there is one"
 LOST_CODE = 75  # of a process that ends as another did: a temporary failure, in the words of sysexits.h
 
 
@@ -90,11 +91,17 @@ def _report_unraisable(unraisable: Any) -> None:
 
 
 def _line(error: BaseException) -> str:
+    first = str(error).split("\n")[0]
+    if "Gloo" in first:  # a ValueError where jax meets it at once, a JaxRuntimeError where it does later
+        return _lost(first)
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return str(error)
-    first = str(error).split("\n")[0]
     if first.startswith("RESOURCE_EXHAUSTED"):
         return f"the devices ran out of memory ({first}); --remat needs less, as smaller batches and --chunks do"
-    if "Gloo" in first or "coordination" in first.lower():
-        return f"{LOST} ({first}); the same command goes on from the last checkpoint, if there is one"
+    if "coordination" in first.lower():
+        return _lost(first)
     raise error
+
+
+def _lost(reason: str) -> str:
+    return f"{LOST} ({reason}); {GOES_ON}"

@@ -27,7 +27,7 @@ from typing import IO, Any
 import jax
 
 from experiments.config import ConfigError
-from experiments.console import LOST, LOST_CODE
+from experiments.console import GOES_ON, LOST, LOST_CODE
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
@@ -107,7 +107,7 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
     processes: list[subprocess.Popen[str]] = []
     readers: list[threading.Thread] = []
     told: set[str] = set()
-    with _passing_signals_on(processes):
+    with _passing_signals_on(processes) as passed:
         for environment in environments:
             process = subprocess.Popen(
                 command,
@@ -128,8 +128,11 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
     for process in processes:
         process.communicate()  # closes the pipes
     codes = [process.returncode for process in processes]
+    for number in passed.intersection(-code for code in codes):
+        print(f"stopped by {signal.Signals(number).name} before training began; {GOES_ON}", flush=True)
+        return 130 if number == signal.SIGINT else 0
     if cause := _cause(codes, hung):
-        print(f"error: {cause}; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        print(f"error: {cause}; {GOES_ON}", file=sys.stderr)
     return max((code for code in codes if _says_why(code)), default=int(any(codes)))
 
 
@@ -141,11 +144,11 @@ def _cause(codes: Sequence[int], hung: Sequence[int]) -> str | None:
     # The runtime aborts a process that hears no more of another, and may leave it hanging too.
     first = min(killed, key=lambda index: (codes[index] == -signal.SIGABRT, index in hung, index))
     which = f"process {first} of {len(codes)}" if len(codes) > 1 else "the process"
-    if first in hung:
-        return None if any(map(_says_why, codes)) else f"{which} hung, and was killed"
-    if codes[first] == -signal.SIGABRT:
-        return f"{which} {LOST}"
-    return f"{which} was killed by {signal.Signals(-codes[first]).name}"
+    if first not in hung and codes[first] != -signal.SIGABRT:
+        return f"{which} was killed by {signal.Signals(-codes[first]).name}"
+    if any(map(_says_why, codes)):
+        return None
+    return f"{which} hung, and was killed" if first in hung else f"{which} {LOST}"
 
 
 def _says_why(code: int) -> bool:
@@ -170,14 +173,18 @@ def _wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
 
 
 @contextmanager
-def _passing_signals_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[None]:
+def _passing_signals_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[set[int]]:
+    """Gives the signals that came."""
+    passed: set[int] = set()
+
     def pass_on(number: int, frame: Any) -> None:
+        passed.add(number)
         for process in processes:
             process.send_signal(number)
 
     former = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield passed
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

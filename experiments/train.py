@@ -181,8 +181,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
                 save_checkpoint(checkpoints, state, extra=extra, score=score_of(validation))
             if validation:
                 write(step, validation)
-                with tqdm.external_write_mode():
-                    say(f"validation after step {step}: {_validated(validation)}")
+                _say_beside_bar(f"validation after step {step}: {_validated(validation)}")
             if evaluate:
                 window.restart_clock()
             if last:
@@ -223,7 +222,7 @@ def _traces(workdir: Path) -> set[Path]:
 
 def _where_traced(traces: set[Path]) -> str:
     if not traces:
-        return "no step was traced: too few were left to take"
+        return "no step was traced: tracing begins with the fourth step after a start"
     return f"steps were traced, for TensorBoard's Profile page and ui.perfetto.dev, into {max(traces)}"
 
 
@@ -271,6 +270,11 @@ def _progress(start: int, steps: int) -> Iterator[Callable[[int, dict[str, float
     yield tell
 
 
+def _say_beside_bar(text: str) -> None:
+    with tqdm.external_write_mode():
+        say(text)
+
+
 def _numbers(metrics: Mapping[str, Any]) -> str:
     speed, of_input = metrics["images_per_second"], metrics["input_images_per_second"]
     could = f" (input up to {of_input:,.0f})" if of_input else ""  # nothing was read since the last line
@@ -278,8 +282,8 @@ def _numbers(metrics: Mapping[str, Any]) -> str:
 
 
 def _validated(metrics: Mapping[str, float | None]) -> str:
-    values = {name.removeprefix("validation/"): value for name, value in metrics.items() if value is not None}
-    return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+    values = {name: "undefined" if value is None else f"{value:.3f}" for name, value in metrics.items()}
+    return ", ".join(f"{name.removeprefix('validation/')} {value}" for name, value in values.items())
 
 
 if __name__ == "__main__":

@@ -16,24 +16,25 @@ def project(embeddings: np.ndarray) -> np.ndarray:
         float [N, 2], the longest extent along the first axis, scaled to fit into [0, 1] x [0, 1] with the same
         unit on both axes.
     """
-    # t-SNE of a few hundred points is seven times slower with threads that wait for a busy core.
-    with threadpool_limits(1):
-        plane = _neighbor_map(np.asarray(embeddings, np.float64))
+    plane = _neighbor_map(np.asarray(embeddings, np.float64))
     plane = plane - plane.min(0)
     return plane / max(plane.max(), np.finfo(float).tiny)
 
 
 def _neighbor_map(embeddings: np.ndarray) -> np.ndarray:
-    plane = _principal_plane(embeddings)
-    spread = plane[:, 0].std()
-    if len(plane) < FEWEST_FOR_TSNE or spread == 0:
-        return plane
-    from sklearn.manifold import TSNE  # a second, which a start or restart of a training need not wait for
+    from sklearn.manifold import TSNE  # takes a second, which the start of a training need not wait for
 
-    # Handed over, because scikit-learn's own "pca" start refuses one dimension; the scale is the one it uses.
-    start = (plane / spread * 1e-4).astype(np.float32)
-    tsne = TSNE(perplexity=min(30.0, (len(plane) - 1) / 3), init=start, random_state=0)
-    return _principal_plane(tsne.fit_transform(embeddings).astype(np.float64))
+    # t-SNE of a few hundred points is seven times slower with threads that wait for a busy core. What is limited are
+    # the threads of libraries that are loaded by now.
+    with threadpool_limits(1):
+        plane = _principal_plane(embeddings)
+        spread = plane[:, 0].std()
+        if len(plane) < FEWEST_FOR_TSNE or spread == 0:
+            return plane
+        # Handed over, because scikit-learn's own "pca" start refuses one dimension; the scale is the one it uses.
+        start = (plane / spread * 1e-4).astype(np.float32)
+        tsne = TSNE(perplexity=min(30.0, (len(plane) - 1) / 3), init=start, random_state=0)
+        return _principal_plane(tsne.fit_transform(embeddings).astype(np.float64))
 
 
 def _principal_plane(points: np.ndarray) -> np.ndarray:

@@ -10,12 +10,14 @@ import textwrap
 from pathlib import Path
 
 import chex
+import jax
 import numpy as np
 import pytest
 from finished_runs import final_state
 
 from experiments import hosts, train
 from experiments.config import ConfigError
+from experiments.console import GOES_ON, LOST_CODE, run_command
 from jaxmetric.training import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +188,15 @@ def compare(run, other, steps=(1, 2, 4, 6, 8)):
     )  # Adam enlarges rounding
 
 
+@pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError])
+def test_a_lost_process_is_told_in_whichever_way_jax_meets_it(kind, capsys):
+    def lose():
+        raise kind("UNKNOWN: Gloo all-reduce failed: [pair.cc:547] Connection closed by peer")
+
+    assert run_command(lose) == LOST_CODE
+    assert capsys.readouterr().err.startswith("error: lost another process of the job (UNKNOWN: Gloo")
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_whichever_process_hangs_it_is_ended_after_another_has_failed(which, monkeypatch):
     monkeypatch.setattr(hosts, "_HEARTBEAT", 0.3)
@@ -206,11 +217,23 @@ def test_whichever_process_hangs_it_is_ended_after_another_has_failed(which, mon
         ([-9, -6], [0], "process 0 of 2 hung, and was killed"),
         ([75, -9], [1], "process 1 of 2 hung, and was killed"),
         ([-9, 1], [0], None),
+        ([1, -6], [], None),  # process 0 failed, and with it went what holds the others together
         ([-6, 75], [], "process 0 of 2 lost another process of the job"),
     ],
 )
 def test_the_process_that_the_others_waited_for_is_named(codes, hung, cause):
     assert hosts._cause(codes, hung) == cause
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_before_training_began_is_no_failure_of_a_process(number, code, tmp_path, monkeypatch, capfd):
+    starting = tmp_path / "python"
+    starting.write_text("#!/bin/sh\nkill -$NUMBER $PPID\nexec sleep 60\n")
+    starting.chmod(0o755)
+    monkeypatch.setattr(hosts.sys, "executable", str(starting))
+    assert hosts.supervise([{**os.environ, "NUMBER": str(int(number))}], []) == code
+    printed, errors = capfd.readouterr()
+    assert (printed, errors) == (f"stopped by {number.name} before training began; {GOES_ON}\n", "")
 
 
 def outcome(process):
@@ -223,11 +246,17 @@ def outcome(process):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
-def test_when_one_of_two_dies_or_hangs_or_is_preempted_the_run_ends_in_one_line_and_goes_on(which, number, tmp_path):
-    words = ["debug", "--steps", "2000", "--checkpoint-every", "20", "--log-every", "10", "--evaluate-every", "0"]
+@pytest.mark.parametrize(
+    ("number", "devices", "every"),
+    # jax tells of a lost process in another way where each has one device, and where it was about to save.
+    [(signal.SIGKILL, 2, 20), (signal.SIGKILL, 1, 1), (signal.SIGSTOP, 2, 20), (signal.SIGTERM, 2, 20)],
+)
+def test_when_one_of_two_dies_or_hangs_or_is_preempted_the_run_ends_in_one_line_and_goes_on(
+    which, number, devices, every, tmp_path
+):
+    words = ["debug", "--steps", "2000", "--checkpoint-every", str(every), "--log-every", "10", "--evaluate-every", "0"]
     command = [sys.executable, "-u", "-m", "experiments.hosts", "2", *words, "--workdir", str(tmp_path / "run")]
-    environment = {**os.environ, "XLA_FLAGS": TWO_DEVICES}
+    environment = {**os.environ, "XLA_FLAGS": TWO_DEVICES.replace("count=2", f"count={devices}")}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as launcher:
         for line in launcher.stdout:
@@ -242,8 +271,7 @@ def test_when_one_of_two_dies_or_hangs_or_is_preempted_the_run_ends_in_one_line_
     else:
         happened = "was killed by SIGKILL" if number == signal.SIGKILL else "hung, and was killed"
         assert launcher.returncode == 1
-        goes_on = "the same command goes on from the last checkpoint, if there is one"
-        assert errors == f"error: process {which} of 2 {happened}; {goes_on}\n"
+        assert errors == f"error: process {which} of 2 {happened}; {GOES_ON}\n"
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as again:
         for line in again.stdout:
             if line.startswith("going on after step "):

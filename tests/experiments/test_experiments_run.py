@@ -92,6 +92,28 @@ def test_validation_is_told_where_the_run_was_started(finished_run):
     assert printed.count("validation after step") == 2
 
 
+def test_what_validation_left_undefined_is_told():
+    assert train._validated({"validation/hat/recall@1": None, "validation/coherence": 0.5}) == (
+        "hat/recall@1 undefined, coherence 0.500"
+    )
+
+
+def test_what_is_said_beside_a_bar_stands_on_a_line_of_its_own(monkeypatch):
+    class Terminal(StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    with train._progress(0, 10) as show:
+        show(2, {"loss": 1.0, "images_per_second": 10.0, "input_images_per_second": 0.0})
+        train._say_beside_bar("validated")
+    assert re.search(r"\r *\rvalidated\n", terminal.getvalue())
+
+
 def test_evaluating_again_gives_the_same(finished, capsys):
     before = (finished / "evaluation.json").read_text()
     (finished / "evaluation.json").unlink()
@@ -141,6 +163,7 @@ def test_a_step_begins_when_all_but_the_one_before_have_ended(tmp_path, monkeypa
     words = ["debug", "--steps", "20", "--log-every", "100", "--evaluate-every", "0", "--workdir", str(tmp_path)]
     assert train.main(words) == 0
     assert all(number >= step - 1 for step, number in enumerate(ended)), ended
+    assert any(number < step for step, number in enumerate(ended)), ended
 
 
 def test_profile_tells_where_the_trace_of_this_very_run_is(tmp_path, capsys):

@@ -2,7 +2,11 @@
 
 import base64
 import io
+import os
 import re
+import subprocess
+import sys
+import textwrap
 from types import SimpleNamespace
 
 import numpy as np
@@ -91,6 +95,29 @@ def test_each_picture_stands_on_its_tile_beyond_one_sheet():
 def test_pictures_shrink_until_they_fit_the_budget():
     pictures = list(np.random.default_rng(0).integers(0, 255, (256, 64, 64, 3), dtype=np.uint8))
     assert sum(map(len, sprite_sheets(pictures, budget=200_000))) <= 200_000
+
+
+def test_a_projection_takes_one_thread():
+    # t-SNE's own library is loaded by the first projection of a process; its threads are asked for after it has run.
+    script = textwrap.dedent("""
+        import numpy as np
+        from threadpoolctl import threadpool_info
+        from jaxmetric.report.projection import project
+
+        threads, svd = [], np.linalg.svd
+
+        def watched(*args, **options):
+            threads.append({pool["prefix"]: pool["num_threads"] for pool in threadpool_info()})
+            return svd(*args, **options)
+
+        np.linalg.svd = watched
+        project(np.random.default_rng(0).normal(size=(40, 4)))
+        assert "libgomp" in threads[-1], threads
+        assert set(threads[-1].values()) == {1}, threads
+    """)
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (2, 8), (5, 1), (29, 4), (40, 1), (40, 8)])
