@@ -109,6 +109,7 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
     told: set[str] = set()
     with _passing_signals_on(processes) as passed:
         for environment in environments:
+            already = len(passed)
             process = subprocess.Popen(
                 command,
                 env=environment,
@@ -118,6 +119,8 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
                 start_new_session=True,
             )
             processes.append(process)
+            for number in passed[already:]:  # which came before it was among the processes
+                process.send_signal(number)
             readers.append(threading.Thread(target=_pass_output_on, args=(process.stdout,)))
             readers.append(threading.Thread(target=_pass_errors_on, args=(process.stderr, told, len(environments))))
             for reader in readers[-2:]:
@@ -128,7 +131,7 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
     for process in processes:
         process.communicate()  # closes the pipes
     codes = [process.returncode for process in processes]
-    for number in passed.intersection(-code for code in codes):
+    for number in {-code for code in codes}.intersection(passed):
         print(f"stopped by {signal.Signals(number).name} before training began; {GOES_ON}", flush=True)
         return 130 if number == signal.SIGINT else 0
     if cause := _cause(codes, hung):
@@ -173,12 +176,12 @@ def _wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
 
 
 @contextmanager
-def _passing_signals_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[set[int]]:
+def _passing_signals_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[list[int]]:
     """Gives the signals that came."""
-    passed: set[int] = set()
+    passed: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
-        passed.add(number)
+        passed.append(number)
         for process in processes:
             process.send_signal(number)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import chex
@@ -234,6 +235,25 @@ def test_a_signal_before_training_began_is_no_failure_of_a_process(number, code,
     assert hosts.supervise([{**os.environ, "NUMBER": str(int(number))}], []) == code
     printed, errors = capfd.readouterr()
     assert (printed, errors) == (f"stopped by {number.name} before training began; {GOES_ON}\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_process_is_being_started_reaches_it(number, tmp_path, monkeypatch):
+    started = subprocess.Popen
+
+    def start(*args, **options):
+        process = started(*args, **options)
+        signal.raise_signal(number)
+        return process
+
+    starting = tmp_path / "python"
+    starting.write_text("#!/bin/sh\nexec sleep 60\n")
+    starting.chmod(0o755)
+    monkeypatch.setattr(hosts.sys, "executable", str(starting))
+    monkeypatch.setattr(hosts.subprocess, "Popen", start)
+    began = time.monotonic()
+    hosts.supervise([os.environ], [])
+    assert time.monotonic() - began < 30
 
 
 def outcome(process):
