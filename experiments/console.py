@@ -92,16 +92,12 @@ def _report_unraisable(unraisable: Any) -> None:
 
 def _line(error: BaseException) -> str:
     first = str(error).split("\n")[0]
-    if "Gloo" in first:  # a ValueError where jax meets it at once, a JaxRuntimeError where it does later
-        return _lost(first)
-    if not isinstance(error, jax.errors.JaxRuntimeError):
-        return str(error)
-    if first.startswith("RESOURCE_EXHAUSTED"):
+    of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    if of_jax and first.startswith("RESOURCE_EXHAUSTED"):
         return f"the devices ran out of memory ({first}); --remat needs less, as smaller batches and --chunks do"
-    if "coordination" in first.lower():
-        return _lost(first)
-    raise error
-
-
-def _lost(reason: str) -> str:
-    return f"{LOST} ({reason}); {GOES_ON}"
+    # Where a process meets it at once, jax tells of a broken connection as a ValueError.
+    if "Gloo" in first or (of_jax and "coordination" in first.lower()):
+        return f"{LOST} ({first}); {GOES_ON}"
+    if of_jax:
+        raise error
+    return str(error)

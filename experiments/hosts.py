@@ -101,7 +101,7 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
     left out; a process that dies is one line.
 
     Returns:
-      The exit code: 0 if none failed, else the largest.
+      The exit code: 0 if none failed, else the largest; 0 or 130 if SIGTERM or Ctrl-C came before training began.
     """
     command = [sys.executable, "-u", "-m", "experiments.train", *words, "--distributed"]
     processes: list[subprocess.Popen[str]] = []
@@ -131,9 +131,9 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
     for process in processes:
         process.communicate()  # closes the pipes
     codes = [process.returncode for process in processes]
-    for number in {-code for code in codes}.intersection(passed):
-        print(f"stopped by {signal.Signals(number).name} before training began; {GOES_ON}", flush=True)
-        return 130 if number == signal.SIGINT else 0
+    if stopped := next((number for number in passed if -number in codes), None):
+        print(f"stopped by {signal.Signals(stopped).name} before training began; {GOES_ON}", flush=True)
+        return 130 if stopped == signal.SIGINT else 0
     if cause := _cause(codes, hung):
         print(f"error: {cause}; {GOES_ON}", file=sys.stderr)
     return max((code for code in codes if _says_why(code)), default=int(any(codes)))
