@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from functools import partial
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -20,13 +21,17 @@ import jax
 import pytest
 from hypothesis import settings
 
+from experiments.console import with_room_for_frames
+
 # Compilations make single examples slow and uneven; the seed is fixed so that a run is repeatable.
 settings.register_profile("jaxmetric", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("jaxmetric")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keeps together what shares compiled programs."""
+    """Keeps together what shares compiled programs, and traces them faster."""
+    for item in items:
+        item.runtest = partial(with_room_for_frames, item.runtest)
     items.sort(key=group_of)
     for item in items if config.pluginmanager.hasplugin("xdist") else ():
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
