@@ -6,9 +6,7 @@ Each word is a title and the working directories of a group; the spread is the s
 over the group (with n - 1).
 """
 
-import json
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ from typing import Any
 import tyro
 
 from experiments.config import ConfigError
-from experiments.console import run_command
+from experiments.console import leave, run_command
 from experiments.evaluate import EVALUATION_FILE
+from jaxmetric.training import read_json
 
 
 def read_figures(workdir: Path) -> dict[str, float | None]:
@@ -31,7 +30,7 @@ def read_figures(workdir: Path) -> dict[str, float | None]:
         raise ConfigError(
             f"{workdir} holds no {EVALUATION_FILE}; run python -m experiments.evaluate --workdir {workdir}"
         )
-    evaluation = json.loads(path.read_text())
+    evaluation = read_json(path)
     untrained = {f"{name}, untrained": value for name, value in _figures(evaluation["untrained"]).items()}
     return {**_figures(evaluation), **untrained}
 
@@ -75,19 +74,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         """
         return runs
 
-    words = tyro.cli(command, args=argv, prog="python -m experiments.compare")
+    words = tyro.cli(command, args=argv, prog="python -m experiments.compare", description=__doc__)
     return run_command(lambda: print(table(_read_groups(words))))
 
 
 def _read_groups(words: Sequence[str]) -> dict[str, list[dict[str, float | None]]]:
-    groups = {}
+    if not words:
+        raise ConfigError("runs is empty, expected TITLE=DIR,DIR,...")
+    groups: dict[str, list[dict[str, float | None]]] = {}
     for word in words:
         title, separator, directories = word.partition("=")
         if not (title and separator and directories):
             raise ConfigError(f"runs has {word!r}, expected TITLE=DIR,DIR,...")
+        if title in groups:
+            raise ConfigError(f"runs has two groups called {title!r}, expected each group once")
         groups[title] = [read_figures(Path(directory)) for directory in directories.split(",")]
     return groups
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -21,7 +21,7 @@ import tyro
 
 from experiments.chips import CHIPS, Chip, Cost, cost_of, roofline
 from experiments.config import Config, ConfigError, check_config, parse
-from experiments.console import run_command
+from experiments.console import leave, run_command
 from experiments.presets import ABOUT, DEFAULT, PRESETS
 from experiments.setup import (
     Experiment,
@@ -213,4 +213,4 @@ def _in_a_child() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_in_a_child())
+    leave(_in_a_child)

@@ -17,7 +17,8 @@ import tyro
 from jaxmetric.training import write_atomically
 
 CONFIG_FILE = "config.json"
-_OF_MEMORY = ("memory", "remat")  # what changes no result, and may be other on another machine
+# What changes no step, so that a run may go on with another choice.
+_FREE = ("memory", "remat", "log_every", "evaluate_every", "checkpoint_every")
 LOSS_WEIGHTS = ("quadruplet_weight", "soft_triple_weight", "softmax_weight", "triplet_weight")
 
 
@@ -288,6 +289,11 @@ def check_config(config: Config) -> None:
             raise ConfigError(f"{name} is {getattr(loss, name)}, but no loss with class vectors has a weight")
     if loss.quadruplet_anchors and not loss.quadruplet_weight:
         raise ConfigError(f"quadruplet_anchors is {loss.quadruplet_anchors}, but quadruplet_weight is 0")
+    if loss.triplet_weight and batch.classes_per_batch and batch.pictures_per_class < 2:
+        raise ConfigError(
+            f"pictures_per_class is {batch.pictures_per_class}, expected at least 2: the triplet loss, whose "
+            f"triplet_weight is {loss.triplet_weight}, compares two pictures of a class"
+        )
     if loss.quadruplet_samples:
         _check_default(
             loss,
@@ -374,7 +380,7 @@ def check_same_config(config: Config, workdir: Path) -> None:
     changed = [
         f"{name} is {other[name]} there and {mine[name]} here"
         for name in mine
-        if mine[name] != other[name] and name not in _OF_MEMORY
+        if mine[name] != other[name] and name not in _FREE
     ]
     if changed:
         raise ConfigError(
@@ -384,9 +390,11 @@ def check_same_config(config: Config, workdir: Path) -> None:
 
 
 def save_config(config: Config, workdir: Path) -> None:
-    """Writes `config.json`, and the directory if there is none."""
+    """Writes `config.json`, unless it says just this, and the directory if there is none."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    path, text = workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    if not path.exists() or path.read_text() != text:
+        write_atomically(path, text)
 
 
 def load_config(workdir: Path) -> Config:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 
+from experiments.config import ConfigError
 from jaxmetric.data import InputError
 from jaxmetric.training import CheckpointError, NonFiniteLossError
 
@@ -28,8 +29,18 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def keep_compiled_programs() -> None:
-    """Lets jax keep compiled programs in the user's cache, unless told where, so that the next start need not wait."""
+def start_jax() -> None:
+    """Finds the devices, and keeps compiled programs in the user's cache so that the next start need not wait.
+
+    Raises:
+      ConfigError: if there is no device of the kind that is asked for.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # which of them depends on the plugins that are installed
+        platforms = jax.config.values["jax_platforms"]
+        asked = f"JAX_PLATFORMS is {platforms}: " if platforms else ""
+        raise ConfigError(f"{asked}{_first_line(error) or 'jax has nothing to run it on'}") from error
     if jax.config.values["jax_compilation_cache_dir"] is None:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "jaxmetric" / "programs"))
@@ -43,7 +54,12 @@ def leave(main: Callable[[], int]) -> NoReturn:
     gc.freeze()
     gc.set_threshold(100_000)
     try:
-        code = with_room_for_frames(main)
+        try:
+            code = with_room_for_frames(main)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as after `| head`
+        os._exit(1)
     except Exception:  # jax would wait at exit for the other processes, which wait for this one
         traceback.print_exc()
         code = 1
@@ -107,8 +123,12 @@ def _report_unraisable(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n")[0]
+
+
 def _line(error: BaseException) -> str:
-    first = str(error).split("\n")[0]
+    first = _first_line(error)
     of_jax = isinstance(error, jax.errors.JaxRuntimeError)
     if of_jax and first.startswith("RESOURCE_EXHAUSTED"):
         return f"the devices ran out of memory ({first}); --remat needs less, as smaller batches and --chunks do"
@@ -117,4 +137,6 @@ def _line(error: BaseException) -> str:
         return f"{LOST} ({first}); {GOES_ON}"
     if of_jax:
         raise error
+    if isinstance(error, BrokenPipeError):
+        return f"nobody reads what is printed here ({error.strerror}); {GOES_ON}"
     return str(error)

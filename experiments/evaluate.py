@@ -6,7 +6,6 @@ python -m experiments.evaluate --workdir DIR [--checkpoint best]
 import dataclasses
 import json
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import tyro
 
 from experiments.config import ConfigError, flatten, load_config
-from experiments.console import keep_compiled_programs, run_command
+from experiments.console import leave, run_command, start_jax
 from experiments.setup import (
     Experiment,
     claim_workdir,
@@ -235,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(workdir: Path, checkpoint: str) -> None:
     config = load_config(workdir)
-    keep_compiled_programs()
+    start_jax()
     with open_checkpoints(workdir / CHECKPOINTS) as checkpoints:
         if checkpoints.latest_step() is None:
             raise ConfigError(f"{workdir} holds no checkpoint yet")
@@ -253,4 +252,4 @@ def _run(workdir: Path, checkpoint: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

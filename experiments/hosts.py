@@ -27,10 +27,13 @@ from typing import IO, Any
 import jax
 
 from experiments.config import ConfigError
-from experiments.console import GOES_ON, LOST, LOST_CODE
+from experiments.console import GOES_ON, LOST, LOST_CODE, leave
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
+_PATIENCE = 300  # seconds in which all processes of a job must have come
+_QUIET = 10  # seconds of them before a process says that it waits
+_FOLLOWS = "JAXMETRIC_FOLLOWS_LAUNCHER"  # set for processes whose stdin ends with the launcher
 # Of what a process prints: the runtime's chatter on stdout; and on stderr, where its chatter and the traces of its own
 # abortion have many forms, what a command says, and where Python's tracebacks begin.
 _CHATTER = re.compile(r"\[Gloo\] ")
@@ -49,16 +52,23 @@ def join_processes() -> None:
         missing = ", ".join(name for name in _VARIABLES if name not in given)
         raise ConfigError(f"distributed: {', '.join(given)} set, but not {missing}")
     arguments: dict[str, Any] = {}
+    who, where = "this process", ""
     if given:
         address, count, index = (os.environ[name] for name in _VARIABLES)
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
             what = f"JAX_PROCESS_ID is {index} and JAX_NUM_PROCESSES {count}"
             raise ConfigError(f"distributed: {what}, expected whole numbers, 0 <= id < number")
         arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+        who, where = f"process {index} of {count}", f" at {address}"
     # Its handler would take the place of `stop_on_signals`, which listens to Ctrl-C too and ends what takes too long.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_HEARTBEAT)
+        with _watching_the_wait(who, where):
+            jax.distributed.initialize(
+                **arguments,
+                heartbeat_timeout_seconds=_HEARTBEAT,
+                initialization_timeout=2 * _PATIENCE,  # at whose end it aborts the process, with pages of its own
+            )
     except (RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise ConfigError(
@@ -71,6 +81,26 @@ def join_processes() -> None:
         )
 
 
+@contextmanager
+def _watching_the_wait(who: str, where: str) -> Iterator[None]:
+    """Tells who waits for the other processes, and ends a wait that leads nowhere."""
+    met = threading.Event()
+
+    def watch() -> None:
+        if met.wait(_QUIET):
+            return
+        print(f"{who} waits for the others{where}, up to {_PATIENCE} s", flush=True)
+        if not met.wait(_PATIENCE - _QUIET):
+            print(f"error: {who} waited {_PATIENCE} s for the others{where}; not all came", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        met.set()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -79,12 +109,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0
     if first != "join" and not (first.isdigit() and int(first)):
-        print(f"{__doc__}\nerror: expected a number of processes or join, got {first or 'nothing'}", file=sys.stderr)
+        print(
+            f"error: expected a number of processes or join, got {first or 'nothing'}; "
+            "python -m experiments.hosts --help says more",
+            file=sys.stderr,
+        )
         return 2
     from experiments.train import read_command_line  # it imports this module
 
     read_command_line(words[1:])  # what is wrong with it is told once
     return supervise([os.environ] if first == "join" else _on_this_machine(int(first)), words[1:])
+
+
+def follow_launcher() -> None:
+    """Has this process stop, as SIGTERM would, when a launcher that started it is gone."""
+    if _FOLLOWS not in os.environ:
+        return
+
+    def follow() -> None:
+        while os.read(0, 1):  # nothing is ever written there
+            pass
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):  # which nobody reads any more
+            os.dup2(nowhere, descriptor)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _on_this_machine(count: int) -> list[dict[str, str]]:
@@ -97,8 +147,8 @@ def _on_this_machine(count: int) -> list[dict[str, str]]:
 def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -> int:
     """Runs a process of `experiments.train --distributed` in each environment, and ends them together.
 
-    Ctrl-C and SIGTERM reach all of them, as a wish to stop that they agree on. What the runtime prints of its own is
-    left out; a process that dies is one line.
+    Ctrl-C, SIGTERM and the end of this process reach all of them, as a wish to stop that they agree on. What the
+    runtime prints of its own is left out; a process that dies is one line.
 
     Returns:
       The exit code: 0 if none failed, else the largest; 0 or 130 if SIGTERM or Ctrl-C came before training began.
@@ -112,7 +162,8 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
             already = len(passed)
             process = subprocess.Popen(
                 command,
-                env=environment,
+                env={**environment, _FOLLOWS: "1"},
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -217,4 +268,4 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

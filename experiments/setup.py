@@ -7,6 +7,8 @@ import dataclasses
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from filelock import FileLock, Timeout
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from experiments.config import BatchConfig, Config, ConfigError, DataConfig, check_same_config, save_config
@@ -46,11 +49,13 @@ from jaxmetric.training import (
     make_optimizer,
     make_schedule,
     make_train_step,
+    read_json,
     write_atomically,
 )
 from jaxmetric.training.step import Objective
 
 DATA_FILE = "data.json"
+LOCK_FILE = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,8 +191,30 @@ def evaluated_split(source: LabelledImages) -> int:
     raise ConfigError("fewer than two pictures are held out for validation or test; there is nothing to evaluate")
 
 
+@contextmanager
+def sole_run(workdir: Path) -> Iterator[None]:
+    """Makes the directory of a run and keeps other runs out of it, on this and on other machines.
+
+    The lock goes with the process, however that ends. Of several processes the first holds it.
+
+    Raises:
+      ConfigError: in all processes, if another run is under way there.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        taken = False
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(FileLock(workdir / LOCK_FILE, timeout=0))
+            except Timeout:
+                taken = True
+        if parallel.any_process(taken):
+            raise ConfigError(f"a run is under way in {workdir}; wait for its end, or give another --workdir")
+        yield
+
+
 def claim_workdir(experiment: Experiment, workdir: Path) -> None:
-    """Makes the directory of a run, or checks that the run in it has the same configuration and data.
+    """Writes what a run is into its directory, or checks that the run there has the same configuration and data.
 
     Of several processes all check and one writes.
 
@@ -203,14 +230,17 @@ def claim_workdir(experiment: Experiment, workdir: Path) -> None:
         "labels": [column.name for column in source.columns],
         "digest": digest.hexdigest(),
     }
-    if path.exists() and (began := json.loads(path.read_text())) != facts:
+    if path.exists() and (began := read_json(path)) != facts:
+        left_out = experiment.config.data.skip_bad and len(source) < began["pictures"]
+        remedy = "; put the pictures that --skip-bad leaves out now back in their place" if left_out else ""
         raise ConfigError(
             f"{workdir} holds a run on other data: pictures, labels or split have changed since it began "
-            f"({began['pictures']:,} pictures then, {len(source):,} now)"
+            f"({began['pictures']:,} pictures then, {len(source):,} now){remedy}"
         )
-    if jax.process_index() == 0 and not path.exists():
+    if jax.process_index() == 0:
         save_config(experiment.config, workdir)
-        write_atomically(path, json.dumps(facts, indent=2) + "\n")
+        if not path.exists():
+            write_atomically(path, json.dumps(facts, indent=2) + "\n")
 
 
 def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) -> Plan:
@@ -223,8 +253,8 @@ def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) ->
     groups = len(np.unique(source.labels[learning, 0]))  # a missing identity is a group of its own
     if batch.classes_per_batch > groups:
         raise ConfigError(
-            f"classes_per_batch is {batch.classes_per_batch}, but the learning pictures have {groups} different "
-            f"{source.columns[0].name}s; give --classes-per-batch {groups} or less"
+            f"classes_per_batch is {batch.classes_per_batch}, but the learning pictures have {groups} values of "
+            f"{source.columns[0].name}; give --classes-per-batch {groups} or less"
         )
     if not batch.classes_per_batch:
         return make_uniform_plan(len(source), batch_size=batch.pictures_per_class, seed=seed, where=learning)

@@ -21,9 +21,9 @@ import tyro
 from tqdm import tqdm
 
 from experiments.config import Config, ConfigError, Machine, check_config, check_machine, parse
-from experiments.console import keep_compiled_programs, leave, run_command, say
+from experiments.console import leave, run_command, say, start_jax
 from experiments.evaluate import CHECKPOINTS, evaluate_run, score_of, validation_metrics
-from experiments.hosts import join_processes
+from experiments.hosts import follow_launcher, join_processes
 from experiments.presets import ABOUT, DEFAULT, PRESETS
 from experiments.setup import (
     Experiment,
@@ -35,6 +35,7 @@ from experiments.setup import (
     make_embedder,
     make_state,
     restorable,
+    sole_run,
 )
 from jaxmetric.data import SPLITS, BatchIterator, Plan, batches
 from jaxmetric.parallel import Driven, placed_ahead
@@ -95,23 +96,28 @@ def _command(name: str, preset: Config) -> Callable[..., tuple[Config, Machine, 
 def _run(name: str, config: Config, machine: Machine, workdir: Path) -> int:
     check_config(config)
     check_machine(machine, config)
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, ExitStack() as held:
         if machine.distributed:
-            join_processes()
-        keep_compiled_programs()
+            follow_launcher()
+            with stop.ending_at_once("SIGINT", "SIGTERM", when="while waiting for the other processes"):
+                join_processes()
+        start_jax()
         experiment = load_experiment(config)
         check_step(experiment)
         plan = make_batch_plan(config.batch, experiment.source, seed=config.seed)
+        held.enter_context(sole_run(workdir))
         claim_workdir(experiment, workdir)
         say(f"{name} -> {workdir}\n{_describe(experiment)}")
         try:
             state = train(experiment, plan, workdir, machine, stop)
         except NonFiniteLossError as error:
-            raise ConfigError(f"{error}; the last good checkpoint is kept in {workdir / CHECKPOINTS}") from error
+            kept = f"kept in {workdir / CHECKPOINTS}, if there is one"
+            raise ConfigError(f"{error}; the last good checkpoint is {kept}") from error
         if int(state.step) < config.steps:
             say(f"stopped by {stop.signal} after step {int(state.step)}; the same command goes on from there")
             return 130 if stop.signal == "SIGINT" else 0
-        say(evaluate_run(experiment, state, workdir))
+        with stop.ending_at_once("SIGINT", when="after the last step; the same command evaluates again"):
+            say(evaluate_run(experiment, state, workdir))
     return 0
 
 
@@ -247,11 +253,16 @@ def _describe(experiment: Experiment) -> str:
 def _progress(start: int, steps: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """A function `(step, metrics)` that shows where the run is: a bar on a terminal, lines elsewhere."""
     if sys.stderr.isatty() and jax.process_index() == 0:
-        with tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True) as bar:
+        with tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, postfix="compiling") as bar:
 
             def move(step: int, metrics: dict[str, float]) -> None:
                 bar.set_postfix_str(_numbers(metrics), refresh=False)
-                bar.update(step - bar.n)
+                if step > start + 1:
+                    bar.update(step - bar.n)
+                    return
+                bar.initial = bar.n = bar.last_print_n = step  # which was compiled: time is counted from its end
+                bar.unpause()
+                bar.refresh()
 
             yield move
         return

@@ -255,7 +255,13 @@ def _ordinal_places(table: _Table, ordinal: Sequence[str], path: Path) -> set[in
     unknown = [name for name in ordinal if name not in table.columns]
     if unknown:
         raise ManifestError([f"{path}: no column {unknown[0]!r} to call ordinal; used are {', '.join(table.columns)}"])
-    return {table.columns.index(name) for name in ordinal}
+    places = {table.columns.index(name) for name in ordinal}
+    for place in sorted(places):
+        values = {row[place] for row in table.labels if row[place]}
+        if values and not any(map(_is_integer, values)):
+            name = table.columns[place]
+            raise ManifestError([f"{path}: ordinal column {name!r} takes integers, has only such as {min(values)!r}"])
+    return places
 
 
 def _find_bad_cells(table: _Table, ordinal_places: set[int], problems: _Problems) -> None:

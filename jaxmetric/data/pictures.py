@@ -41,7 +41,8 @@ def decode_picture(file: str | Path | bytes, *, name: str, image_size: int, resi
             upright = ImageOps.exif_transpose(opened)
             return np.asarray(_fit(_rgb(upright), image_size, resize))
     except FileNotFoundError as error:
-        raise PictureError(f"{name}: no such file") from error
+        at = "" if isinstance(file, bytes) or str(file) == name else f" as {file}"
+        raise PictureError(f"{name}: no such file{at}") from error
     except IsADirectoryError as error:
         raise PictureError(f"{name}: a folder, not a picture") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers trip over

@@ -114,7 +114,8 @@ def _check_count(num_sampled: int, num_classes: int, devices: int, batch: int) -
     least, most = devices * min(batch, size), devices * max(num_classes - (devices - 1) * size, 0)
     if num_sampled % devices or not least <= num_sampled <= most:
         numbers = "a number" if devices == 1 else f"a multiple of {devices}"
-        some = f"{numbers} from {least} to {most}, or " if least <= most else ""
+        between = f"{numbers} from {least} to {most}" if least < most else f"{least}"
+        some = f"{between}, or " if least <= most and least < num_classes else ""
         by_whom = "" if devices == 1 else f" by each of {devices} devices, which hold up to {size} classes"
         raise ValueError(
             f"num_sampled is {num_sampled}, expected {some}all {num_classes}: what a batch of {batch} has is kept"

@@ -21,7 +21,7 @@ from jaxmetric.training.loop import (
 )
 from jaxmetric.training.state import TrainState, create_state, make_optimizer, make_schedule
 from jaxmetric.training.step import make_train_step
-from jaxmetric.training.writers import MetricWriter, read_metrics, write_atomically
+from jaxmetric.training.writers import MetricWriter, read_json, read_metrics, write_atomically
 
 __all__ = [
     "CheckpointError",
@@ -39,6 +39,7 @@ __all__ = [
     "make_train_step",
     "open_checkpoints",
     "profiled",
+    "read_json",
     "read_metrics",
     "restore_best",
     "restore_latest",

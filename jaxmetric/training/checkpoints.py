@@ -100,9 +100,11 @@ def save_checkpoint(
     check_finite(state)
     size, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(manager.directory).free
     # Twice, as the save before it may still be on its way. Asked first, as orbax fails in many threads and words.
-    if any_process(free < 2 * size + _HEADROOM):  # or all, as all wait for each other in what follows
+    needed = 2 * size + _HEADROOM
+    if any_process(free < needed):  # or all, as all wait for each other in what follows
         raise CheckpointError(
-            f"no room for a checkpoint of {size / 2**20:.1f} MiB: {manager.directory} has {free / 2**20:.1f} MiB free"
+            f"no room for a checkpoint of {_mib(size)}: {manager.directory} has {_mib(free)} free, expected "
+            f"{_mib(needed)}, for two checkpoints and {_mib(_HEADROOM)} of what is written beside them"
         )
     args = ocp.args.Composite(
         **{_STATE: ocp.args.StandardSave(across_processes(state)), _EXTRA: ocp.args.JsonSave(dict(extra or {}))}
@@ -221,8 +223,9 @@ def _damage(directory: Path, step: int, *, share: slice = slice(None), read: flo
     for name, (size, digest) in list(_noted(directory, step).items())[share]:
         path = directory / str(step) / name
         try:
-            left = path.stat().st_size if path.exists() else 0
-            if left != size:
+            if not path.exists():
+                return f"{_unreadable(directory, step)}: {name} is missing"
+            if (left := path.stat().st_size) != size:
                 return f"{_unreadable(directory, step)}: {name} has {left:,} of {size:,} bytes"
             if size <= read and _digest(path) != digest:
                 return f"{_unreadable(directory, step)}: {name} is not what was written"
@@ -276,6 +279,10 @@ def _unused(path: Path) -> Path:
         for number in itertools.count()
         if not (other := path.with_name(f"{path.name}.{number}" if number else path.name)).exists()
     )
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"
 
 
 def _unreadable(directory: Path, step: int) -> str:

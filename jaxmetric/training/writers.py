@@ -26,13 +26,34 @@ def write_atomically(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      ValueError: if it is damaged; it names the file.
+    """
+    return _parsed(path.read_text(errors="replace"), str(path))
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; a last line that a crash cut off is left out."""
+    """The lines of a run's `metrics.jsonl`; a last line that a crash cut off is left out.
+
+    Raises:
+      ValueError: if another line is damaged; it names the file and the line.
+    """
     path = workdir / METRICS_FILE
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    lines = path.read_text(errors="replace").split("\n")
+    # What follows the last line break was cut off, even if it reads as JSON.
+    return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], 1) if line]
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: damaged, as it is not JSON ({error})") from error
 
 
 class MetricWriter:

@@ -120,7 +120,7 @@ def test_all_problems_are_raised_together_with_their_lines(bad_folder):
     assert found[:4] == [
         "list.csv:4: ordinal column 'age' takes integers, got 'x'",
         "list.csv:5: 3 cells where 4 are expected (image, identity, age, split)",
-        "list.csv:6: gone.png: no such file",
+        "list.csv:6: gone.png: no such file as gone.png",
         "list.csv:7: text.png: not a picture that Pillow knows",
     ]
     assert found[4].startswith("list.csv:8: half.png: ")
@@ -179,6 +179,9 @@ def test_bad_arguments_are_refused(folder):
     assert problems(folder, text, columns=("hat",)) == ["list.csv: no column 'hat'; there are identity, age"]
     assert problems(folder, text, columns=("identity",), ordinal=("age",)) == [
         "list.csv: no column 'age' to call ordinal; used are identity"
+    ]
+    assert problems(folder, text, ordinal=("identity",)) == [
+        "list.csv: ordinal column 'identity' takes integers, has only such as 'a'"
     ]
     assert "runs from 1 to 99999999" in problems(folder, text, ordinal=("age",))[0]
     for options, message in (

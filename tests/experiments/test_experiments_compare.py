@@ -27,6 +27,17 @@ def test_the_table_has_mean_and_standard_deviation(tmp_path, capsys):
     assert lines[3].split() == ["coherence", "undefined", "undefined"]
 
 
+def test_two_groups_of_one_name_are_an_error(tmp_path, capsys):
+    run = _write_run(tmp_path / "a", 0.8, 0.5)
+    assert compare.main(["--runs", f"one={run}", f"one={run}"]) == 1
+    assert capsys.readouterr().err == "error: runs has two groups called 'one', expected each group once\n"
+
+
+def test_nothing_to_compare_is_an_error(capsys):
+    assert compare.main(["--runs"]) == 1
+    assert capsys.readouterr() == ("", "error: runs is empty, expected TITLE=DIR,DIR,...\n")
+
+
 @pytest.mark.parametrize(("word", "message"), [("nothing", "expected TITLE=DIR"), ("a=nowhere", "holds no evaluation")])
 def test_what_is_no_evaluated_run_is_one_line(word, message, capsys):
     assert compare.main(["--runs", word]) == 1

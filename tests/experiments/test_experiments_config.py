@@ -118,6 +118,13 @@ def test_a_configuration_that_cannot_run_names_the_field(group, fields, message)
         check_config(_replace(PRESETS["debug"], group, **fields))
 
 
+def test_a_triplet_needs_two_pictures_of_a_class():
+    config = _replace(_replace(PRESETS["debug"], "loss", triplet_weight=1.0), "batch", pictures_per_class=1)
+    with pytest.raises(ConfigError, match="pictures_per_class is 1, expected at least 2: the triplet loss"):
+        check_config(config)
+    check_config(_replace(config, "batch", classes_per_batch=0, pictures_per_class=8))  # drawn uniformly
+
+
 def test_a_configuration_survives_its_file(tmp_path):
     config = _replace(PRESETS["debug"], "loss", label_weights=(2.0, 1.0, 1.0))
     save_config(config, tmp_path / "run")
@@ -130,6 +137,21 @@ def test_a_directory_with_another_configuration_is_left_alone(tmp_path):
     save_config(PRESETS["debug"], tmp_path)
     with pytest.raises(ConfigError, match="seed is 0 there and 1 here"):
         check_same_config(dataclasses.replace(PRESETS["debug"], seed=1), tmp_path)
+
+
+def test_what_changes_no_step_may_be_other_when_a_run_goes_on(tmp_path):
+    save_config(PRESETS["debug"], tmp_path)
+    other = dataclasses.replace(PRESETS["debug"], log_every=1, evaluate_every=7, checkpoint_every=3)
+    check_same_config(other, tmp_path)
+    save_config(other, tmp_path)
+    assert load_config(tmp_path) == other
+
+
+def test_a_configuration_that_is_there_is_not_written_again(tmp_path):
+    save_config(PRESETS["debug"], tmp_path)
+    before = (tmp_path / "config.json").stat().st_mtime_ns
+    save_config(PRESETS["debug"], tmp_path)
+    assert (tmp_path / "config.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(

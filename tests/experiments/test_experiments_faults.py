@@ -136,7 +136,7 @@ def test_a_picture_lost_during_the_run_is_one_line(tmp_path):
             break
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 1
-    assert errors.splitlines()[-1] == "error: 0_0.png: no such file"
+    assert errors.splitlines()[-1] == f"error: 0_0.png: no such file as {tmp_path / '0_0.png'}"
     assert all(line.startswith("warning: ") for line in errors.splitlines()[:-1])
 
 

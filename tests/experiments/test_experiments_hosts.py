@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import chex
@@ -156,7 +157,89 @@ def test_wrong_flags_are_told_before_anything_starts(capsys):
 @pytest.mark.parametrize(("words", "code"), [([], 2), (["zero"], 2), (["--help"], 0)])
 def test_the_command_says_how_it_is_used(words, code, capsys):
     assert hosts.main(words) == code
-    assert "python -m experiments.hosts 2" in "".join(capsys.readouterr())
+    printed, errors = capsys.readouterr()
+    if code:
+        assert errors.startswith(
+            f"error: expected a number of processes or join, got {words[0] if words else 'nothing'}; "
+        )
+        assert errors.count("\n") == 1
+    else:
+        assert "python -m experiments.hosts 2" in printed
+
+
+WAITING = """
+from experiments import hosts, train
+hosts._QUIET, hosts._PATIENCE = 0.1, {patience}
+raise SystemExit(train.main(["debug", "--distributed", "--workdir", "{workdir}"]))
+"""
+
+
+def wait_alone(index, patience, workdir):
+    """A process that waits for another, which does not come."""
+    place = zip(hosts._VARIABLES, (f"127.0.0.1:{hosts._free_port()}", "2", str(index)), strict=True)
+    command = [sys.executable, "-c", WAITING.format(patience=patience, workdir=workdir)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **dict(place)}, **pipes)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_no_other_joins_says_so_and_ends(index, tmp_path):
+    printed, errors = outcome(wait_alone(index, 2, tmp_path))
+    who, where = f"process {index} of 2", r"at 127\.0\.0\.1:\d+"
+    assert re.fullmatch(f"{who} waits for the others {where}, up to 2 s\n", printed)
+    assert re.fullmatch(f"error: {who} waited 2 s for the others {where}; not all came\n", errors)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_process_that_waits_for_others_hears_signals(number, code, tmp_path):
+    with wait_alone(1, 60, tmp_path) as process:
+        process.stdout.readline()
+        process.send_signal(number)
+        _, errors = outcome(process)
+    assert (process.returncode, errors) == (code, f"stopped by {number.name} while waiting for the other processes\n")
+
+
+FOLLOWING = """
+import time
+from experiments.hosts import follow_launcher
+from jaxmetric.training import stop_on_signals
+with stop_on_signals() as stop:
+    follow_launcher()
+    began = time.monotonic()
+    while stop.signal is None and time.monotonic() < began + 5:
+        time.sleep(0.05)
+print("nobody reads this")
+raise SystemExit(7 if stop.signal == "SIGTERM" else 8)
+"""
+
+
+@pytest.mark.parametrize(("follows", "code"), [(True, 7), (False, 8)])
+def test_a_process_stops_with_its_launcher(follows, code):
+    environment = {**os.environ, **({hosts._FOLLOWS: "1"} if follows else {})}
+    pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", FOLLOWING], cwd=ROOT, env=environment, **pipes)
+    process.stdin.close()
+    if follows:
+        process.stdout.close()
+    assert process.wait(60) == code
+
+
+@pytest.mark.slow
+def test_when_the_launcher_is_killed_its_processes_save_and_end(tmp_path):
+    words = ["debug", "--steps", "100000", "--checkpoint-every", "100000", "--log-every", "10", "--evaluate-every", "0"]
+    command = [sys.executable, "-u", "-m", "experiments.hosts", "2", *words, "--workdir", str(tmp_path / "run")]
+    environment = {**os.environ, "XLA_FLAGS": TWO_DEVICES}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as launcher:
+        for line in launcher.stdout:
+            if line.startswith("step 50/"):
+                break
+        launcher.kill()
+    deadline = time.monotonic() + 30
+    while subprocess.run(["pgrep", "-f", str(tmp_path)], stdout=subprocess.DEVNULL, check=False).returncode == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    (step,) = (int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
+    assert 50 <= step < 100000
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from PIL import Image
 
 from experiments import evaluate, train
 from experiments.presets import PRESETS
-from experiments.setup import drive_step, learnt_identities, load_experiment, make_state
+from experiments.setup import drive_step, learnt_identities, load_experiment, make_state, sole_run
 from jaxmetric.data import LEARNING
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,8 @@ def _write_pictures(folder, identities=6, each=4):
 
 def test_a_run_leaves_its_files(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "checkpoints", "config.json", "data.json", "evaluation.json", "metrics.jsonl", "report.html", "tensorboard",
+        ".lock", "checkpoints", "config.json", "data.json", "evaluation.json", "metrics.jsonl", "report.html",
+        "tensorboard",
     }  # fmt: skip
     losses = [line for line in _metrics(finished) if "loss" in line]
     assert [line["step"] for line in losses] == [1, 4, 6, 8, 12]
@@ -98,7 +99,9 @@ def test_what_validation_left_undefined_is_told():
     )
 
 
-def test_what_is_said_beside_a_bar_stands_on_a_line_of_its_own(monkeypatch):
+def open_terminal(monkeypatch):
+    """What a terminal of 120 columns shows."""
+
     class Terminal(StringIO):
         def isatty(self):
             return True
@@ -106,12 +109,43 @@ def test_what_is_said_beside_a_bar_stands_on_a_line_of_its_own(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("LINES", "24")
+    return terminal
+
+
+def test_what_is_said_beside_a_bar_stands_on_a_line_of_its_own(monkeypatch):
+    screen = open_terminal(monkeypatch)
     with train._progress(0, 10) as show:
         show(2, {"loss": 1.0, "images_per_second": 10.0, "input_images_per_second": 0.0})
         train._say_beside_bar("validated")
-    assert re.search(r"\r *\rvalidated\n", terminal.getvalue())
+    assert re.search(r"\r *\rvalidated\n", screen.getvalue())
+
+
+def test_a_bar_says_that_it_compiles_and_counts_time_from_the_first_step(monkeypatch):
+    screen = open_terminal(monkeypatch)
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    numbers = {"loss": 1.0, "images_per_second": 10.0, "input_images_per_second": 0.0}
+    with train._progress(5, 105) as show:
+        assert "compiling" in screen.getvalue()
+        now[0] += 60.0
+        show(6, numbers)
+        assert "compiling" not in screen.getvalue().rpartition("\r")[2]
+        now[0] += 10.0
+        show(16, numbers)
+        assert "1.00step/s" in screen.getvalue().rpartition("\r")[2]
+        assert "01:29" in screen.getvalue().rpartition("\r")[2]  # 89 steps are left
+
+
+def test_a_second_run_in_a_directory_waits_for_the_first(tmp_path, capsys):
+    words = [*SMALL, "--steps", "1", "--workdir", str(tmp_path)]
+    with sole_run(tmp_path):
+        assert train.main(words) == 1
+    assert capsys.readouterr().err.startswith(f"error: a run is under way in {tmp_path}; ")
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    with sole_run(tmp_path):
+        pass
 
 
 def test_evaluating_again_gives_the_same(finished, capsys):
@@ -255,7 +289,7 @@ def test_held_out_identities_are_no_classes_of_the_softmax(sampled_classes):
     [
         (
             ["debug", "--classes-per-batch", "100"],
-            "the learning pictures have 72 different roles; give --classes-per-batch 72 or less",
+            "the learning pictures have 72 values of role; give --classes-per-batch 72 or less",
         ),
         (["debug", "--classes-per-batch", "3", "--pictures-per-class", "1"], "does not divide among 8 devices"),
         (["debug", "--label-weights", "1", "2"], "label_weights has 2 entries, expected one for each of the columns"),

@@ -432,3 +432,9 @@ def test_devices_draw_equally_many_and_never_lose_a_class_of_the_batch(num_sampl
         ValueError, match=f"^num_sampled is {num_sampled}, expected {expected}: .* 8 devices, .* 13 classes"
     ):
         drawn_on_devices(np.arange(5), num_sampled, 100)
+
+
+@pytest.mark.parametrize(("num_classes", "expected"), [(100, "72, or all 100"), (72, "all 72")])
+def test_where_a_batch_leaves_one_number_to_draw_it_is_named(num_classes, expected):
+    with pytest.raises(ValueError, match=f"^num_sampled is 64, expected {expected}: what a batch of 9 has"):
+        drawn_on_devices(np.arange(9), 64, num_classes)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 
 import chex
@@ -17,6 +18,7 @@ from jaxmetric.training import (
     NonFiniteLossError,
     TrainState,
     open_checkpoints,
+    read_json,
     read_metrics,
     restore_best,
     restore_latest,
@@ -286,8 +288,37 @@ def test_a_disk_without_room_is_one_line_and_the_last_checkpoint_stays(tmp_path,
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with (
         open_checkpoints(tmp_path / "checkpoints") as manager,
-        pytest.raises(CheckpointError, match=r"^no room for a checkpoint of 0.0 MiB: .*checkpoints has 1.0 MiB free$"),
+        pytest.raises(
+            CheckpointError,
+            match=r"^no room for a checkpoint of 0.0 MiB: .*checkpoints has 1.0 MiB free, expected 8.1 MiB,",
+        ),
     ):
         save_checkpoint(manager, _state(2, 2.0))
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(1, 1.0))
+
+
+@pytest.mark.parametrize("damage", ["{", "", b"\xff\xfe"])
+def test_what_is_no_json_is_named(damage, tmp_path):
+    path = tmp_path / "data.json"
+    path.write_bytes(damage if isinstance(damage, bytes) else damage.encode())
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: damaged, as it is not JSON"):
+        read_json(path)
+
+
+def test_a_damaged_line_of_metrics_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}, line 2: damaged"):
+        read_metrics(tmp_path)
+
+
+def test_a_file_of_a_checkpoint_that_is_gone_is_called_missing(tmp_path):
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        save_checkpoint(manager, _state(1, 1.0))
+    (tmp_path / "checkpoints" / "1" / "state" / "manifest.ocdbt").unlink()
+    with (
+        pytest.raises(CheckpointError, match=r"could not be read: state/manifest\.ocdbt is missing$"),
+        open_checkpoints(tmp_path / "checkpoints"),
+    ):
+        pass
