@@ -8,8 +8,8 @@ interface. On several machines run this on each, with a working directory that a
     python -m experiments.hosts join [PRESET] [--field value] --workdir /shared/run
 
 TPU pods, Slurm and Open MPI tell jax who is there; elsewhere set JAX_COORDINATOR_ADDRESS=host0:1234, JAX_NUM_PROCESSES
-and JAX_PROCESS_ID. The flags are those of experiments.train. When a process dies, the others end; the same command goes
-on from the last checkpoint.
+and JAX_PROCESS_ID. The flags are those of experiments.train. When a process dies, or this launcher, the others end; the
+same command goes on from the last checkpoint.
 """
 
 import os
