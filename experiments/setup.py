@@ -232,7 +232,7 @@ def claim_workdir(experiment: Experiment, workdir: Path) -> None:
     }
     if path.exists() and (began := read_json(path)) != facts:
         left_out = experiment.config.data.skip_bad and len(source) < began["pictures"]
-        remedy = "; put the pictures that --skip-bad leaves out now back in their place" if left_out else ""
+        remedy = "; pictures that --skip-bad leaves out now were there then: put them back" if left_out else ""
         raise ConfigError(
             f"{workdir} holds a run on other data: pictures, labels or split have changed since it began "
             f"({began['pictures']:,} pictures then, {len(source):,} now){remedy}"

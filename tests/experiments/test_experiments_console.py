@@ -78,6 +78,8 @@ def test_help_that_nobody_reads_to_its_end_is_no_error(command):
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", f"experiments.{command}", "--help"]
-    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipes = {"stdout": write, "stderr": subprocess.PIPE, "text": True}
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=60, check=False, **pipes)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import jax
 import jax.numpy as jnp
@@ -94,11 +95,13 @@ def test_where_a_signal_ends_the_process_it_does_so_in_compiled_code_too(number,
     program = textwrap.dedent(f"""
         import hashlib
         import signal
+        import time
         from jaxmetric.training import stop_on_signals
 
         with stop_on_signals() as stop:
             if {early}:
                 signal.raise_signal({int(number)})
+                time.sleep(0.5)
             with stop.ending_at_once("SIGINT", "SIGTERM", when="while it slept"):
                 print("ready", flush=True)
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 2**30)  # minutes, in which Python runs no handler
@@ -120,8 +123,13 @@ def test_other_signals_and_those_that_come_later_are_wishes():
     with stop_on_signals() as stop:
         with stop.ending_at_once("SIGINT", when="here"):
             signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.signal == "SIGTERM"
+            assert stop.signal == "SIGTERM"
+    with stop_on_signals() as stop:
+        with stop.ending_at_once("SIGINT", when="here"):
+            pass
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert stop.signal == "SIGINT"
 
 
 def test_some_steps_are_traced_for_tensorboard_and_perfetto(tmp_path):
