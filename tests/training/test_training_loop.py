@@ -120,10 +120,9 @@ def test_where_a_signal_ends_the_process_it_does_so_in_compiled_code_too(number,
 
 
 def test_other_signals_and_those_that_come_later_are_wishes():
-    with stop_on_signals() as stop:
-        with stop.ending_at_once("SIGINT", when="here"):
-            signal.raise_signal(signal.SIGTERM)
-            assert stop.signal == "SIGTERM"
+    with stop_on_signals() as stop, stop.ending_at_once("SIGINT", when="here"):
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == "SIGTERM"
     with stop_on_signals() as stop:
         with stop.ending_at_once("SIGINT", when="here"):
             pass
