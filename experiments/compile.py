@@ -21,7 +21,7 @@ import tyro
 
 from experiments.chips import CHIPS, Chip, Cost, cost_of, roofline
 from experiments.config import Config, ConfigError, check_config, parse
-from experiments.console import leave, run_command
+from experiments.console import first_line, leave, run_command
 from experiments.presets import ABOUT, DEFAULT, PRESETS
 from experiments.setup import (
     Experiment,
@@ -110,7 +110,7 @@ def slice_of(topology: str) -> tuple[Chip, list[jax.Device]]:
     try:
         description = topologies.get_topology_desc(topology_name=topology, platform="tpu")
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        raise ConfigError(f"topology is {topology}, which the TPU compiler refuses: {_first_line(error)}") from error
+        raise ConfigError(f"topology is {topology}, which the TPU compiler refuses: {first_line(error)}") from error
     return CHIPS[name], list(description.devices)
 
 
@@ -190,15 +190,12 @@ def _bytes(size: float) -> str:
     return f"{size:,.0f} B"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0]
-
-
 def _in_a_child() -> int:
     """Runs the command in a process of its own: where the compiler fails badly, it takes the process with it."""
     if _CHILD in os.environ:
         return main()
     command = [sys.executable, "-m", "experiments.compile", *sys.argv[1:]]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `run` ends the process then
     child = subprocess.run(command, env={**os.environ, _CHILD: "1"}, stderr=subprocess.PIPE, text=True, check=False)
     if child.returncode >= 0:
         print(child.stderr, end="", file=sys.stderr)
@@ -213,4 +210,4 @@ def _in_a_child() -> int:
 
 
 if __name__ == "__main__":
-    leave(_in_a_child)
+    leave(lambda: run_command(_in_a_child))

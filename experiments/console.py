@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -24,28 +25,48 @@ LOST_CODE = 75  # of a process that ends as another did: a temporary failure, in
 
 
 def say(text: str) -> None:
-    """Prints, in one process of a job."""
+    """Prints, in one process of a job. Where nobody reads on, as after `| head`, the process stops as at SIGTERM."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            stop_unread(1)
+
+
+def stop_unread(*descriptors: int) -> None:
+    """Stops this process as SIGTERM does; what it writes to these descriptors, which nobody reads, goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def start_jax() -> None:
     """Finds the devices, and keeps compiled programs in the user's cache so that the next start need not wait.
 
     Raises:
-      ConfigError: if there is no device of the kind that is asked for.
+      ConfigError: see `find_devices`.
+    """
+    find_devices()
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(caches / "jaxmetric" / "programs"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def find_devices() -> None:
+    """Has jax look for devices.
+
+    Raises:
+      ConfigError: if there is none of the kind that is asked for.
     """
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # which of them depends on the plugins that are installed
         platforms = jax.config.values["jax_platforms"]
         asked = f"JAX_PLATFORMS is {platforms}: " if platforms else ""
-        raise ConfigError(f"{asked}{_first_line(error) or 'jax has nothing to run it on'}") from error
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(caches / "jaxmetric" / "programs"))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        raise ConfigError(f"{asked}{first_line(error) or 'jax has nothing to run it on'}") from error
 
 
 def leave(main: Callable[[], int]) -> NoReturn:
@@ -100,6 +121,8 @@ def run_command(command: Callable[[], int | None]) -> int:
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
             return command() or 0
+        except BrokenPipeError:  # `leave` knows
+            raise
         except (
             ValueError,
             TypeError,
@@ -123,12 +146,13 @@ def _report_unraisable(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Of what jax says over many."""
     return str(error).split("\n")[0]
 
 
 def _line(error: BaseException) -> str:
-    first = _first_line(error)
+    first = first_line(error)
     of_jax = isinstance(error, jax.errors.JaxRuntimeError)
     if of_jax and first.startswith("RESOURCE_EXHAUSTED"):
         return f"the devices ran out of memory ({first}); --remat needs less, as smaller batches and --chunks do"
@@ -137,6 +161,4 @@ def _line(error: BaseException) -> str:
         return f"{LOST} ({first}); {GOES_ON}"
     if of_jax:
         raise error
-    if isinstance(error, BrokenPipeError):
-        return f"nobody reads what is printed here ({error.strerror}); {GOES_ON}"
     return str(error)

@@ -27,7 +27,7 @@ from typing import IO, Any
 import jax
 
 from experiments.config import ConfigError
-from experiments.console import GOES_ON, LOST, LOST_CODE, leave
+from experiments.console import GOES_ON, LOST, LOST_CODE, find_devices, first_line, leave, stop_unread
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
@@ -70,10 +70,9 @@ def join_processes() -> None:
                 initialization_timeout=2 * _PATIENCE,  # at whose end it aborts the process, with pages of its own
             )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise ConfigError(
-            f"distributed: {reason} (elsewhere than on TPU pods, Slurm and Open MPI set {', '.join(_VARIABLES)})"
-        ) from error
+        elsewhere = f"elsewhere than on TPU pods, Slurm and Open MPI set {', '.join(_VARIABLES)}"
+        raise ConfigError(f"distributed: {first_line(error)} ({elsewhere})") from error
+    find_devices()
     here, everywhere, count = jax.local_device_count(), jax.device_count(), jax.process_count()
     if here * count != everywhere:
         raise ConfigError(
@@ -123,16 +122,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def follow_launcher() -> None:
     """Has this process stop, as SIGTERM would, when a launcher that started it is gone."""
-    if _FOLLOWS not in os.environ:
+    if os.environ.pop(_FOLLOWS, None) is None:
         return
 
     def follow() -> None:
         while os.read(0, 1):  # nothing is ever written there
             pass
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for descriptor in (1, 2):  # which nobody reads any more
-            os.dup2(nowhere, descriptor)
-        os.kill(os.getpid(), signal.SIGTERM)
+        stop_unread(1, 2)
 
     threading.Thread(target=follow, daemon=True).start()
 
@@ -177,8 +173,8 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
             for reader in readers[-2:]:
                 reader.start()
         hung = _wait(processes)
-    for reader in readers:
-        reader.join()
+        for reader in readers:
+            reader.join()
     for process in processes:
         process.communicate()  # closes the pipes
     codes = [process.returncode for process in processes]
@@ -247,7 +243,7 @@ def _passing_signals_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[
 def _pass_output_on(source: IO[str] | None) -> None:
     for line in source or ():
         if not _CHATTER.match(line):
-            print(line, end="", flush=True)
+            _print(line, sys.stdout)
 
 
 def _pass_errors_on(source: IO[str] | None, told: set[str], count: int) -> None:
@@ -258,7 +254,15 @@ def _pass_errors_on(source: IO[str] | None, told: set[str], count: int) -> None:
         lost_another = count > 1 and line.startswith(f"error: {LOST}")
         if in_traceback or (_SAID.match(line) and line not in told and not lost_another):
             told.add(line)
-            print(line, end="", file=sys.stderr, flush=True)
+            _print(line, sys.stderr)
+
+
+def _print(line: str, file: IO[str]) -> None:
+    """Where nobody reads on, the job stops; the lines are still taken off the processes, which would wait for it."""
+    try:
+        print(line, end="", file=file, flush=True)
+    except OSError:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _free_port() -> int:

@@ -4,21 +4,22 @@ Whatever can be wrong with a configuration and its data is found here, before th
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from filelock import FileLock, Timeout
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from experiments.config import BatchConfig, Config, ConfigError, DataConfig, check_same_config, save_config
@@ -56,6 +57,7 @@ from jaxmetric.training.step import Objective
 
 DATA_FILE = "data.json"
 LOCK_FILE = ".lock"
+_GRACE = 30  # seconds that a run which is told to stop may take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,24 +195,41 @@ def evaluated_split(source: LabelledImages) -> int:
 
 @contextmanager
 def sole_run(workdir: Path) -> Iterator[None]:
-    """Makes the directory of a run and keeps other runs out of it, on this and on other machines.
+    """Makes the directory of a run, and keeps other runs out of it where the file system has locks.
 
     The lock goes with the process, however that ends. Of several processes the first holds it.
 
     Raises:
-      ConfigError: in all processes, if another run is under way there.
+      ConfigError: in all processes, if another run is under way there and does not end within some seconds.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        taken = False
-        if jax.process_index() == 0:
-            try:
-                stack.enter_context(FileLock(workdir / LOCK_FILE, timeout=0))
-            except Timeout:
-                taken = True
-        if parallel.any_process(taken):
+    with (workdir / LOCK_FILE).open("a") as file:
+        if parallel.any_process(jax.process_index() == 0 and not _locked(file)):
             raise ConfigError(f"a run is under way in {workdir}; wait for its end, or give another --workdir")
         yield
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether the lock could be had. A run that was told to stop may be about to end."""
+    deadline = None
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if deadline is None:
+                deadline = time.monotonic() + _GRACE
+                print(
+                    f"a run is under way in {Path(file.name).parent}; waiting up to {_GRACE} s for its end", flush=True
+                )
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.2)
+        except OSError as error:
+            warnings.warn(
+                f"{file.name}: no lock ({error.strerror}); nothing keeps a second run off the directory", stacklevel=3
+            )
+            return True
 
 
 def claim_workdir(experiment: Experiment, workdir: Path) -> None:

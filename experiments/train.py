@@ -96,17 +96,17 @@ def _command(name: str, preset: Config) -> Callable[..., tuple[Config, Machine, 
 def _run(name: str, config: Config, machine: Machine, workdir: Path) -> int:
     check_config(config)
     check_machine(machine, config)
+    if machine.distributed:
+        follow_launcher()
+        join_processes()
     with stop_on_signals() as stop, ExitStack() as held:
-        if machine.distributed:
-            follow_launcher()
-            with stop.ending_at_once("SIGINT", "SIGTERM", when="while waiting for the other processes"):
-                join_processes()
-        start_jax()
-        experiment = load_experiment(config)
-        check_step(experiment)
-        plan = make_batch_plan(config.batch, experiment.source, seed=config.seed)
-        held.enter_context(sole_run(workdir))
-        claim_workdir(experiment, workdir)
+        with stop.interruptible():
+            start_jax()
+            experiment = load_experiment(config)
+            check_step(experiment)
+            plan = make_batch_plan(config.batch, experiment.source, seed=config.seed)
+            held.enter_context(sole_run(workdir))
+            claim_workdir(experiment, workdir)
         say(f"{name} -> {workdir}\n{_describe(experiment)}")
         try:
             state = train(experiment, plan, workdir, machine, stop)
@@ -116,7 +116,7 @@ def _run(name: str, config: Config, machine: Machine, workdir: Path) -> int:
         if int(state.step) < config.steps:
             say(f"stopped by {stop.signal} after step {int(state.step)}; the same command goes on from there")
             return 130 if stop.signal == "SIGINT" else 0
-        with stop.ending_at_once("SIGINT", when="after the last step; the same command evaluates again"):
+        with stop.interruptible():
             say(evaluate_run(experiment, state, workdir))
     return 0
 
@@ -253,7 +253,8 @@ def _describe(experiment: Experiment) -> str:
 def _progress(start: int, steps: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """A function `(step, metrics)` that shows where the run is: a bar on a terminal, lines elsewhere."""
     if sys.stderr.isatty() and jax.process_index() == 0:
-        with tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, postfix="compiling") as bar:
+        doing = "compiling" if start < steps else None
+        with tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, postfix=doing) as bar:
 
             def move(step: int, metrics: dict[str, float]) -> None:
                 bar.set_postfix_str(_numbers(metrics), refresh=False)

@@ -1,6 +1,7 @@
 """Runs the suite on eight CPU devices, with one compilation cache for the tests and the processes they start."""
 
 import os
+import signal
 import tempfile
 from functools import partial
 from importlib.metadata import version
@@ -16,6 +17,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit that of the
     _CACHE = tempfile.TemporaryDirectory(prefix="jaxmetric-cache-", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.0"
+
+# Processes that tests start inherit this; a shell lets what it starts in the background ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest

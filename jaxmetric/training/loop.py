@@ -116,29 +116,18 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: str | None = None
         self._asked: deque[jax.Array] = deque()
-        self._ending: dict[str, str] = {}
+        self._interruptible = False
 
     @contextmanager
-    def ending_at_once(self, *names: str, when: str) -> Iterator[None]:
-        """Within, signals of these names end the process, with one line, wherever it waits.
-
-        The exit code is 130 for SIGINT and 0 for others. A signal that came before counts.
-
-        Args:
-          *names: such as "SIGTERM".
-          when: the end of the line, after "stopped by SIGTERM".
-        """
-        self._ending = dict.fromkeys(names, when)
-        self._end_at_once(self.signal)
+    def interruptible(self) -> Iterator[None]:
+        """Within, where nothing is to be saved, Ctrl-C raises KeyboardInterrupt; one that came before does so here."""
+        self._interruptible = True
         try:
+            if self.signal == "SIGINT":
+                raise KeyboardInterrupt
             yield
         finally:
-            self._ending = {}
-
-    def _end_at_once(self, name: str | None) -> None:
-        if name in self._ending:
-            print(f"stopped by {name} {self._ending[name]}", file=sys.stderr, flush=True)
-            os._exit(130 if name == "SIGINT" else 0)
+            self._interruptible = False
 
     def agreed(self) -> bool:
         """Whether to stop after this step; every process must ask after every step.
@@ -166,7 +155,8 @@ def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
     stop = StopRequest()
 
     def note(number: int, frame: Any) -> None:
-        if stop.signal is not None and number == signal.SIGINT:  # SIGTERM may come twice: to all, and from a launcher
+        # SIGTERM may come twice: to all, and from a launcher.
+        if number == signal.SIGINT and (stop.signal is not None or stop._interruptible):
             raise KeyboardInterrupt
         stop.signal = stop.signal or signal.Signals(number).name
 
@@ -176,7 +166,7 @@ def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
     sender.setblocking(False)
     # Handlers in Python wait for the main thread, which may wait for a compiler; this byte does not.
     former_descriptor = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(receiver, stop, left, grace), daemon=True).start()
+    threading.Thread(target=_watch, args=(receiver, left, grace), daemon=True).start()
     try:
         yield stop
     finally:
@@ -187,10 +177,9 @@ def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
 
 
-def _watch(receiver: socket.socket, stop: StopRequest, left: threading.Event, grace: float) -> None:
+def _watch(receiver: socket.socket, left: threading.Event, grace: float) -> None:
     with receiver:
         while number := receiver.recv(1):
-            stop._end_at_once(signal.Signals(number[0]).name)
             if number[0] == signal.SIGTERM and not left.wait(grace):
                 print(
                     f"stopped by SIGTERM: what was under way did not end within {grace:g} s; checkpoints stay",

@@ -59,6 +59,13 @@ def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_device_that_is_not_there_is_one_line_of_several_processes():
+    done = run("experiments.hosts", "2", "debug", env={**os.environ, "JAX_PLATFORMS": "cuda"})
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: JAX_PLATFORMS is cuda: ")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_ctrl_c_during_the_imports_ends_the_process_without_a_word(command, tmp_path):
     (tmp_path / "jax.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
@@ -74,7 +81,7 @@ def test_a_shell_that_ignores_ctrl_c_is_heeded():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_that_nobody_reads_to_its_end_is_no_error(command):
+def test_help_that_nobody_reads_to_its_end_ends_without_a_word(command):
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", f"experiments.{command}", "--help"]

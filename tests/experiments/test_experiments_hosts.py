@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -169,34 +170,46 @@ def test_the_command_says_how_it_is_used(words, code, capsys):
 
 WAITING = """
 from experiments import hosts, train
-hosts._QUIET, hosts._PATIENCE = 0.1, {patience}
-raise SystemExit(train.main(["debug", "--distributed", "--workdir", "{workdir}"]))
+hosts._QUIET, hosts._PATIENCE = 0.1, 2
+raise SystemExit(train.main(["debug", "--distributed", "--workdir", "nowhere"]))
 """
 
 
-def wait_alone(index, patience, workdir):
-    """A process that waits for another, which does not come."""
-    place = zip(hosts._VARIABLES, (f"127.0.0.1:{hosts._free_port()}", "2", str(index)), strict=True)
-    command = [sys.executable, "-c", WAITING.format(patience=patience, workdir=workdir)]
+def wait_alone(index, *command):
+    """A process that waits for another, which does not come, and the port at which they were to meet."""
+    port = hosts._free_port()
+    place = zip(hosts._VARIABLES, (f"127.0.0.1:{port}", "2", str(index)), strict=True)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **dict(place)}, **pipes)
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env={**os.environ, **dict(place)}, **pipes)
+    return process, port
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_process_that_no_other_joins_says_so_and_ends(index, tmp_path):
-    printed, errors = outcome(wait_alone(index, 2, tmp_path))
-    who, where = f"process {index} of 2", r"at 127\.0\.0\.1:\d+"
-    assert re.fullmatch(f"{who} waits for the others {where}, up to 2 s\n", printed)
-    assert re.fullmatch(f"error: {who} waited 2 s for the others {where}; not all came\n", errors)
+def test_a_process_that_no_other_joins_says_so_and_ends(index):
+    process, port = wait_alone(index, "-c", WAITING)
+    printed, errors = outcome(process)
+    who, where = f"process {index} of 2", f"at 127.0.0.1:{port}"
+    assert printed == f"{who} waits for the others {where}, up to 2 s\n"
+    assert errors == f"error: {who} waited 2 s for the others {where}; not all came\n"
+    assert process.returncode == 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_process_that_waits_for_others_hears_signals(number, code, tmp_path):
-    with wait_alone(1, 60, tmp_path) as process:
-        process.stdout.readline()
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_waits_for_others_hears_signals(number, tmp_path):
+    process, port = wait_alone(0, "-m", "experiments.train", "debug", "--distributed", "--workdir", str(tmp_path))
+    with process:
+        deadline = time.monotonic() + 60
+        while not listens(port):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         process.send_signal(number)
-        _, errors = outcome(process)
-    assert (process.returncode, errors) == (code, f"stopped by {number.name} while waiting for the other processes\n")
+        assert outcome(process) == ("", "")
+    assert process.returncode == -number
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 FOLLOWING = """
@@ -205,23 +218,39 @@ from experiments.hosts import follow_launcher
 from jaxmetric.training import stop_on_signals
 with stop_on_signals() as stop:
     follow_launcher()
-    began = time.monotonic()
-    while stop.signal is None and time.monotonic() < began + 5:
+    deadline = time.monotonic() + {patience}
+    while stop.signal is None and time.monotonic() < deadline:
         time.sleep(0.05)
 print("nobody reads this")
 raise SystemExit(7 if stop.signal == "SIGTERM" else 8)
 """
 
 
-@pytest.mark.parametrize(("follows", "code"), [(True, 7), (False, 8)])
-def test_a_process_stops_with_its_launcher(follows, code):
+@pytest.mark.parametrize(("follows", "patience", "code"), [(True, 60, 7), (False, 0.5, 8)])
+def test_a_process_stops_with_its_launcher(follows, patience, code):
     environment = {**os.environ, **({hosts._FOLLOWS: "1"} if follows else {})}
+    command = [sys.executable, "-c", FOLLOWING.format(patience=patience)]
     pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
-    process = subprocess.Popen([sys.executable, "-c", FOLLOWING], cwd=ROOT, env=environment, **pipes)
-    process.stdin.close()
-    if follows:
-        process.stdout.close()
-    assert process.wait(60) == code
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        process.stdin.close()
+        if follows:
+            process.stdout.close()
+        assert process.wait(60) == code
+
+
+@pytest.mark.usefixtures("sleeping")
+def test_where_nobody_reads_what_the_launcher_prints_the_job_stops_and_is_not_held_up(monkeypatch, capfd):
+    class Unread:
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(sys, "stdout", Unread())
+    much = "i=0; while [ $i -lt 20000 ]; do echo a line that somebody prints; i=$((i + 1)); done"
+    with pytest.raises(BrokenPipeError):  # of the launcher's own last line
+        hosts.supervise([{**os.environ, "FIRST": f"trap '' TERM; {much}; trap - TERM; kill -TERM $$"}], [])
 
 
 @pytest.mark.slow

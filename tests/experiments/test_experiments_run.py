@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import redirect_stdout
 from io import StringIO
@@ -19,9 +20,9 @@ import pytest
 from finished_runs import final_state
 from PIL import Image
 
-from experiments import evaluate, train
+from experiments import evaluate, setup, train
 from experiments.presets import PRESETS
-from experiments.setup import drive_step, learnt_identities, load_experiment, make_state, sole_run
+from experiments.setup import drive_step, learnt_identities, load_experiment, make_state
 from jaxmetric.data import LEARNING
 
 ROOT = Path(__file__).parents[2]
@@ -139,14 +140,52 @@ def test_a_bar_says_that_it_compiles_and_counts_time_from_the_first_step(monkeyp
     assert "1.00step/s" in screen.getvalue().rpartition("\r")[2]  # of the whole
 
 
-def test_a_second_run_in_a_directory_waits_for_the_first(tmp_path, capsys):
-    words = [*SMALL, "--steps", "1", "--workdir", str(tmp_path)]
-    with sole_run(tmp_path):
-        assert train.main(words) == 1
-    assert capsys.readouterr().err.startswith(f"error: a run is under way in {tmp_path}; ")
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    with sole_run(tmp_path):
+def test_a_bar_of_a_run_that_is_done_says_nothing_of_compiling(monkeypatch):
+    screen = open_terminal(monkeypatch)
+    with train._progress(5, 5):
         pass
+    assert "compiling" not in screen.getvalue()
+
+
+def test_a_second_run_in_a_directory_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(setup, "_GRACE", 0.5)
+    with setup.sole_run(tmp_path):
+        assert train.main([*SMALL, "--workdir", str(tmp_path)]) == 1
+    printed, errors = capsys.readouterr()
+    assert printed == f"a run is under way in {tmp_path}; waiting up to 0.5 s for its end\n"
+    assert errors.startswith(f"error: a run is under way in {tmp_path}; ")
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_run_that_is_about_to_end_is_waited_for(tmp_path, capsys):
+    held = setup.sole_run(tmp_path)
+    held.__enter__()
+    threading.Timer(0.5, held.__exit__, (None, None, None)).start()
+    with setup.sole_run(tmp_path):
+        assert "waiting up to 30 s" in capsys.readouterr().out
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch):
+    def refuse(file, kind):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.warns(UserWarning, match=r"\.lock: no lock \(No locks available\)"), setup.sole_run(tmp_path):
+        pass
+
+
+def test_what_nobody_reads_stops_a_run_which_saves(tmp_path):
+    words = [*SMALL, "--steps", "100000", "--log-every", "1", "--checkpoint-every", "100000", "--evaluate-every", "0"]
+    command = [sys.executable, "-m", "experiments.train", *words, "--workdir", str(tmp_path / "run")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        for line in process.stdout:
+            if line.startswith("step 3/"):
+                break
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (0, "")
+    assert any(path.name.isdigit() for path in (tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_evaluating_again_gives_the_same(finished, capsys):
