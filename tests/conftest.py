@@ -18,14 +18,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit that of the
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.0"
 
-# Processes that tests start inherit this; a shell lets what it starts in the background ignore Ctrl-C.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 import jax
 import pytest
 from hypothesis import settings
 
 from experiments.console import with_room_for_frames
+
+# Processes that tests start inherit this; a shell lets what it starts in the background ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Compilations make single examples slow and uneven; the seed is fixed so that a run is repeatable.
 settings.register_profile("jaxmetric", deadline=None, max_examples=20, derandomize=True)
