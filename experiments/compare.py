@@ -88,7 +88,10 @@ def _read_groups(words: Sequence[str]) -> dict[str, list[dict[str, float | None]
             raise ConfigError(f"runs has {word!r}, expected TITLE=DIR,DIR,...")
         if title in groups:
             raise ConfigError(f"runs has two groups called {title!r}, expected each group once")
-        groups[title] = [read_figures(Path(directory)) for directory in directories.split(",")]
+        named = directories.split(",")
+        if "" in named or len(set(named)) < len(named):
+            raise ConfigError(f"runs has {word!r}, expected TITLE=DIR,DIR,... with each directory once, without spaces")
+        groups[title] = [read_figures(Path(directory)) for directory in named]
     return groups
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import tyro
 
-from jaxmetric.training import write_atomically
+from jaxmetric.training import read_json, write_atomically
 
 CONFIG_FILE = "config.json"
 # What changes no step, so that a run may go on with another choice.
@@ -406,8 +406,9 @@ def load_config(workdir: Path) -> Config:
     path = workdir / CONFIG_FILE
     if not path.exists():
         raise ConfigError(f"{workdir} holds no run: it has no {CONFIG_FILE}")
+    values = read_json(path)
     try:
-        return _from_dict(Config, json.loads(path.read_text()))
+        return _from_dict(Config, values)
     except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is not a configuration of this version: {error}") from error
 

@@ -38,6 +38,7 @@ def stop_unread(*descriptors: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in descriptors:
         os.dup2(nowhere, descriptor)
+    os.close(nowhere)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -161,4 +162,6 @@ def _line(error: BaseException) -> str:
         return f"{LOST} ({first}); {GOES_ON}"
     if of_jax:
         raise error
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return str(error)

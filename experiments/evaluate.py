@@ -18,7 +18,9 @@ import tyro
 from experiments.config import ConfigError, flatten, load_config
 from experiments.console import leave, run_command, start_jax
 from experiments.setup import (
+    CHECKPOINTS,
     Experiment,
+    alone_in,
     claim_workdir,
     drive_step,
     evaluated_split,
@@ -33,6 +35,7 @@ from jaxmetric.report import Run, write_report
 from jaxmetric.report.page import SHOWN_NEIGHBORS
 from jaxmetric.search import nearest_neighbors
 from jaxmetric.training import (
+    CheckpointError,
     Embed,
     TrainState,
     open_checkpoints,
@@ -41,10 +44,10 @@ from jaxmetric.training import (
     restore_latest,
     write_atomically,
 )
+from jaxmetric.training.checkpoints import Restored
 
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
-CHECKPOINTS = "checkpoints"
 
 
 class HeldOut(NamedTuple):
@@ -235,20 +238,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(workdir: Path, checkpoint: str) -> None:
     config = load_config(workdir)
     start_jax()
-    with open_checkpoints(workdir / CHECKPOINTS) as checkpoints:
-        if checkpoints.latest_step() is None:
-            raise ConfigError(f"{workdir} holds no checkpoint yet")
-        experiment = load_experiment(config)
-        claim_workdir(experiment, workdir)
-        shapes, resize = restorable(experiment, drive_step(experiment, "shard_map"))
-        restore = restore_best if checkpoint == "best" else restore_latest
-        restored = restore(checkpoints, shapes, resize=resize)
+    experiment = load_experiment(config)
+    claim_workdir(experiment, workdir)
+    with alone_in(workdir) as alone:
+        restored = _restore(experiment, workdir, checkpoint, alone)
     if restored is None:
         raise ConfigError(
             f"{workdir} holds no checkpoint that was validated; evaluate_every is {config.evaluate_every}"
         )
     print(f"the {checkpoint} checkpoint is that of step {int(restored.state.step)}")
     print(evaluate_run(experiment, restored.state, workdir, name="best" if checkpoint == "best" else ""))
+
+
+def _restore(experiment: Experiment, workdir: Path, checkpoint: str, alone: bool) -> Restored | None:
+    """Restores a checkpoint; a run that is under way may delete it meanwhile, having written another."""
+    shapes, resize = restorable(experiment, drive_step(experiment, "shard_map"))
+    for tries_left in reversed(range(1 if alone else 10)):
+        try:
+            with open_checkpoints(workdir / CHECKPOINTS, alone=alone) as checkpoints:
+                if checkpoints.latest_step() is None:
+                    raise ConfigError(f"{workdir} holds no checkpoint yet")
+                if checkpoint == "best":
+                    return restore_best(checkpoints, shapes, resize=resize)
+                return restore_latest(checkpoints, shapes, resize=resize, alone=alone)
+        except CheckpointError:
+            if not tries_left:
+                raise
+    return None
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ def join_processes() -> None:
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
             what = f"JAX_PROCESS_ID is {index} and JAX_NUM_PROCESSES {count}"
             raise ConfigError(f"distributed: {what}, expected whole numbers, 0 <= id < number")
+        if not (re.fullmatch(r".+:\d{1,5}", address) and 0 < int(address.rpartition(":")[2]) < 2**16):
+            raise ConfigError(f"distributed: JAX_COORDINATOR_ADDRESS is {address}, expected host:port")
         arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
         who, where = f"process {index} of {count}", f" at {address}"
     # Its handler would take the place of `stop_on_signals`, which listens to Ctrl-C too and ends what takes too long.
@@ -70,8 +72,8 @@ def join_processes() -> None:
                 initialization_timeout=2 * _PATIENCE,  # at whose end it aborts the process, with pages of its own
             )
     except (RuntimeError, ValueError) as error:
-        elsewhere = f"elsewhere than on TPU pods, Slurm and Open MPI set {', '.join(_VARIABLES)}"
-        raise ConfigError(f"distributed: {first_line(error)} ({elsewhere})") from error
+        hint = "" if given else f" (elsewhere than on TPU pods, Slurm and Open MPI set {', '.join(_VARIABLES)})"
+        raise ConfigError(f"distributed: {first_line(error)}{hint}") from error
     find_devices()
     here, everywhere, count = jax.local_device_count(), jax.device_count(), jax.process_count()
     if here * count != everywhere:

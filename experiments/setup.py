@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from experiments.config import BatchConfig, Config, ConfigError, DataConfig, check_same_config, save_config
+from experiments.config import CONFIG_FILE, BatchConfig, Config, ConfigError, DataConfig, check_same_config, save_config
 from experiments.objective import init_loss_params, make_objective
 from jaxmetric import parallel
 from jaxmetric.data import (
@@ -55,6 +55,7 @@ from jaxmetric.training import (
 )
 from jaxmetric.training.step import Objective
 
+CHECKPOINTS = "checkpoints"
 DATA_FILE = "data.json"
 LOCK_FILE = ".lock"
 _GRACE = 30  # seconds that a run which is told to stop may take
@@ -204,12 +205,19 @@ def sole_run(workdir: Path) -> Iterator[None]:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / LOCK_FILE).open("a") as file:
-        if parallel.any_process(jax.process_index() == 0 and not _locked(file)):
+        if parallel.any_process(jax.process_index() == 0 and not _locked(file, patience=_GRACE)):
             raise ConfigError(f"a run is under way in {workdir}; wait for its end, or give another --workdir")
         yield
 
 
-def _locked(file: IO[str]) -> bool:
+@contextmanager
+def alone_in(workdir: Path) -> Iterator[bool]:
+    """Whether no run is under way in a directory; if so, none begins within."""
+    with (workdir / LOCK_FILE).open("a") as file:
+        yield _locked(file, patience=0)
+
+
+def _locked(file: IO[str], *, patience: float) -> bool:
     """Whether the lock could be had. A run that was told to stop may be about to end."""
     deadline = None
     while True:
@@ -218,10 +226,10 @@ def _locked(file: IO[str]) -> bool:
             return True
         except BlockingIOError:
             if deadline is None:
-                deadline = time.monotonic() + _GRACE
-                print(
-                    f"a run is under way in {Path(file.name).parent}; waiting up to {_GRACE} s for its end", flush=True
-                )
+                deadline = time.monotonic() + patience
+                if patience:
+                    where = Path(file.name).parent
+                    print(f"a run is under way in {where}; waiting up to {patience:g} s for its end", flush=True)
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.2)
@@ -240,6 +248,9 @@ def claim_workdir(experiment: Experiment, workdir: Path) -> None:
     Raises:
       ConfigError: if the configuration, or the pictures and labels behind it, are others.
     """
+    for name in (CONFIG_FILE, DATA_FILE):
+        if not (workdir / name).exists() and any((workdir / CHECKPOINTS).glob("[0-9]*")):
+            raise ConfigError(f"{workdir} holds checkpoints, but no {name}; put it back, or give another --workdir")
     check_same_config(experiment.config, workdir)
     source, path = experiment.source, workdir / DATA_FILE
     digest = hashlib.sha256(source.labels.tobytes() + source.split.tobytes())

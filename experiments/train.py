@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from experiments.config import Config, ConfigError, Machine, check_config, check_machine, parse
 from experiments.console import leave, run_command, say, start_jax
-from experiments.evaluate import CHECKPOINTS, evaluate_run, score_of, validation_metrics
+from experiments.evaluate import evaluate_run, score_of, validation_metrics
 from experiments.hosts import follow_launcher, join_processes
 from experiments.presets import ABOUT, DEFAULT, PRESETS
 from experiments.setup import (
+    CHECKPOINTS,
     Experiment,
     check_step,
     claim_workdir,
@@ -79,7 +80,7 @@ def _command(name: str, preset: Config) -> Callable[..., tuple[Config, Machine, 
     def command(
         config: tyro.conf.OmitArgPrefixes[Config] = preset,
         machine: tyro.conf.OmitArgPrefixes[Machine] = DEFAULT_MACHINE,
-        workdir: Path = Path(f"runs/{name}"),
+        workdir: str = f"runs/{name}",
     ) -> tuple[Config, Machine, Path]:
         """Collects what the command line says.
 
@@ -88,7 +89,9 @@ def _command(name: str, preset: Config) -> Callable[..., tuple[Config, Machine, 
             machine: What it runs on.
             workdir: Where everything of the run is written. A run that was stopped goes on from its last checkpoint.
         """
-        return config, machine, workdir
+        if not workdir:
+            sys.exit("error: workdir is empty, expected a directory")
+        return config, machine, Path(workdir)
 
     return command
 

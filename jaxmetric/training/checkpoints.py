@@ -45,18 +45,25 @@ class Restored(NamedTuple):
 
 
 @contextmanager
-def open_checkpoints(directory: Path, *, keep: int = 2) -> Iterator[ocp.CheckpointManager]:
+def open_checkpoints(directory: Path, *, keep: int = 2, alone: bool = True) -> Iterator[ocp.CheckpointManager]:
     """A manager of a directory; leaving it waits for pending saves.
 
     It keeps the newest `keep` checkpoints and, of those saved with a score, the one with the highest. One that is
     damaged, such as by a disk that cut a file short, is moved into a folder `unreadable` beside the checkpoints, with a
-    warning, here or by `restore_latest`.
+    warning, here or by `restore_latest`; what a killed process had written of one goes.
+
+    Args:
+      directory: where they lie.
+      keep: how many of the newest are kept.
+      alone: False leaves all as it is, as another process may be writing there.
 
     Raises:
       CheckpointError: if there are checkpoints and all of them are damaged; on leaving, if a pending save failed.
     """
     directory = directory.absolute()
-    _set_damaged_aside(directory)
+    if alone:
+        _remove_unfinished(directory)
+        _set_damaged_aside(directory)
     best = preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best]),
@@ -113,7 +120,9 @@ def save_checkpoint(
     _call(_UNWRITTEN, lambda: manager.save(step, args=args, metrics=metrics))
 
 
-def restore_latest(manager: ocp.CheckpointManager, like: TrainState, *, resize: Any = None) -> Restored | None:
+def restore_latest(
+    manager: ocp.CheckpointManager, like: TrainState, *, resize: Any = None, alone: bool = True
+) -> Restored | None:
     """The newest checkpoint that can be read, or None if there is none at all.
 
     Args:
@@ -121,18 +130,21 @@ def restore_latest(manager: ocp.CheckpointManager, like: TrainState, *, resize: 
       like: a state of the arrays' shapes and dtypes; where it has shardings, the arrays are restored there.
       resize: a tree of booleans like the state: which arrays may have another number of rows in the checkpoint, to be
         cut off or filled with zeros, such as class vectors that are divided among other devices now.
+      alone: see `open_checkpoints`.
 
     Raises:
       CheckpointError: if there are checkpoints and none can be read, or the newest holds other arrays than `like`.
     """
-    while (step := manager.latest_step()) is not None:
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
         try:
             return _restore(manager, step, like, resize)
         except _UnreadableError as error:
-            if len(manager.all_steps()) == 1:
+            if step == steps[-1]:
                 raise
-            _set_aside(Path(manager.directory), {step: str(error)})
-            manager.reload()
+            if alone:
+                _set_aside(Path(manager.directory), {step: str(error)})
+                manager.reload()
     return None
 
 
@@ -205,6 +217,13 @@ def _note_files(directory: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _remove_unfinished(directory: Path) -> None:
+    """Of several processes the first does; orbax removes those of one process alone."""
+    if jax.process_index() == 0:
+        for path in directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _set_damaged_aside(directory: Path) -> None:
     """Before orbax opens them, as it reads some of each. Of several processes the first decides."""
     steps = sorted(_complete(directory)) if jax.process_index() == 0 else []
@@ -214,6 +233,9 @@ def _set_damaged_aside(directory: Path) -> None:
             raise CheckpointError(f"no checkpoint in {directory} could be read")
         older = ", and all older ones are damaged too" if len(steps) > 1 else ""
         raise CheckpointError(f"{damaged[steps[-1]]}{older}")
+    for step in damaged:
+        if newer := [other for other in steps if other > step and other not in damaged]:
+            damaged[step] += f" (step {newer[-1]} is whole: it may have been on its way out when a run was killed)"
     if any_process(bool(damaged)):
         _set_aside(directory, damaged)
 

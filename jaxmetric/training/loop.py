@@ -3,12 +3,13 @@
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from jaxmetric.parallel import any_process
 from jaxmetric.training.state import TrainState
 
 Batch = TypeVar("Batch")
+_SOON = 2.0  # seconds within which nobody wonders whether Ctrl-C was heard
 
 
 class NonFiniteLossError(RuntimeError):
@@ -146,11 +148,12 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
-    """Turns Ctrl-C and SIGTERM into a wish to stop, which the loop reads.
+    """Turns Ctrl-C, SIGTERM and SIGHUP, if it is not ignored, into a wish to stop, which the loop reads.
 
-    A second Ctrl-C interrupts at once. A scheduler that sends SIGTERM kills some seconds later: if the context is not
-    left within `grace` seconds, as a step or a compilation takes too long, the process ends with exit code 0 all the
-    same; the last checkpoint, if there is one, is complete. The former handlers return on exit.
+    SIGHUP tells that the terminal is closed: what is printed from then on goes nowhere. A second Ctrl-C interrupts at
+    once. A scheduler that sends SIGTERM kills some seconds later: if the context is not left within `grace` seconds, as
+    a step or a compilation takes too long, the process ends with exit code 0 all the same; the last checkpoint, if
+    there is one, is complete. The former handlers return on exit.
     """
     stop = StopRequest()
 
@@ -158,15 +161,20 @@ def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
         # SIGTERM may come twice: to all, and from a launcher.
         if number == signal.SIGINT and (stop.signal is not None or stop._interruptible):
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            _leave_terminal()
         stop.signal = stop.signal or signal.Signals(number).name
 
-    former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        numbers.append(signal.SIGHUP)
+    former = {number: signal.signal(number, note) for number in numbers}
     left = threading.Event()
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     # Handlers in Python wait for the main thread, which may wait for a compiler; this byte does not.
     former_descriptor = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(receiver, left, grace), daemon=True).start()
+    threading.Thread(target=_watch, args=(receiver, stop, left, grace), daemon=True).start()
     try:
         yield stop
     finally:
@@ -177,9 +185,21 @@ def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
 
 
-def _watch(receiver: socket.socket, left: threading.Event, grace: float) -> None:
+def _leave_terminal() -> None:
+    """Lets what is printed to a terminal, which is closed, go nowhere: writing to it would be an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with suppress(OSError):  # it is not even open
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _watch(receiver: socket.socket, stop: StopRequest, left: threading.Event, grace: float) -> None:
     with receiver:
         while number := receiver.recv(1):
+            if number[0] == signal.SIGINT and not stop._interruptible and not left.wait(_SOON):
+                print("stopping after the step under way; Ctrl-C again interrupts it", file=sys.stderr, flush=True)
             if number[0] == signal.SIGTERM and not left.wait(grace):
                 print(
                     f"stopped by SIGTERM: what was under way did not end within {grace:g} s; checkpoints stay",

@@ -38,7 +38,15 @@ def test_nothing_to_compare_is_an_error(capsys):
     assert capsys.readouterr() == ("", "error: runs is empty, expected TITLE=DIR,DIR,...\n")
 
 
-@pytest.mark.parametrize(("word", "message"), [("nothing", "expected TITLE=DIR"), ("a=nowhere", "holds no evaluation")])
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("nothing", "expected TITLE=DIR"),
+        ("a=b,", "with each directory once"),
+        ("a=b,b", "with each directory once"),
+        ("a=nowhere", "holds no evaluation"),
+    ],
+)
 def test_what_is_no_evaluated_run_is_one_line(word, message, capsys):
     assert compare.main(["--runs", word]) == 1
     assert message in capsys.readouterr().err

@@ -201,7 +201,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_last_checkpoint_stays(tmp_path
         _, errors = process.communicate(timeout=100)
         assert process.returncode == 1
         assert re.fullmatch(
-            r"error: (no room for a checkpoint|\[Errno 28\] No space left|a checkpoint could not).*\n", errors
+            r"error: (no room for a checkpoint|.*: No space left|a checkpoint could not).*\n", errors
         ), errors
         (folder / "filler").unlink()
         again = start(words, folder / "run")

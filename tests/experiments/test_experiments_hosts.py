@@ -140,6 +140,15 @@ def test_what_is_missing_to_find_the_others_is_named(monkeypatch):
         hosts.join_processes()
 
 
+@pytest.mark.parametrize("address", ["localhost", "localhost:0", "localhost:99999", "localhost:22x", ":22"])
+def test_an_address_that_can_be_none_is_named(address, monkeypatch):
+    for name, value in zip(hosts._VARIABLES, (address, "2", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    message = f"^distributed: JAX_COORDINATOR_ADDRESS is {address}, expected host:port$"
+    with pytest.raises(ConfigError, match=message):
+        hosts.join_processes()
+
+
 def test_a_number_that_is_none_is_named(monkeypatch):
     for name, value in zip(hosts._VARIABLES, ("127.0.0.1:1", "two", "0"), strict=True):
         monkeypatch.setenv(name, value)

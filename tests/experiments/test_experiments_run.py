@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import os
+import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from contextlib import redirect_stdout
@@ -155,6 +158,42 @@ def test_a_second_run_in_a_directory_is_one_line(tmp_path, monkeypatch, capsys):
     assert printed == f"a run is under way in {tmp_path}; waiting up to 0.5 s for its end\n"
     assert errors.startswith(f"error: a run is under way in {tmp_path}; ")
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_evaluating_beside_a_run_leaves_its_checkpoints_alone(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "12" / "state" / "manifest.ocdbt").unlink()  # as of one that is being deleted
+    before = sorted(checkpoints.rglob("*"))
+    with setup.sole_run(tmp_path / "run"):
+        assert evaluate.main(["--workdir", str(tmp_path / "run")]) == 0
+    assert "the latest checkpoint is that of step 6" in capsys.readouterr().out
+    assert sorted(checkpoints.rglob("*")) == before
+    assert not (tmp_path / "run" / "unreadable").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.json"])
+def test_checkpoints_without_what_they_are_of_are_not_gone_on_from(name, finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    assert train.main([*SMALL, "--workdir", str(tmp_path / "run")]) == 1
+    assert f"holds checkpoints, but no {name}; put it back" in capsys.readouterr().err
+
+
+def test_a_run_whose_terminal_is_closed_saves(tmp_path):
+    master, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
+    words = [*SMALL, "--steps", "100000", "--checkpoint-every", "100000", "--evaluate-every", "0"]
+    command = [sys.executable, "-m", "experiments.train", *words, "--workdir", str(tmp_path / "run")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        while b"images/s" not in shown:
+            shown += os.read(master, 1000)
+        os.close(master)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 0
+    assert any(path.name.isdigit() for path in (tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_a_run_that_is_about_to_end_is_waited_for(tmp_path, capsys):

@@ -322,3 +322,14 @@ def test_a_file_of_a_checkpoint_that_is_gone_is_called_missing(tmp_path):
         open_checkpoints(tmp_path / "checkpoints"),
     ):
         pass
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_a_killed_process_was_writing_goes_unless_another_may_be_writing_it(alone, tmp_path):
+    with open_checkpoints(tmp_path / "checkpoints") as manager:
+        save_checkpoint(manager, _state(1, 1.0))
+    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    with open_checkpoints(tmp_path / "checkpoints", alone=alone) as manager:
+        assert manager.all_steps() == [1]
+    assert unfinished.exists() != alone

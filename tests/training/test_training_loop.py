@@ -1,12 +1,22 @@
 """What surrounds the step: means of what it returned, a loss that is no number, a wish to stop."""
 
 import signal
+import time
+from contextlib import nullcontext, suppress
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxmetric.training import MetricWindow, NonFiniteLossError, TrainState, check_finite, profiled, stop_on_signals
+from jaxmetric.training import (
+    MetricWindow,
+    NonFiniteLossError,
+    TrainState,
+    check_finite,
+    loop,
+    profiled,
+    stop_on_signals,
+)
 
 
 def _metrics(loss, finite=True):
@@ -97,6 +107,32 @@ def test_where_nothing_is_to_be_saved_the_first_ctrl_c_interrupts():
         assert stop.signal == "SIGINT"
         with pytest.raises(KeyboardInterrupt), stop.interruptible():
             pytest.fail("the signal that came before counts")
+
+
+def test_a_closed_terminal_is_a_wish_too():
+    with stop_on_signals() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal == "SIGHUP"
+
+
+def test_what_ignores_a_closed_terminal_goes_on_ignoring_it():
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+@pytest.mark.parametrize("interruptible", [True, False])
+def test_ctrl_c_that_takes_long_is_answered(interruptible, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "_SOON", 0.05)
+    with suppress(KeyboardInterrupt), stop_on_signals() as stop:
+        with stop.interruptible() if interruptible else nullcontext():
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.5)
+    assert ("stopping after the step under way" in capsys.readouterr().err) != interruptible
 
 
 def test_some_steps_are_traced_for_tensorboard_and_perfetto(tmp_path):
