@@ -13,6 +13,7 @@ import termios
 import threading
 import time
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -185,14 +186,19 @@ def test_a_run_whose_terminal_is_closed_saves(tmp_path):
     termios.tcsetwinsize(terminal, (24, 120))
     words = [*SMALL, "--steps", "100000", "--checkpoint-every", "100000", "--evaluate-every", "0"]
     command = [sys.executable, "-m", "experiments.train", *words, "--workdir", str(tmp_path / "run")]
-    with subprocess.Popen(command, cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal) as process:
+    hear = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    ends = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=hear, **ends) as process:
         os.close(terminal)
         shown = b""
         while b"images/s" not in shown:
             shown += os.read(master, 1000)
         os.close(master)
         process.send_signal(signal.SIGHUP)
-        assert process.wait(60) == 0
+        try:
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
     assert any(path.name.isdigit() for path in (tmp_path / "run" / "checkpoints").iterdir())
 
 

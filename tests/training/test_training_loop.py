@@ -109,18 +109,13 @@ def test_where_nothing_is_to_be_saved_the_first_ctrl_c_interrupts():
             pytest.fail("the signal that came before counts")
 
 
-def test_a_closed_terminal_is_a_wish_too():
-    with stop_on_signals() as stop:
-        signal.raise_signal(signal.SIGHUP)
-        assert stop.signal == "SIGHUP"
-
-
-def test_what_ignores_a_closed_terminal_goes_on_ignoring_it():
-    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize(("before", "wish"), [(signal.SIG_DFL, "SIGHUP"), (signal.SIG_IGN, None)])
+def test_a_closed_terminal_is_a_wish_too_unless_it_is_ignored(before, wish):
+    former = signal.signal(signal.SIGHUP, before)
     try:
         with stop_on_signals() as stop:
             signal.raise_signal(signal.SIGHUP)
-            assert stop.signal is None
+            assert stop.signal == wish
     finally:
         signal.signal(signal.SIGHUP, former)
 
