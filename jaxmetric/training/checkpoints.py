@@ -316,6 +316,8 @@ def _call(what: str, action: Callable[[], Any], kind: type[CheckpointError] = Ch
     try:
         return action()
     except Exception as error:
-        reason = str(error).split("\n")[0].split(" [")[0].rsplit(": ", 1)[-1]
+        first = str(error).split("\n")[0]
+        # What tells of a lost process stays whole, so that it is known for that.
+        reason = first if "Gloo" in first else first.split(" [")[0].rsplit(": ", 1)[-1]
     # Raised outside the handler: a chained exception would keep orbax's half-done coroutines until the process ends.
     raise kind(f"{what}: {reason}")

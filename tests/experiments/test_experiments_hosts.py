@@ -20,7 +20,7 @@ from finished_runs import final_state
 from experiments import hosts, train
 from experiments.config import ConfigError
 from experiments.console import GOES_ON, LOST_CODE, run_command
-from jaxmetric.training import read_metrics
+from jaxmetric.training import checkpoints, read_metrics
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["debug", "--steps", "8", "--log-every", "2", "--checkpoint-every", "4", "--evaluate-every", "4"]
@@ -317,6 +317,16 @@ def test_a_lost_process_is_told_in_whichever_way_jax_meets_it(kind, capsys):
 
     assert run_command(lose) == LOST_CODE
     assert capsys.readouterr().err.startswith("error: lost another process of the job (UNKNOWN: Gloo")
+
+
+def test_a_process_lost_during_a_save_is_told_as_lost(capsys):
+    def lose():
+        raise jax.errors.JaxRuntimeError(
+            "UNKNOWN: Gloo all-reduce failed: [pair.cc:547] recvmsg: Connection reset by peer"
+        )
+
+    assert run_command(lambda: checkpoints._call("a checkpoint could not be written", lose)) == LOST_CODE
+    assert capsys.readouterr().err.startswith("error: lost another process of the job (a checkpoint could not be")
 
 
 @pytest.mark.parametrize("which", [0, 1])
