@@ -402,6 +402,7 @@ def load_config(workdir: Path) -> Config:
 
     Raises:
       ConfigError: if there is none, or it is not one of this version.
+      ValueError: if the file is damaged.
     """
     path = workdir / CONFIG_FILE
     if not path.exists():

@@ -16,6 +16,7 @@ import jax
 from experiments.config import ConfigError
 from jaxmetric.data import InputError
 from jaxmetric.training import CheckpointError, NonFiniteLossError
+from jaxmetric.training.loop import discard_output
 
 Result = TypeVar("Result")
 
@@ -35,10 +36,7 @@ def say(text: str) -> None:
 
 def stop_unread(*descriptors: int) -> None:
     """Stops this process as SIGTERM does; what it writes to these descriptors, which nobody reads, goes nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in descriptors:
-        os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+    discard_output(*descriptors)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -253,7 +253,8 @@ def _run(workdir: Path, checkpoint: str) -> None:
 def _restore(experiment: Experiment, workdir: Path, checkpoint: str, alone: bool) -> Restored | None:
     """Restores a checkpoint; a run that is under way may delete it meanwhile, having written another."""
     shapes, resize = restorable(experiment, drive_step(experiment, "shard_map"))
-    for tries_left in reversed(range(1 if alone else 10)):
+    tries_left = 1 if alone else 10
+    while True:
         try:
             with open_checkpoints(workdir / CHECKPOINTS, alone=alone) as checkpoints:
                 if checkpoints.latest_step() is None:
@@ -262,9 +263,9 @@ def _restore(experiment: Experiment, workdir: Path, checkpoint: str, alone: bool
                     return restore_best(checkpoints, shapes, resize=resize)
                 return restore_latest(checkpoints, shapes, resize=resize, alone=alone)
         except CheckpointError:
+            tries_left -= 1
             if not tries_left:
                 raise
-    return None
 
 
 if __name__ == "__main__":

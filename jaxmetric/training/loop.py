@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -162,7 +162,7 @@ def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
         if number == signal.SIGINT and (stop.signal is not None or stop._interruptible):
             raise KeyboardInterrupt
         if number == signal.SIGHUP:
-            _leave_terminal()
+            discard_output(*filter(_is_terminal, (1, 2)))
         stop.signal = stop.signal or signal.Signals(number).name
 
     numbers = [signal.SIGINT, signal.SIGTERM]
@@ -185,14 +185,20 @@ def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
 
 
-def _leave_terminal() -> None:
-    """Lets what is printed to a terminal, which is closed, go nowhere: writing to it would be an error."""
+def discard_output(*descriptors: int) -> None:
+    """Lets what is written to these descriptors, which nobody reads any more, go nowhere: it would be an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
-        with suppress(OSError):  # it is not even open
-            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-                os.dup2(nowhere, descriptor)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
     os.close(nowhere)
+
+
+def _is_terminal(descriptor: int) -> bool:
+    """Of a terminal that is closed too, which `os.isatty` denies."""
+    try:
+        return stat.S_ISCHR(os.fstat(descriptor).st_mode)
+    except OSError:  # it is not even open
+        return False
 
 
 def _watch(receiver: socket.socket, stop: StopRequest, left: threading.Event, grace: float) -> None:
