@@ -289,7 +289,7 @@ def check_config(config: Config) -> None:
             raise ConfigError(f"{name} is {getattr(loss, name)}, but no loss with class vectors has a weight")
     if loss.quadruplet_anchors and not loss.quadruplet_weight:
         raise ConfigError(f"quadruplet_anchors is {loss.quadruplet_anchors}, but quadruplet_weight is 0")
-    if loss.triplet_weight and batch.classes_per_batch and batch.pictures_per_class < 2:
+    if loss.triplet_weight and batch.pictures_per_class < 2:
         raise ConfigError(
             f"pictures_per_class is {batch.pictures_per_class}, expected at least 2: the triplet loss, whose "
             f"triplet_weight is {loss.triplet_weight}, compares two pictures of a class"

@@ -123,8 +123,8 @@ def test_a_closed_terminal_is_a_wish_too_unless_it_is_ignored(before, wish):
 @pytest.mark.parametrize("interruptible", [True, False])
 def test_ctrl_c_that_takes_long_is_answered(interruptible, monkeypatch, capsys):
     monkeypatch.setattr(loop, "_SOON", 0.05)
-    with suppress(KeyboardInterrupt), stop_on_signals() as stop:
-        with stop.interruptible() if interruptible else nullcontext():
+    with stop_on_signals() as stop, stop.interruptible() if interruptible else nullcontext():
+        with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         time.sleep(0.5)
     assert ("stopping after the step under way" in capsys.readouterr().err) != interruptible
