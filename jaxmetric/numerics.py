@@ -113,3 +113,9 @@ def replicated(x: jax.Array) -> jax.Array:
     if all(axis is None for axis in sharding.spec):
         return x
     return jax.sharding.reshard(x, jax.NamedSharding(sharding.mesh, jax.P()))
+
+
+def sharded_like(array: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns `x` with the explicit sharding of `array`, of the same shape; as it is where `array` has none."""
+    sharding = jax.typeof(array).sharding
+    return x if all(axis is None for axis in sharding.spec) else jax.sharding.reshard(x, sharding)

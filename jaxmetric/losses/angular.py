@@ -11,17 +11,17 @@ from jaxmetric.losses.comparison import Comparison, Pairwise, between_references
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
 from jaxmetric.numerics import masked_logsumexp
-from jaxmetric.references import References
+from jaxmetric.references import PairMasks, References
 
 
 def angular_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     angle: float = math.pi / 4,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",

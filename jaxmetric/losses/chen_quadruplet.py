@@ -18,7 +18,7 @@ from jaxmetric.losses.comparison import SYMMETRIC_DISTANCES, Comparison, Pairwis
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_stats
 from jaxmetric.losses.triplet import all_triplets
 from jaxmetric.ordering import NearFarSums, near_far_sums, of_margin, with_gradient
-from jaxmetric.references import References
+from jaxmetric.references import PairMasks, References
 from jaxmetric.tuples import all_pairs
 
 
@@ -30,7 +30,7 @@ def chen_quadruplet_loss(
     second_margin: float = 0.5,
     distance: Pairwise = "squared_euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",

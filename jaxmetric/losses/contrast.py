@@ -15,18 +15,18 @@ from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights, weights_of_complete_anchors
 from jaxmetric.losses.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
 from jaxmetric.numerics import masked_logsumexp, safe_divide, safe_sqrt
-from jaxmetric.references import References
+from jaxmetric.references import PairMasks, References
 
 
 def ntxent_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     temperature: float = 0.07,
     similarity: Pairwise = "cosine",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -91,11 +91,11 @@ def ntxent_loss(
 
 def n_pairs_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     similarity: Pairwise = "dot",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -131,7 +131,7 @@ def n_pairs_loss(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxmetric.references import References
+      >>> from jaxmetric.references import PairMasks, References
       >>> anchors, positives, labels = 2 * jnp.eye(2), jnp.eye(2), jnp.arange(2)
       >>> loss = n_pairs_loss(anchors, labels, references=References(positives, labels))
       >>> round(float(loss), 4)  # log(1 + exp(0 - 2)), twice
@@ -148,13 +148,13 @@ def n_pairs_loss(
 
 def tuplet_margin_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     margin: float = 0.1,
     scale: float = 64.0,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -208,13 +208,13 @@ def tuplet_margin_loss(
 
 def supcon_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     temperature: float = 0.1,
     similarity: Pairwise = "cosine",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -278,12 +278,12 @@ def supcon_loss(
 
 def nca_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     softmax_scale: float = 1.0,
     distance: Pairwise = "squared_euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -335,12 +335,12 @@ def nca_loss(
 
 def instance_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     gamma: float = 64.0,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",

@@ -23,7 +23,7 @@ from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, e
 from jaxmetric.losses.triplet import sum_over_triplets, triplet_weights
 from jaxmetric.mining import hardest_negatives
 from jaxmetric.numerics import as_float, safe_divide
-from jaxmetric.references import References
+from jaxmetric.references import PairMasks, References
 
 MININGS = ("hard", "all")
 
@@ -46,7 +46,7 @@ class DynamicMarginStats(NamedTuple):
 
 def dynamic_soft_margin_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     histogram: jax.Array | None = None,
     momentum: float = 0.01,
@@ -55,7 +55,7 @@ def dynamic_soft_margin_loss(
     mining: str = "hard",
     distance: Pairwise = "euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -129,9 +129,7 @@ def _check_histogram(histogram: jax.Array | None, num_bins: int, dtype: jnp.dtyp
     checks.check_static_integer("num_bins", num_bins, least=2)
     if histogram is None:
         return jnp.zeros(num_bins, dtype)
-    histogram = jnp.asarray(histogram)
-    if not jnp.issubdtype(histogram.dtype, jnp.floating):
-        raise TypeError(f"histogram has dtype {histogram.dtype}, expected a floating-point dtype")
+    histogram = checks.check_floats("histogram", histogram)
     if histogram.ndim != 1 or histogram.size < 2:
         raise ValueError(f"histogram has shape {histogram.shape}, expected [K] with K >= 2")
     return jax.lax.stop_gradient(as_float(histogram).astype(dtype))

@@ -15,17 +15,17 @@ from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, each_pair, reduce_anchors
 from jaxmetric.numerics import safe_divide
-from jaxmetric.references import References
+from jaxmetric.references import PairMasks, References
 
 
 def histogram_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     num_bins: int = 100,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",

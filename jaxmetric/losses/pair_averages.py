@@ -12,18 +12,18 @@ from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_anchor, reduce_anchors
 from jaxmetric.numerics import safe_divide
-from jaxmetric.references import References
+from jaxmetric.references import PairMasks, References
 
 
 def intra_pair_variance_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     pos_eps: float = 0.01,
     neg_eps: float = 0.01,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -87,7 +87,7 @@ def _intra_pair_variance(c: Comparison, pos_eps: float, neg_eps: float) -> LossS
 
 def threshold_consistent_margin_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     pos_margin: float = 0.9,
     neg_margin: float = 0.5,
@@ -95,7 +95,7 @@ def threshold_consistent_margin_loss(
     neg_weight: float = 1.0,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -166,7 +166,7 @@ def _threshold_consistent(
 
 def ranked_list_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     margin: float = 0.4,
     alpha: float | None = None,
@@ -175,7 +175,7 @@ def ranked_list_loss(
     neg_weight: float = 0.5,
     distance: Pairwise = "euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",

@@ -16,12 +16,12 @@ from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_anchor, each_pair, reduce_anchors
 from jaxmetric.numerics import safe_abs, safe_divide, safe_sqrt
-from jaxmetric.references import References
+from jaxmetric.references import PairMasks, References
 
 
 def contrastive_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     pos_margin: float = 0.0,
     neg_margin: float = 1.0,
@@ -29,7 +29,7 @@ def contrastive_loss(
     distance: Pairwise = "euclidean",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -110,14 +110,14 @@ def _contrastive(c: Comparison, pos_margin: float, neg_margin: float, *, power: 
 
 def snr_contrastive_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     pos_margin: float = 0.0,
     neg_margin: float = 1.0,
     zero_mean: float = 0.0,
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -190,14 +190,14 @@ def _snr_contrastive(c: Comparison, pos_margin: float, neg_margin: float, zero_m
 
 def siglip_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     scale: jax.Array | float = 10.0,
     bias: jax.Array | float = -10.0,
     similarity: Pairwise = "cosine",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -235,7 +235,7 @@ def siglip_loss(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxmetric.references import References
+      >>> from jaxmetric.references import PairMasks, References
       >>> images = texts = jnp.eye(2)
       >>> loss = siglip_loss(images, jnp.arange(2), scale=2.0, bias=-1.0, references=References(texts, jnp.arange(2)))
       >>> round(float(loss), 4)  # similarities 1 and 0, logits 1 and -1: 2 log(1 + exp(-1)) for each image
@@ -277,14 +277,14 @@ def _siglip(c: Comparison, scale: jax.Array, bias: jax.Array) -> LossStats:
 
 def margin_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     beta: jax.Array | float,
     *,
     margin: float = 0.2,
     nu: float = 0.0,
     distance: Pairwise = "euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -335,8 +335,16 @@ def margin_loss(
     check_reduction(reduction, "none")
     checks.check_scalar("margin", margin, least=0)
     checks.check_scalar("nu", nu, least=0)
+    beta = _check_beta(beta)
     comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+        embeddings,
+        labels,
+        distance=distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        needs_labels=beta.ndim > 0,
     )
     boundary = _boundaries(comparison, beta)
     return reduce_anchors(_margin(comparison, boundary, margin, nu), reduction, has_aux)
@@ -355,13 +363,17 @@ def _margin(c: Comparison, beta: jax.Array, margin: float, nu: float) -> LossSta
     return LossStats(total + jnp.where(triplets > 0, nu * triplets * beta, 0), valid, active)
 
 
-def _boundaries(c: Comparison, beta: Any) -> jax.Array:
-    """The boundary of each anchor, `[A]`; NaN where a traced label has none."""
-    beta = jnp.asarray(beta)
+def _check_beta(beta: Any) -> jax.Array:
+    beta = checks.check_array("beta", beta, "floats")
     if not jnp.issubdtype(beta.dtype, jnp.floating) and not jnp.issubdtype(beta.dtype, jnp.integer):
         raise TypeError(f"beta has dtype {beta.dtype}, expected floats")
     if beta.ndim > 1 or beta.size == 0:
         raise ValueError(f"beta has shape {beta.shape}, expected a scalar or [C]")
+    return beta
+
+
+def _boundaries(c: Comparison, beta: jax.Array) -> jax.Array:
+    """The boundary of each anchor, `[A]`; NaN where a traced label has none."""
     beta = beta.astype(c.values.dtype)
     if beta.ndim == 0:
         return jnp.broadcast_to(beta, c.anchor_weights.shape)

@@ -18,17 +18,17 @@ from jaxmetric.losses.comparison import Comparison, Pairwise, compare
 from jaxmetric.losses.positive_pairs import PositivePair, Term, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, each_anchor, reduce_anchors
 from jaxmetric.numerics import safe_divide
-from jaxmetric.references import References, own_pairs
+from jaxmetric.references import PairMasks, References
 
 
 def smooth_ap_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     temperature: float = 0.01,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -79,13 +79,13 @@ def smooth_ap_loss(
     comparison = compare(
         embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
     )
-    ranking = _ranking(comparison, _own(comparison, references, pairs))
+    ranking = _ranking(comparison, comparison.own)
     return reduce_anchors(_mean_over_positives(ranking, temperature, term=_precision_lost), reduction, has_aux)
 
 
 def pnp_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     variant: str = "O",
     alpha: float = 1.0,
@@ -93,7 +93,7 @@ def pnp_loss(
     temperature: float = 0.01,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -154,21 +154,21 @@ def pnp_loss(
     comparison = compare(
         embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
     )
-    ranking = _ranking(comparison, _own(comparison, references, pairs))
+    ranking = _ranking(comparison, comparison.own)
     per_anchor = _mean_over_positives(ranking, temperature, alpha, b, term=_PNP_TERMS[variant])
     return reduce_anchors(per_anchor, reduction, has_aux)
 
 
 def recall_at_k_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     ks: Sequence[int] = (1, 2, 4, 8, 16),
     temperature: float = 0.01,
     rank_temperature: float = 1.0,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -226,12 +226,12 @@ def recall_at_k_loss(
 
 def fast_ap_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     num_bins: int = 10,
     distance: Pairwise = "squared_euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -298,13 +298,6 @@ def _ranking(comparison: Comparison, own: jax.Array | None = None) -> _Ranking:
     positives = positives if own is None else positives | own
     values = jnp.where(positives | comparison.negatives, comparison.all_values, 0)
     return _Ranking(values, positives, comparison.negatives, weights, comparison.reference_weights)
-
-
-def _own(comparison: Comparison, references: References | None, pairs: jax.Array | None) -> jax.Array:
-    """`[A, R]`: which reference is the query itself, where it is valid and `pairs` does not leave it out."""
-    own = own_pairs(references, *comparison.positives.shape)
-    valid = (comparison.anchor_weights[:, None] > 0) & (comparison.reference_weights[None, :] > 0)
-    return own & valid if pairs is None else own & valid & pairs
 
 
 class _Masks(NamedTuple):

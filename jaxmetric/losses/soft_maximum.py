@@ -22,12 +22,12 @@ from jaxmetric.losses.comparison import (
 )
 from jaxmetric.losses.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
 from jaxmetric.numerics import masked_logsumexp
-from jaxmetric.references import References
+from jaxmetric.references import PairMasks, References
 
 
 def multi_similarity_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     alpha: float = 2.0,
     beta: float = 50.0,
@@ -35,7 +35,7 @@ def multi_similarity_loss(
     similarity: Pairwise = "cosine",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -104,13 +104,13 @@ def multi_similarity_loss(
 
 def circle_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     margin: float = 0.4,
     gamma: float = 80.0,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -166,12 +166,12 @@ def circle_loss(
 
 def lifted_structure_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     margin: float = 1.0,
     distance: Pairwise = "euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -229,12 +229,12 @@ def lifted_structure_loss(
 
 def generalized_lifted_structure_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     margin: float = 1.0,
     distance: Pairwise = "euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",

@@ -16,14 +16,14 @@ from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_pair, reduce_anchors
 from jaxmetric.mining import hardest_negatives, hardest_positives, semi_hard_negatives
 from jaxmetric.ordering import ordered_hinge_of_rows
-from jaxmetric.references import References
+from jaxmetric.references import PairMasks, References
 
 MININGS = ("all", "semi-hard", "hard")
 
 
 def triplet_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     margin: float = 0.2,
     mining: str = "all",
@@ -31,7 +31,7 @@ def triplet_loss(
     swap: bool = False,
     distance: Pairwise = "squared_euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
