@@ -36,11 +36,16 @@ def _from_host(name: str, value: Any, expected: str) -> jax.Array:
     return jnp.asarray(array)
 
 
+def given_dtype(value: Any, array: jax.Array) -> Any:
+    """The dtype of an argument as it was given, which the `array` made of it need not have."""
+    return getattr(value, "dtype", array.dtype)
+
+
 def check_floats(name: str, value: Any) -> jax.Array:
     """Returns an array of floats, of any precision."""
     array = check_array(name, value, "a floating-point dtype")
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} has dtype {array.dtype}, expected a floating-point dtype")
+        raise TypeError(f"{name} has dtype {given_dtype(value, array)}, expected a floating-point dtype")
     return array
 
 
@@ -54,7 +59,7 @@ def check_integers(name: str, value: Any) -> jax.Array:
         _check_width(name, value)
     array = check_array(name, value, "integers")
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} has dtype {array.dtype}, expected integers")
+        raise TypeError(f"{name} has dtype {given_dtype(value, array)}, expected integers")
     return array.astype(label_dtype())
 
 
@@ -82,7 +87,7 @@ def check_booleans(name: str, value: Any, hint: str = "") -> jax.Array:
     """Returns an array of booleans."""
     array = check_array(name, value, "bool")
     if array.dtype != bool:
-        raise TypeError(f"{name} has dtype {array.dtype}, expected bool{hint}")
+        raise TypeError(f"{name} has dtype {given_dtype(value, array)}, expected bool{hint}")
     return array
 
 

@@ -34,12 +34,13 @@ def angular_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       angle: alpha, in radians, in (0, pi / 2): the angle which the one at the negative should not exceed.
       similarity: `"cosine"`, which compares embeddings scaled to length 1; `"dot"`; a function of `[B, D]` and
         `[R, D]`; or an array `[B, R]`.
       references: where positives and negatives come from; the batch itself if not given.
-      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given.
+      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given. With `labels=None`: two masks,
+        `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a pair (a, p) weighs the product of its members'. In the sum over n every
         negative counts once. No gradient flows into the weights.

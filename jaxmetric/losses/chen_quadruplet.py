@@ -18,7 +18,7 @@ from jaxmetric.losses.comparison import SYMMETRIC_DISTANCES, Comparison, Pairwis
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_stats
 from jaxmetric.losses.triplet import all_triplets
 from jaxmetric.ordering import NearFarSums, near_far_sums, of_margin, with_gradient
-from jaxmetric.references import PairMasks, References
+from jaxmetric.references import References
 from jaxmetric.tuples import all_pairs
 
 
@@ -30,7 +30,7 @@ def chen_quadruplet_loss(
     second_margin: float = 0.5,
     distance: Pairwise = "squared_euclidean",
     references: References | None = None,
-    pairs: PairMasks | None = None,
+    pairs: jax.Array | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -80,7 +80,14 @@ def chen_quadruplet_loss(
     checks.check_scalar("margin", margin)
     checks.check_scalar("second_margin", second_margin)
     comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+        embeddings,
+        labels,
+        distance=distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        needs_labels=True,
     )
     symmetric = references is None and pairs is None and isinstance(distance, str) and distance in SYMMETRIC_DISTANCES
     triplets = all_triplets(comparison, margin)

@@ -196,6 +196,65 @@ def pairwise_values(
     return jnp.where(x_valid[:, None] & y_valid[None, :], values, 0)
 
 
+class TripletDistances(NamedTuple):
+    """The distances within N given triplets of an anchor, a positive and a negative.
+
+    Attributes:
+      near: `[N]`, of anchors and positives.
+      far: `[N]`, of anchors and negatives.
+      between: `[N]`, of positives and negatives; None if they were not asked for.
+      weights: `[N]`: the product of the members' weights, 0 where there is no triplet.
+    """
+
+    near: jax.Array
+    far: jax.Array
+    between: jax.Array | None
+    weights: jax.Array
+
+
+def compare_triplets(
+    embeddings: jax.Array | None,
+    triplets: jax.Array,
+    *,
+    distance: Pairwise,
+    references: References | None,
+    where: jax.Array | None,
+    weights: jax.Array | None,
+    between: bool,
+) -> TripletDistances:
+    """Checks the arguments of a loss over given triplets `[N, 3]` and returns their distances.
+
+    A triplet with a negative index is none. A traced index beyond the rows gives NaN, a concrete one is an error.
+    """
+    matrix = _given_matrix("distance", distance)
+    check_references(references)
+    if references is not None and references.labels is not None:
+        raise ValueError("references.labels and triplets are both given, expected one of them")
+    batch = _check_side(embeddings, None, where, weights, matrix, 0, multi_output=False, prefix="")
+    others = batch if references is None else _check_references(references, batch, matrix, False)
+    if between and matrix is not None and references is not None:
+        raise ValueError("distance is an array, expected a name or a function: references are compared with each other")
+    sizes = (batch.weights.size, others.weights.size, others.weights.size)
+    index, exists, inside = _check_triplets(triplets, sizes)
+    members = [side.embeddings[rows] for side, rows in zip((batch, others, others), index, strict=True)]
+    (of_anchor, of_positive, of_negative) = (
+        side.weights[rows] for side, rows in zip((batch, others, others), index, strict=True)
+    )
+    weight = jnp.where(exists, of_anchor * of_positive * of_negative, 0)
+
+    def of_pair(x: jax.Array, y: jax.Array, valid: jax.Array) -> jax.Array:
+        return pairwise_values("distance", distance, x[None], y[None], valid[None], valid[None])[0, 0]
+
+    def distances(first: int, second: int) -> jax.Array:
+        if matrix is None:
+            values = jax.vmap(of_pair)(members[first], members[second], weight > 0)
+        else:
+            values = matrix[index[first], index[second]]
+        return jnp.where(weight > 0, jnp.where(inside, values, jnp.nan), 0)
+
+    return TripletDistances(distances(0, 1), distances(0, 2), distances(1, 2) if between else None, weight)
+
+
 def no_sums(comparison: Comparison) -> LossStats:
     """The sums `[A]` where there are no anchors, or no references for them."""
     return LossStats(*(jnp.zeros_like(comparison.anchor_weights),) * 3)
@@ -278,6 +337,21 @@ def _check_pairs(name: str, mask: Any, shape: tuple[int, int]) -> jax.Array:
     if mask.shape != shape:
         raise ValueError(f"{name} has shape {mask.shape}, expected {shape}: anchors and references")
     return mask
+
+
+def _check_triplets(triplets: jax.Array, sizes: tuple[int, int, int]) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    """The rows `[N]` of anchors, positives and negatives, which triplets exist, and which point at rows there are."""
+    array = checks.check_integers("triplets", triplets)
+    if array.ndim != 2 or array.shape[1] != 3:
+        raise ValueError(f"triplets has shape {array.shape}, expected [N, 3]: anchors, positives and negatives")
+    if not isinstance(triplets, jax.core.Tracer):
+        for size, column in zip(sizes, np.asarray(triplets).T, strict=True):
+            if column.size and column.max() >= size:
+                raise ValueError(f"triplets has the row {column.max()}, expected rows below {size}, or -1 for none")
+    exists = jnp.all(array >= 0, axis=1)
+    inside = jnp.all(array < jnp.asarray(sizes, array.dtype)[None, :], axis=1)
+    rows = [jnp.clip(column, 0, max(size - 1, 0)) for size, column in zip(sizes, array.T, strict=True)]
+    return rows, exists, inside
 
 
 def _check_masks(

@@ -43,12 +43,13 @@ def ntxent_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike.
       temperature: tau > 0.
       similarity: `"cosine"`, `"dot"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
       label_weights: T static weights of the columns in the share of the labels that agree.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
       where: `[B]` or `[B, T]` booleans: which examples, or labels, are valid.
       weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
         whatever its weight (unless that is 0). No gradient flows into them.
@@ -111,10 +112,11 @@ def n_pairs_loss(
 
     Args:
       embeddings: `[B, D]` floats, not normalised; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       similarity: `"dot"`, `"cosine"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
         whatever its weight (unless that is 0). No gradient flows into them.
@@ -168,12 +170,13 @@ def tuplet_margin_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       margin: beta, the slack, in radians, in [0, pi / 2).
       scale: s > 0.
       similarity: `"cosine"`, or a function of `[B, D]` and `[R, D]`, or a `[B, R]` array, of cosines.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
         whatever its weight (unless that is 0). No gradient flows into them.
@@ -230,12 +233,13 @@ def supcon_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike.
       temperature: tau > 0.
       similarity: `"cosine"`, `"dot"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
       label_weights: T static weights of the columns in the share of the labels that agree.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
       where: `[B]` or `[B, T]` booleans: which examples, or labels, are valid.
       weights: `[B]` example weights >= 0, those of the anchors in the mean over anchors and those of the positives in
         the mean over positives; in the denominator each counts once (unless it weighs 0). No gradient flows into them.
@@ -297,12 +301,13 @@ def nca_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       softmax_scale: gamma > 0.
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or a
         `[B, R]` array.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
         gradient flows into them.
@@ -358,11 +363,13 @@ def instance_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; `jnp.arange(B)` makes every example a class.
+      labels: `[B]` or `[B, 1]` integers; `jnp.arange(B)` makes every example a class; None if `pairs` says what is
+        alike.
       gamma: the scale of the similarities, > 0.
       similarity: `"cosine"`, or a function of `[B, D]` and `[R, D]`, or a `[B, R]` array, of cosines.
       references: what the anchors are compared with, besides themselves; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
         gradient flows into them.

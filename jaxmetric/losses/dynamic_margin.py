@@ -68,7 +68,7 @@ def dynamic_soft_margin_loss(
 
     Args:
       embeddings: `[B, D]` floats of length 1; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       histogram: `[K]` floats >= 0, what the call on the batch before returned in its stats; zeros or None before the
         first: then it is that of this batch.
       momentum: in [0, 1], the share of this batch in the histogram of which F is the running sum.
@@ -80,7 +80,8 @@ def dynamic_soft_margin_loss(
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or an
         array `[B, R]`.
       references: where positives and negatives come from; the batch itself if not given.
-      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given.
+      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given. With `labels=None`: two masks,
+        `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a triplet weighs the product of its members'. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"` (over triplets with a positive loss), `"sum"`, or `"none"`: for each anchor
@@ -112,7 +113,14 @@ def dynamic_soft_margin_loss(
     checks.check_scalar("largest", largest, above=0)
     checks.check_choice("mining", mining, MININGS)
     comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+        embeddings,
+        labels,
+        distance=distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        needs_labels=references is not None and mining == "hard",
     )
     past = _check_histogram(histogram, num_bins, comparison.values.dtype)
     of_positives = None

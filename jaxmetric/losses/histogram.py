@@ -40,12 +40,12 @@ def histogram_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       num_bins: R, a static number >= 1: 2 over the width of a bin.
       similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array. Similarities
         outside [-1, 1] count as -1 or 1 and have no gradient.
       references: what the batch is compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a pair weighs the product of its members', in both histograms.
       reduction: `"mean"` over negative pairs, `"mean_active"`, `"sum"`, or `"none"`: for each anchor the sum over its

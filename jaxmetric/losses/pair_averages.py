@@ -38,12 +38,12 @@ def intra_pair_variance_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       pos_eps: epsilon of the positives, >= 0.
       neg_eps: epsilon of the negatives, >= 0.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` weights >= 0; a pair weighs the product of its members'.
       reduction: `"mean"`, which is the formula; `"mean_active"` and `"sum"`, which are the same, as the loss is one
@@ -109,14 +109,14 @@ def threshold_consistent_margin_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       pos_margin: m+, the similarity that alike examples should exceed.
       neg_margin: m-, the similarity below which others should stay.
       pos_weight: lambda+ >= 0.
       neg_weight: lambda- >= 0.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` weights >= 0; a pair weighs the product of its members'.
       reduction: `"mean"`, which is the formula; `"mean_active"` and `"sum"`, which are the same, as the loss is one
@@ -191,7 +191,7 @@ def ranked_list_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised by the network; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       margin: m >= 0, between the two boundaries.
       alpha: the boundary of the negatives; 1 + margin / 2 if not given.
       pos_temperature: T_p >= 0; 0 weighs all positives outside their boundary alike.
@@ -200,7 +200,7 @@ def ranked_list_loss(
       distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
       references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` weights >= 0 of anchors in the mean, and of references in the sums of an anchor.
       reduction: `"mean"` over the anchors that have a positive or a negative, `"mean_active"` over those that lose

@@ -44,8 +44,8 @@ def contrastive_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `distance` is an array.
-      labels: `[B]` or `[B, T]` integers. With T labels a pair is alike by the share of them that agrees, and different
-        by the rest: it loses both terms, each weighed by its share.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike. With T labels a pair is alike by the share
+        of them that agrees, and different by the rest: it loses both terms, each weighed by its share.
       pos_margin: m+ >= 0, the distance up to which alike examples lose nothing.
       neg_margin: m- >= 0, the distance from which others lose nothing.
       power: 2 for the paper's squared hinges, 1 for linear ones.
@@ -53,7 +53,8 @@ def contrastive_loss(
         `[A, R]` array.
       label_weights: T static weights of the labels.
       references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`, or the
+        shares in [0, 1] by which pairs are alike and different.
       where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
       weights: `[B]` weights >= 0; a pair weighs the product of its members'.
       reduction: `"mean"` over all pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for
@@ -132,14 +133,16 @@ def snr_contrastive_loss(
 
     Args:
       embeddings: `[B, D]` floats with D >= 2.
-      labels: `[B]` or `[B, T]` integers. With T labels a pair is alike by the share of them that agrees.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike. With T labels a pair is alike by the share
+        of them that agrees.
       pos_margin: m+ >= 0; the paper's formula has none.
       neg_margin: m- >= 0, alpha of the paper.
       zero_mean: lambda >= 0, the weight of the regulariser. It is part of every pair's loss, so that `"mean"` contains
         its mean over the anchors, and every pair counts for `"mean_active"`.
       label_weights: T static weights of the labels.
       references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`, or the
+        shares in [0, 1] by which pairs are alike and different.
       where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
       weights: `[B]` weights >= 0; a pair weighs the product of its members'.
       reduction: `"mean"` over all pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for
@@ -211,14 +214,15 @@ def siglip_loss(
 
     Args:
       embeddings: `[B, D]` floats, images for example; None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers; `jnp.arange(B)` on both sides for images and their texts. With T labels a pair
-        is alike by the share of them that agrees, and different by the rest.
+      labels: `[B]` or `[B, T]` integers; `jnp.arange(B)` on both sides for images and their texts; None if `pairs` says
+        what is alike. With T labels a pair is alike by the share of them that agrees, and different by the rest.
       scale: t > 0, static or learned; the paper learns its logarithm, from log 10.
       bias: b, static or learned; the paper starts from -10, where most pairs, being different, lose little.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       label_weights: T static weights of the labels.
       references: what to compare the batch with, texts for example; the batch itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`, or the
+        shares in [0, 1] by which pairs are alike and different.
       where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
       weights: `[B]` weights >= 0; a reference's counts relative to the mean of the references' weights.
       reduction: `"mean"` of the anchors' losses, the paper's: the sum over all pairs divided by the batch, not by the
@@ -299,14 +303,15 @@ def margin_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised by the network; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers, in [0, C) if `beta` is `[C]`.
+      labels: `[B]` or `[B, 1]` integers, in [0, C) if `beta` is `[C]`; None if `pairs` says what is alike.
       beta: a scalar or `[C]`, static or learned; the paper starts from 1.2.
       margin: alpha >= 0.
       nu: >= 0, the weight of the regulariser, which draws a learned beta down.
       distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
       references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used. The paper draws negatives by their distance.
+      pairs: `[B, R]` booleans: which pairs may be used. The paper draws negatives by their distance. With
+        `labels=None`: two masks, `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` weights >= 0; a triplet weighs the product of its members'.
       reduction: `"mean"` over the pairs of all triplets, two each; `"mean_active"`, the authors' choice, over those

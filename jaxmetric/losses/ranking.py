@@ -44,11 +44,12 @@ def smooth_ap_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers, in any order and number.
+      labels: `[B]` or `[B, 1]` integers, in any order and number; None if `pairs` says what is alike.
       temperature: tau > 0, in similarity; the smaller, the nearer to average precision and the sparser the gradient.
       similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
       references: what each query ranks; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked.
+      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
+        `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0: of queries, and of positives in a query's mean; among the ranked every valid
         example counts once.
@@ -115,14 +116,15 @@ def pnp_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       variant: f, one of the five above.
       alpha: > 0, of `"Dq"`.
       b: > 0, of `"Ib"`.
       temperature: tau > 0, in similarity.
       similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
       references: what each query ranks; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked.
+      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
+        `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0: of queries, and of positives in a query's mean; among the negatives every
         valid example counts once.
@@ -183,13 +185,14 @@ def recall_at_k_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       ks: K, static numbers >= 1.
       temperature: tau_2 > 0, in similarity.
       rank_temperature: tau_1 > 0, in ranks.
       similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
       references: what each query ranks; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked.
+      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
+        `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0: of queries, and of the positives among each other; among the ranked every
         valid example counts once.
@@ -245,12 +248,13 @@ def fast_ap_loss(
     Args:
       embeddings: `[B, D]` normalised floats, whose squared distances lie in [0, 4]: larger ones count as 4 and have no
         gradient. None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       num_bins: L, a static number >= 1.
       distance: `"squared_euclidean"` or any other in [0, 4]: a name, a function `(x [A, D], y [R, D]) -> [A, R]`, or an
         `[A, R]` array.
       references: what each query ranks; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked.
+      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
+        `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0: of queries, and of positives in a query's mean; in H every valid example
         counts once.

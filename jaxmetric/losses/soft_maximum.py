@@ -52,14 +52,15 @@ def multi_similarity_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike.
       alpha: how sharply hard positives stand out, > 0.
       beta: how sharply hard negatives stand out, > 0.
       base: lambda, the similarity between positives and negatives: 1 in the paper's text, 0.5 in its code.
       similarity: `"cosine"`, `"dot"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
       label_weights: T static weights of the columns in the share of the labels that agree.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
       where: `[B]` or `[B, T]` booleans: which examples, or labels, are valid.
       weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
         gradient flows into them.
@@ -124,13 +125,14 @@ def circle_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       margin: m: positives should be more similar than 1 - m, negatives less than m.
       gamma: the scale, > 0. The paper takes m = 0.4, gamma = 80 for fine-grained retrieval and m = 0.25, gamma = 256
         for faces.
       similarity: `"cosine"`, or a function of `[B, D]` and `[R, D]`, or a `[B, R]` array, of cosines.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
         gradient flows into them.
@@ -188,12 +190,13 @@ def lifted_structure_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       margin: alpha.
       distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or, of a
         batch without references, a `[B, B]` array.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
         whatever its weight (unless that is 0). No gradient flows into them.
@@ -221,7 +224,14 @@ def lifted_structure_loss(
     """
     checks.check_scalar("margin", margin)
     comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+        embeddings,
+        labels,
+        distance=distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        needs_labels=references is not None,
     )
     others = None if references is None else between_references("distance", distance, comparison, references)
     return reduce_anchors(_lifted_structure(comparison, others, margin), reduction, has_aux)
@@ -247,12 +257,13 @@ def generalized_lifted_structure_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       margin: m.
       distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or a
         `[B, R]` array.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
         gradient flows into them.
