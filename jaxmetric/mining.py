@@ -502,14 +502,18 @@ def semi_hard_negatives(distances: jax.Array, negatives: jax.Array) -> jax.Array
       F. Schroff, D. Kalenichenko, J. Philbin, FaceNet: A Unified Embedding for Face Recognition and Clustering, CVPR
       2015.
     """
+    distances = _check_distances(distances)
+    return _next_negatives(distances, _check_mask("negatives", negatives, distances))
 
+
+@jax.jit
+def _next_negatives(distances: jax.Array, negatives: jax.Array) -> jax.Array:
     def of_anchor(distance: jax.Array, negative: jax.Array) -> jax.Array:
         ascending, index = jax.lax.sort((jnp.where(negative, distance, jnp.inf), jnp.arange(distance.size)), num_keys=1)
         farther = jnp.searchsorted(ascending, distance, side="right")
         return index[jnp.clip(farther, 0, jnp.sum(negative) - 1)]
 
-    distances = _check_distances(distances)
-    return jax.vmap(of_anchor)(distances, _check_mask("negatives", negatives, distances))
+    return jax.vmap(of_anchor)(distances, negatives)
 
 
 def _hardest(hardness: jax.Array, mask: jax.Array) -> jax.Array:
