@@ -423,7 +423,8 @@ def print_agreement(sizes: Sizes, deadline: float) -> bool:
         print(f"\nNo comparison with the CPU: {one_line(error)}. Unset JAX_PLATFORMS, or add cpu to it.")
         return False
     print("\nLosses in float32 beside float64 on the CPU: the largest relative difference of value and gradients where")
-    print("embeddings are distinct, and of the value where embeddings, and the centers of a class, coincide")
+    print("embeddings are distinct, and of the value where embeddings, and the centers of a class, coincide.")
+    print("Losses that draw samples are beside float32 on the CPU, as float64 draws others.")
     print(f"{'':36}" + "".join(f"{name:>22}" for name in names))
     print(f"{'':36}" + f"{'distinct':>11}{'coincident':>11}" * len(names))
     results = []

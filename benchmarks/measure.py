@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import jaxmetric
+
 # After a call, PyTorch's threads would keep both cores busy waiting for the next one, during our turn.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -120,8 +122,9 @@ def print_environment() -> None:
 
 def print_versions() -> None:
     """Prints versions and devices."""
-    packages = ("jaxmetric", "jax", "jaxlib", "numpy", *(("torch", "pytorch-metric-learning") if HAVE_PEERS else ()))
-    print(", ".join(f"{package} {version(package)}" for package in packages))
+    packages = ("jax", "jaxlib", "numpy", *(("torch", "pytorch-metric-learning") if HAVE_PEERS else ()))
+    versions = [f"jaxmetric {jaxmetric.__version__}", *(f"{package} {version(package)}" for package in packages)]
+    print(", ".join(versions))
     print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPUs, Python {platform.python_version()}, float32")
 
 
