@@ -29,6 +29,7 @@ from benchmarks.device_agreement import (
     deviation,
     one_line,
     ways,
+    wrong_neighbors,
 )
 from benchmarks.measure import HAVE_PEERS, Candidate, compiled, measure, megabytes, print_versions
 from jaxmetric.ordering import Constants, sums_by_searching, sums_by_sorting
@@ -129,6 +130,7 @@ def quadruplet_tables(sizes: Sizes) -> Iterator[Table]:
             f"quadruplet_loss, B = {batch:,}, T = {quadruplet.T}",
             program(f"limit: one jnp.sort of its {distances.size:,} distances", jnp.sort, distances),
             [
+                program("one sort of their bits, as integers", jax.lax.sort, distances.view(np.int32)),
                 gradients("quadruplet_loss", jaxmetric.quadruplet_loss, embeddings, labels),
                 program(searching, partial(sums_by_searching, num_levels=quadruplet.T + 1), *engine),
                 program(sorting, partial(sums_by_sorting, num_levels=quadruplet.T + 1), *engine),
@@ -366,9 +368,11 @@ def device_peak() -> int:
 
 
 def print_section(name: str, sizes: Sizes, deadline: float) -> bool:
-    """Measures and prints the tables of a section, and returns whether all could be measured and agree."""
+    """Measures and prints a section, and returns whether all of it could be measured and agrees."""
     holds = True
     try:
+        if name == "agreement":
+            return print_agreement(sizes, deadline)
         for table in SECTIONS[name](sizes):
             holds &= print_table(table, sizes, deadline)
     except Exception as error:  # nor must a section
@@ -433,7 +437,15 @@ def print_agreement(sizes: Sizes, deadline: float) -> bool:
         print(f"  {result.name:34}{_cells(result)}", flush=True)
     wrong = [result.name for result in results if not result.holds]
     print(f"  {len(results) - len(wrong)} of {len(results)} agree to {TOLERANCE:g}")
-    return not wrong
+    return print_neighbors() and not wrong
+
+
+def print_neighbors() -> bool:
+    """Searches among ties, prints how many neighbors are wrong, and returns whether none is."""
+    wrong = {k: wrong_neighbors(k) for k in (10, 40)}  # a GPU has a kernel of its own for a small k
+    for k, number in wrong.items():
+        print(f"  nearest_neighbors among ties, k = {k}: {number} wrong{', DISAGREES' if number else ''}")
+    return not any(wrong.values())
 
 
 def _cells(result: Agreement) -> str:
@@ -474,12 +486,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print("much the process grew, or on an accelerator the most in use so far, if it was this row that used it.")
     print("compile: includes tracing.")
-    holds = []
-    for name in arguments.sections or names:
-        if name == "agreement":
-            holds.append(print_agreement(sizes, deadline))
-        else:
-            holds.append(print_section(name, sizes, deadline))
+    holds = [print_section(name, sizes, deadline) for name in arguments.sections or names]
     print(f"\n{time.monotonic() - began:.0f} seconds in all")
     return 0 if all(holds) else 1
 

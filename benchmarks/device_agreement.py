@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 import jaxmetric
+from jaxmetric.search import nearest_neighbors
 
 B, D, C, K = 24, 8, 6, 3
 TOLERANCE = 1e-4  # a product in TF32 is off by 1e-3, float32 by less than 1e-5 here
@@ -99,6 +100,18 @@ def agreement(name: str, *, deadline: float = math.inf) -> Agreement:
         return Agreement(name, _deviations(getattr(jaxmetric, name)))
     except Exception as error:  # one loss must not end the run
         return Agreement(name, (), one_line(error))
+
+
+def wrong_neighbors(k: int) -> int:
+    """How many of the indices that exact search finds are wrong where many rows are equally near.
+
+    Coordinates are small integers, so that distances are exact in any precision, and ties go to the lower index.
+    """
+    rng = np.random.default_rng(0)
+    gallery, queries = (rng.integers(0, 3, (size, 4)).astype(np.float32) for size in (3000, 64))
+    distances = np.square(queries[:, None] - gallery).sum(axis=2)
+    expected = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return int(np.sum(nearest_neighbors(queries, gallery, k)[1] != expected))
 
 
 def one_line(error: Exception) -> str:

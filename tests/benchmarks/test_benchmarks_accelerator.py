@@ -17,6 +17,7 @@ from jaxmetric.numerics import safe_normalize
 
 ROWS = [
     "limit: one jnp.sort of its 120 distances",
+    "one sort of their bits, as integers",
     "quadruplet_loss",
     "its engine by searching",
     "its engine by sorting",
@@ -37,6 +38,11 @@ ROWS = [
     "limit: as much arithmetic, ",
     "tiny and soft_triple_loss, a step of SGD",
 ]
+
+
+@pytest.fixture
+def no_search(monkeypatch):
+    monkeypatch.setattr(accelerator, "print_neighbors", lambda: True)
 
 
 @pytest.fixture
@@ -133,7 +139,7 @@ def mean_square_similarity_in_tf32(embeddings, labels):
 def mean_distance_of_centers_in_tf32(embeddings, labels, centers):
     """As the authors of SoftTriple write it, but for the precision."""
     centers = in_tf32(safe_normalize(centers))
-    cosines = jnp.einsum("csd,ctd->cst", centers, centers, precision="highest")
+    cosines = jnp.einsum("cd,cd->c", centers[:, 0], centers[:, 1], precision="highest")
     return jnp.mean(jnp.sqrt(2 + 1e-5 - 2 * cosines)) + jnp.mean(embeddings**2)
 
 
@@ -143,19 +149,19 @@ def compare_alone(monkeypatch, loss):
     return print_agreement(SMALL._replace(losses=("supcon_loss",)), math.inf)
 
 
-def test_a_loss_in_too_low_a_precision_disagrees(monkeypatch, capsys):
+def test_a_loss_in_too_low_a_precision_disagrees(no_search, monkeypatch, capsys):
     assert compare_alone(monkeypatch, mean_square_similarity)
     assert "1 of 1 agree" in capsys.readouterr().out
     assert not compare_alone(monkeypatch, mean_square_similarity_in_tf32)
     assert re.search(r"supcon_loss .*  DISAGREES\n  0 of 1 agree", capsys.readouterr().out)
 
 
-def test_coincident_centers_show_a_nan(monkeypatch, capsys):
+def test_coincident_centers_show_a_nan(no_search, monkeypatch, capsys):
     assert not compare_alone(monkeypatch, mean_distance_of_centers_in_tf32)
     assert re.search(r"supcon_loss +\S+ +nan .*DISAGREES", capsys.readouterr().out)
 
 
-def test_the_exit_status_tells_of_disagreement(monkeypatch, capsys):
+def test_the_exit_status_tells_of_disagreement(no_search, monkeypatch, capsys):
     monkeypatch.setattr(accelerator, "SMALL", SMALL._replace(losses=("supcon_loss",)))
     monkeypatch.setattr(jaxmetric, "supcon_loss", mean_square_similarity_in_tf32)
     assert main(["--small", "agreement"]) == 1
@@ -171,7 +177,7 @@ def test_a_gradient_alone_that_differs_is_a_deviation():
     assert math.isnan(deviation((np.float32(np.inf), {"x": np.float32([4, 0])}), expected))
 
 
-def test_a_loss_that_fails_does_not_end_the_run(monkeypatch, capsys):
+def test_a_loss_that_fails_does_not_end_the_run(no_search, monkeypatch, capsys):
     def takes_more(embeddings, labels, teacher):
         return jnp.sum(embeddings)
 
@@ -205,7 +211,22 @@ def test_a_row_or_section_that_fails_does_not_end_the_run(monkeypatch, capsys):
     sums = [line for line in lines if line.startswith("  a sum")]
     assert [("x" in line) for line in sums] == [False, True, True]  # a ratio, if there is a limit
     assert "triplet: ValueError: no third table" in lines
+    monkeypatch.setattr(accelerator, "print_agreement", lambda *arguments: out_of_memory())
+    assert main(["--small", "agreement", "search"]) == 1
     assert main(["--small", "search"]) == 0
+
+
+def test_search_that_gives_ties_to_a_higher_index_disagrees(monkeypatch, capsys):
+    assert accelerator.print_neighbors()
+
+    def highest_first(queries, gallery, k):
+        distances = np.square(queries[:, None] - gallery).sum(axis=2)
+        order = len(gallery) - 1 - np.argsort(distances[:, ::-1], axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(distances, order, axis=1), order
+
+    monkeypatch.setattr(device_agreement, "nearest_neighbors", highest_first)
+    assert not accelerator.print_neighbors()
+    assert re.search(r"k = 40: [1-9]\d* wrong, DISAGREES", capsys.readouterr().out)
 
 
 def test_forms_with_different_results_disagree(capsys):
