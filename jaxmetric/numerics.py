@@ -4,6 +4,8 @@ Every loss and distance is built from these few functions, so that a zero vector
 precision are handled once. They hide no NaN: a NaN that comes in goes out.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -67,6 +69,27 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """
     empty = denominator == 0
     return jnp.where(empty, 0 * numerator, numerator / jnp.where(empty, 1, denominator))
+
+
+def equally_varying(tree: Any) -> Any:
+    """Returns a tree in which every array varies over each mesh axis over which any of them varies.
+
+    Inside `jax.shard_map` with `check_vma=True`, the type of an array says over which axes devices may hold different
+    values. A loop must not change the types of what it carries, and a `custom_vjp` must return cotangents of the types
+    of its arguments. Arguments that passed through here satisfy both, and JAX sums the gradients of those that were
+    equal on all devices. Outside, the tree comes back as it is.
+    """
+    axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(tree)))
+
+    def cast(x: Any) -> Any:
+        missing = tuple(sorted(axes - _varying_axes(x), key=str))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, tree)
+
+
+def _varying_axes(x: Any) -> frozenset[Any]:
+    return jax.typeof(x).manual_axis_type.varying
 
 
 def masked_logsumexp(x: jax.Array, where: jax.Array, *, axis: int = -1, weights: jax.Array | None = None) -> jax.Array:

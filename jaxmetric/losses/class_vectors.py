@@ -32,6 +32,7 @@ from jaxmetric.losses.class_chunks import Chunk, chunk_at, chunk_size, gradients
 from jaxmetric.losses.class_columns import Column, Options, check_columns
 from jaxmetric.losses.class_shard import ClassShard, ClassVectors, held, over_shards, with_rows
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_each, reduce_stats
+from jaxmetric.numerics import equally_varying
 
 # (class vectors [c, ...], *operands) -> logits [c, B]. Static under jit, as all functions here: one of a module.
 Score: TypeAlias = Callable[..., jax.Array]
@@ -99,6 +100,7 @@ def _reduced(
     reduction: str,
 ) -> tuple[jax.Array, LossStats]:
     hyper = {name: value if value is None else jnp.asarray(value, embeddings.dtype) for name, value in hyper.items()}
+    embeddings, columns, hyper = equally_varying((embeddings, columns, hyper))
     losses: list[Any] = []
     stats = []
     for column in columns:
@@ -213,7 +215,9 @@ def join(classes: ClassVectors, here: Partial) -> Partial:
     if not isinstance(classes, ClassShard):
         return here
     largest = jax.lax.pmax(here.largest, classes.axis_name)
-    return Partial(largest, *over_shards(classes, (_sum_relative_to(largest, here), here.right)))
+    whole = Partial(largest, *over_shards(classes, (_sum_relative_to(largest, here), here.right)))
+    # Each device has its own cotangent of it, which the rules below add up.
+    return equally_varying((whole, here))[0]
 
 
 def log_sum_exp(whole: Partial) -> jax.Array:
@@ -300,7 +304,7 @@ def _chunked_right_and_others(
         return merge(whole, partial_softmax(score(chunk.vectors, *operands), chunk.ids, chunk.counted, labels))
 
     dtype = jax.eval_shape(score, held(classes), *operands).dtype
-    nothing = jnp.zeros(labels.shape, dtype)
+    nothing = jnp.zeros_like(labels, dtype)
     whole = join(classes, over_chunks(add, Partial(nothing - jnp.inf, nothing, nothing), classes, size))
     return whole.right, log_sum_exp(whole)
 
@@ -362,7 +366,7 @@ def _chunked_sum(terms: Callable[..., Any], size: int, classes: ClassVectors, op
         return jax.tree.map(jnp.add, total, _counted_sum(terms, chunk, operands, fixed))
 
     shapes = jax.eval_shape(partial(_counted_sum, terms), chunk_at(classes, 0, size), operands, fixed)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    nothing = jax.tree.map(jnp.zeros_like, shapes)
     return over_chunks(add, nothing, classes, size), classes
 
 
