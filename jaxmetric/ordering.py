@@ -17,6 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmetric.numerics import equally_varying
+
 # How many values are sorted together where rows are: few enough to stay in the cache.
 _BLOCK = 2**16
 
@@ -86,7 +88,7 @@ def ordered_hinge(
         Constants(lower, upper, near_weights, far_weights, jnp.asarray(margin, values.dtype))
     )
     values = jnp.where((near_weights > 0) | (far_weights > 0), values, 0)
-    total, active = _hinge(values, constants, num_levels)
+    total, active = _hinge(*equally_varying((values, constants)), num_levels)
     return OrderedHinge(
         of_margin(total, active, margin), _pairs_weight(constants, num_levels), jax.lax.stop_gradient(active)
     )

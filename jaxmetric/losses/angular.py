@@ -10,7 +10,7 @@ from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, between_references, compare, no_sums
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
-from jaxmetric.numerics import masked_logsumexp
+from jaxmetric.numerics import masked_logsumexp, softplus
 from jaxmetric.references import PairMasks, References
 
 
@@ -88,6 +88,6 @@ def _term(pair: PositivePair, negatives: jax.Array, constants: Any) -> tuple[jax
     reference_weights, squared_tangent = constants
     assert pair.positive_row is not None
     f = 4 * squared_tangent * (pair.anchor_row + pair.positive_row) - 2 * (1 + squared_tangent) * pair.value
-    loss = jax.nn.softplus(masked_logsumexp(f, negatives))
+    loss = softplus(masked_logsumexp(f, negatives))
     weight = reference_weights[pair.positive]
     return weight * loss, jnp.where(loss > 0, weight, 0)

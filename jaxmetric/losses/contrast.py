@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights, weights_of_complete_anchors
 from jaxmetric.losses.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
-from jaxmetric.numerics import masked_logsumexp, safe_divide, safe_sqrt
+from jaxmetric.numerics import masked_logsumexp, safe_divide, safe_sqrt, softplus
 from jaxmetric.references import PairMasks, References
 
 
@@ -406,7 +406,7 @@ def _ntxent(c: Comparison, temperature: float) -> LossStats:
     against = masked_logsumexp(logits, c.negatives > 0, weights=c.negatives)
     # A pair that is alike in a share pi is also among its own negatives, 1 - pi times: what is missing to 1 is pi.
     log_share = jnp.log(jnp.where(c.positives > 0, c.positives, 1))
-    losses = jax.nn.softplus(against[:, None] - logits - log_share) + log_share
+    losses = softplus(against[:, None] - logits - log_share) + log_share
     return each_pair(losses, pair_weights(c, c.positives))
 
 
@@ -426,7 +426,7 @@ def _tuplet_margin(c: Comparison, margin: float, scale: float) -> LossStats:
 def _each_positive_against_negatives(c: Comparison, positive: jax.Array, negative: jax.Array) -> LossStats:
     """For each pair (a, p), log(1 + sum over n of exp(negative[a, n] - positive[a, p]))."""
     against = masked_logsumexp(negative, c.negatives)
-    return each_pair(jax.nn.softplus(against[:, None] - positive), pair_weights(c, c.positives))
+    return each_pair(softplus(against[:, None] - positive), pair_weights(c, c.positives))
 
 
 @jax.jit
@@ -434,7 +434,8 @@ def _supcon(c: Comparison, temperature: float) -> LossStats:
     logits = c.values / temperature
     shares = c.positives * c.reference_weights[None, :]
     of_positives = safe_divide(jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1), jnp.sum(shares, axis=1))
-    losses = masked_logsumexp(logits, c.positives + c.negatives > 0) - of_positives
+    # Less the mean within the sum, not from its logarithm: large logits cancel before they are rounded.
+    losses = masked_logsumexp(logits - of_positives[:, None], c.positives + c.negatives > 0)
     return each_anchor(losses, weights_of_complete_anchors(c))
 
 
@@ -443,7 +444,7 @@ def _nca(c: Comparison, softmax_scale: float) -> LossStats:
     logits = -softmax_scale * c.values
     exists = jnp.any(c.positives, axis=1)
     alike = jnp.where(exists, masked_logsumexp(logits, c.positives), 0)
-    losses = jax.nn.softplus(masked_logsumexp(logits, c.negatives) - alike)
+    losses = softplus(masked_logsumexp(logits, c.negatives) - alike)
     return each_anchor(losses, jnp.where(exists, c.anchor_weights, 0))
 
 
@@ -451,5 +452,5 @@ def _nca(c: Comparison, softmax_scale: float) -> LossStats:
 def _instance(c: Comparison, gamma: float) -> LossStats:
     logits = gamma * c.values
     alike = jnp.logaddexp(masked_logsumexp(logits, c.positives), gamma)
-    losses = jax.nn.softplus(masked_logsumexp(logits, c.negatives) - alike)
+    losses = softplus(masked_logsumexp(logits, c.negatives) - alike)
     return each_anchor(losses, jnp.where(jnp.any(c.negatives, axis=1), c.anchor_weights, 0))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_anchor, reduce_anchors
-from jaxmetric.numerics import safe_divide
+from jaxmetric.numerics import excess, safe_divide
 from jaxmetric.references import PairMasks, References
 
 
@@ -248,14 +248,14 @@ def _ranked_list(
     return each_anchor((1 - neg_weight) * near + neg_weight * far, jnp.where(compared, c.anchor_weights, 0))
 
 
-def _worst_first(excess: jax.Array, selected: jax.Array, weights: jax.Array, temperature: float) -> jax.Array:
+def _worst_first(beyond: jax.Array, selected: jax.Array, weights: jax.Array, temperature: float) -> jax.Array:
     """`[A]`: the average of each anchor's positive excesses `[A, R]`, each weighing exp(temperature excess)."""
-    wrong = selected & ~(excess <= 0)
-    excess = jnp.where(wrong, excess, 0)
-    constant = jax.lax.stop_gradient(excess)
+    wrong = selected & ~(beyond <= 0)
+    beyond = jnp.where(wrong, beyond, 0)
+    constant = jax.lax.stop_gradient(beyond)
     largest = jnp.max(constant, axis=1, keepdims=True, initial=0)
-    shares = jnp.where(wrong, weights[None, :] * jnp.exp(temperature * (constant - largest)), 0)
-    return safe_divide(jnp.sum(shares * excess, axis=1), jnp.sum(shares, axis=1))
+    shares = jnp.where(wrong, weights[None, :] * jnp.exp(temperature * excess(constant, largest)), 0)
+    return safe_divide(jnp.sum(shares * beyond, axis=1), jnp.sum(shares, axis=1))
 
 
 def _average(values: jax.Array, weights: jax.Array) -> jax.Array:

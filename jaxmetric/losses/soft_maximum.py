@@ -21,7 +21,7 @@ from jaxmetric.losses.comparison import (
     weights_of_complete_anchors,
 )
 from jaxmetric.losses.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
-from jaxmetric.numerics import masked_logsumexp
+from jaxmetric.numerics import masked_logsumexp, softplus
 from jaxmetric.references import PairMasks, References
 
 
@@ -299,7 +299,7 @@ def _multi_similarity(c: Comparison, alpha: float, beta: float, base: float) -> 
     excess = c.values - base
     alike = masked_logsumexp(-alpha * excess, c.positives > 0, weights=c.positives)
     unlike = masked_logsumexp(beta * excess, c.negatives > 0, weights=c.negatives)
-    losses = jax.nn.softplus(alike) / alpha + jax.nn.softplus(unlike) / beta
+    losses = softplus(alike) / alpha + softplus(unlike) / beta
     return each_anchor(losses, weights_of_complete_anchors(c))
 
 
@@ -309,7 +309,7 @@ def _circle(c: Comparison, margin: float, gamma: float) -> LossStats:
     pull, push = jax.nn.relu(1 + margin - constant), jax.nn.relu(constant + margin)
     alike = masked_logsumexp(-gamma * pull * (c.values - (1 - margin)), c.positives)
     unlike = masked_logsumexp(gamma * push * (c.values - margin), c.negatives)
-    return each_anchor(jax.nn.softplus(alike + unlike), weights_of_complete_anchors(c))
+    return each_anchor(softplus(alike + unlike), weights_of_complete_anchors(c))
 
 
 @jax.jit
