@@ -141,58 +141,67 @@ def _gap_sums(
     values: jax.Array, near_weights: jax.Array, far_weights: jax.Array, margin: jax.Array, *, hard: bool
 ) -> _GapSums:
     values = jnp.where((near_weights > 0) | (far_weights > 0), values, 0)
-    near, of_near = _sorted_side(values, near_weights)
-    far, of_far = _sorted_side(values, far_weights)
-    heights = values + margin
-    # As positions among the far values, those that violate a near value, and those that it is compared with.
-    not_farther = jnp.searchsorted(far, values, side="right")
-    first = jnp.zeros_like(not_farther) if hard else not_farther
-    last = not_farther if hard else jnp.searchsorted(far, heights, side="right")
-    last_active = jnp.minimum(last, jnp.searchsorted(far, heights, side="left"))
-    compared, _ = _window_sums(far, of_far, first, last, heights)
-    active, hinges = _window_sums(far, of_far, first, last_active, heights)
-    # As positions among the near values, those that a far value is violated by.
-    beyond, nearer = jnp.searchsorted(near + margin, values, side="right"), jnp.searchsorted(near, values, side="left")
-    start, stop = (jnp.maximum(beyond, nearer), values.size) if hard else (beyond, nearer)
-    violated, _ = _window_sums(near, of_near, start, jnp.broadcast_to(stop, start.shape), values)
+    heights, ascending = values + margin, _ascending(values)
+    # How many values are below each, not above it, and so on: a window of the values in order lies between two counts.
+    below, not_above = _count(ascending, values, "left"), _count(ascending, values, "right")
+    below_height, not_above_height = _count(ascending, heights, "left"), _count(ascending, heights, "right")
+    near, far = (_at(below, weights)[:-1] for weights in (near_weights, far_weights))
+    near_sums, far_sums = (jnp.append(0, running_sums(weights)) for weights in (near, far))
+    start, stop = (jnp.zeros_like(below), not_above) if hard else (not_above, not_above_height)
+    active_stop = jnp.maximum(jnp.minimum(stop, below_height), start)
+    compared, active = (far_sums[end] - far_sums[start] for end in (stop, active_stop))
+    out_of_reach = _count(ascending + margin, values, "right")
+    if hard:
+        hinges = _integral(ascending, far_sums, values, not_above) + margin * active
+        violated = near_sums[-1] - near_sums[jnp.maximum(below, out_of_reach)]
+    else:
+        hinges = _hinges_of_windows(ascending, far, start, active_stop, heights)
+        violated = near_sums[below] - near_sums[jnp.minimum(below, out_of_reach)]
     nan = _nan_of(values)
     total, valid, active_sum = (jnp.sum(near_weights * each) for each in (hinges, compared, active))
     return _GapSums(OrderedHinge(total + nan, valid, active_sum), near_weights * active - far_weights * violated + nan)
 
 
-def _sorted_side(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The values that weigh something in ascending order, and their weights; the others, at the end, weigh 0."""
-    ascending, weights = jax.lax.sort((jnp.where(weights > 0, values, jnp.max(values)), weights), num_keys=1)
-    return ascending, weights
+def _count(ascending: jax.Array, values: jax.Array, side: str) -> jax.Array:
+    """For each value, how many of those in ascending order are below it (`"left"`) or not above it (`"right"`)."""
+    return jnp.searchsorted(ascending, values, side=side, method="scan").astype(jnp.int32)
 
 
-def _window_sums(
-    ascending: jax.Array, weights: jax.Array, start: jax.Array, stop: jax.Array, heights: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The weights of the elements in [start, stop), and the sum of weight times (height - element) over them.
+def _integral(ascending: jax.Array, sums: jax.Array, values: jax.Array, count: jax.Array) -> jax.Array:
+    """The sum of weight times (value - element) over the `count` elements that are not above each value.
 
-    A window is cut into blocks whose sizes are powers of two, and the sums of all blocks of a size are made of those of
-    half the size. So nothing is subtracted but elements from heights above them, where a difference of running sums
-    would lose the digits of a small window. O(P log P) time for P windows.
+    As an integral over `sums` `[P + 1]`, the weights of the first elements, in which nothing cancels.
     """
-    size, position, length = 1, start, jnp.maximum(stop - start, 0)
-    block, below = weights, jnp.zeros_like(weights)  # below: the sum of weight times (last element - element)
-    total = moment = jnp.zeros(heights.shape, ascending.dtype)
-    place = jnp.arange(ascending.size)
+    gaps = jnp.diff(ascending, prepend=ascending[:1])
+    last = jnp.maximum(count - 1, 0)
+    return running_sums(sums[:-1] * gaps)[last] + sums[count] * (values - ascending[last])
+
+
+def _hinges_of_windows(
+    ascending: jax.Array, weights: jax.Array, start: jax.Array, stop: jax.Array, heights: jax.Array
+) -> jax.Array:
+    """The sum of weight times (height - element) over the elements in [start, stop), all of them below the height.
+
+    A window is cut into blocks whose sizes are powers of two. The sums of all blocks of a size are made of those of
+    half the size, so that nothing cancels, as it would in a difference of running sums.
+    """
+    position, hinges = start, jnp.zeros_like(heights)
+    below = jnp.zeros_like(weights)  # of each block of this size: the sum of weight times (last element - element)
     for bit in range(ascending.size.bit_length()):
-        taken = (length >> bit) & 1 == 1
-        at = jnp.minimum(position, ascending.size - 1)
-        end = ascending[jnp.minimum(position + size - 1, ascending.size - 1)]
-        total += jnp.where(taken, block[at], 0)
-        moment += jnp.where(taken, below[at] + block[at] * (heights - end), 0)
+        size = 1 << bit
+        taken = ((stop - start) >> bit) & 1 == 1
+        ends = _from(ascending, size - 1)
+        hinges += jnp.where(taken, below[position] + weights[position] * (heights - ends[position]), 0)
         position = jnp.where(taken, position + size, position)
-        ends = (ascending[jnp.minimum(place + shift - 1, ascending.size - 1)] for shift in (size, 2 * size))
-        half_end, whole_end = ends
-        second_block, second_below = (jnp.pad(each[size:], (0, min(size, ascending.size))) for each in (block, below))
-        below = below + block * (whole_end - half_end) + second_below
-        block = block + second_block
-        size *= 2
-    return total, moment
+        below += weights * (_from(ascending, 2 * size - 1) - ends) + _from(below, size)
+        weights += _from(weights, size)
+    return hinges
+
+
+def _from(x: jax.Array, start: int) -> jax.Array:
+    """The elements from `start` on, and the last one as often as it takes to be as many as before."""
+    start = min(start, x.size - 1)
+    return jnp.pad(x[start:], (0, start), mode="edge")
 
 
 class NearFarSums(NamedTuple):
