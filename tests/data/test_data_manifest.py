@@ -11,8 +11,8 @@ from jaxmetric.data import LazyPictures, ManifestError, ManifestWarning, SourceW
 HEADER = "image,identity,age,split\n"
 NO_LABEL = "no label column: a row needs an image and at least one label"
 NO_FORMAT = (
-    "neither a header with a column 'image' (or path, filename, ...), nor a row without a header, which ends in a split "
-    "0, 1 or 2; name the columns in a header"
+    "neither a header with a column 'image' (or path, filename, ...), nor a row without a header, which ends in a "
+    "split 0, 1 or 2; name the columns in a header"
 )
 READ_AS = "separator ','; header: image, identity, age, split"
 NO_HEADER = "separator ','; header: none (filename, class_1 ... class_T, split)"
