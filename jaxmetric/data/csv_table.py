@@ -178,10 +178,10 @@ def _pop_count(records: list[Record]) -> int | None:
 def _without_comments(records: list[Record], problems: Problems) -> list[Record]:
     """The records without comment lines: those that begin with # and have fewer or more cells than the others."""
     plain = next((cells for _, cells in records if not cells[0].startswith("#")), records[0][1])
-    comments = [line for line, cells in records if cells[0].startswith("#") and len(cells) != len(plain)]
+    comments = {line for line, cells in records if cells[0].startswith("#") and len(cells) != len(plain)}
     if comments:
-        problems.note(f"{counted(len(comments), 'comment line')} left out, such as line {comments[0]}")
-    kept = [record for record in records if record[0] not in set(comments)]
+        problems.note(f"{counted(len(comments), 'comment line')} left out, such as line {min(comments)}")
+    kept = [record for record in records if record[0] not in comments]
     (line, first), *rest = kept
     if first[0].startswith("#") and names_an_image(_uncommented(first)):  # a header as numpy.savetxt writes it
         return [(line, _uncommented(first)), *rest]

@@ -511,3 +511,10 @@ def test_images_that_are_not_named_or_named_as_elsewhere(folder):
         "list.csv:2: no image is named",
         "list.csv:3: sub\\0.png: no such file as sub\\0.png (its name has backslashes; write /)",
     ]
+
+
+def test_an_id_that_does_not_number_the_rows_is_a_label(folder):
+    text = "id,image,who\n" + "".join(f"{i // 2},{n},{w}\n" for i, (n, w, _) in enumerate(ROWS))
+    source, said = load(folder, text)
+    assert [column.name for column in source.columns] == ["id", "who"]
+    assert said == []
