@@ -147,12 +147,12 @@ def _gap_sums(
     below_height, not_above_height = _count(ascending, heights, "left"), _count(ascending, heights, "right")
     near, far = (_at(below, weights)[:-1] for weights in (near_weights, far_weights))
     near_sums, far_sums = (jnp.append(0, running_sums(weights)) for weights in (near, far))
-    start, stop = (jnp.zeros_like(below), not_above) if hard else (not_above, not_above_height)
+    start, stop = (jnp.zeros_like(below), not_above) if hard else (not_above, jnp.maximum(not_above, not_above_height))
     active_stop = jnp.maximum(jnp.minimum(stop, below_height), start)
     compared, active = (far_sums[end] - far_sums[start] for end in (stop, active_stop))
     out_of_reach = _count(ascending + margin, values, "right")
     if hard:
-        hinges = _integral(ascending, far_sums, values, not_above) + margin * active
+        hinges = _integral(ascending, far_sums, heights, active_stop)
         violated = near_sums[-1] - near_sums[jnp.maximum(below, out_of_reach)]
     else:
         hinges = _hinges_of_windows(ascending, far, start, active_stop, heights)
@@ -168,7 +168,7 @@ def _count(ascending: jax.Array, values: jax.Array, side: str) -> jax.Array:
 
 
 def _integral(ascending: jax.Array, sums: jax.Array, values: jax.Array, count: jax.Array) -> jax.Array:
-    """The sum of weight times (value - element) over the `count` elements that are not above each value.
+    """The sum of weight times (value - element) over the first `count` elements, none of them above the value.
 
     As an integral over `sums` `[P + 1]`, the weights of the first elements, in which nothing cancels.
     """

@@ -369,16 +369,17 @@ def _check_masks(
 
 
 def _check_shares(name: str, shares: Any, shape: tuple[int, int]) -> jax.Array:
-    shares = checks.check_array(name, shares, "bool, or shares in [0, 1] as floats")
-    if shares.dtype == bool:
-        return _check_pairs(name, shares, shape)
-    if not jnp.issubdtype(shares.dtype, jnp.floating):
-        raise TypeError(f"{name} has dtype {shares.dtype}, expected bool, or shares in [0, 1] as floats")
-    if shares.shape != shape:
-        raise ValueError(f"{name} has shape {shares.shape}, expected {shape}: anchors and references")
-    if not isinstance(shares, jax.core.Tracer) and not np.all((np.asarray(shares) >= 0) & (np.asarray(shares) <= 1)):
+    array = checks.check_array(name, shares, "bool, or shares in [0, 1] as floats")
+    if array.dtype == bool:
+        return _check_pairs(name, array, shape)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        dtype = checks.given_dtype(shares, array)
+        raise TypeError(f"{name} has dtype {dtype}, expected bool, or shares in [0, 1] as floats")
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}: anchors and references")
+    if not isinstance(array, jax.core.Tracer) and not np.all((np.asarray(array) >= 0) & (np.asarray(array) <= 1)):
         raise ValueError(f"{name} goes beyond [0, 1], expected the shares by which pairs are alike and different")
-    return jax.lax.stop_gradient(shares)
+    return jax.lax.stop_gradient(array)
 
 
 @jax.jit

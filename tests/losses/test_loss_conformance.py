@@ -483,7 +483,8 @@ def with_labels(name, parameters, embeddings):
     """The loss of a row as a function of labels alone, whatever they are."""
     row = ROWS[name]
     arguments = {"embeddings": embeddings, "key": jax.random.key(0), "num_quadruplets": 8, "num_anchors": 2}
-    arguments |= dict.fromkeys(("centers", "proxies", "beta"), parameters)
+    if row.parameters is not None:
+        arguments |= dict.fromkeys(("centers", "proxies", "beta"), parameters)
     arguments = {argument: value for argument, value in arguments.items() if takes(row, argument)}
     return lambda labels, **options: row.loss(labels=labels, **arguments, **options)
 
