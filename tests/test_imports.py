@@ -15,7 +15,7 @@ PACKAGE = Path(jaxmetric.__file__).parent
 LAYERS = [
     {"numerics"},
     {"checks"},
-    {"distances", "agreement", "references"},
+    {"distances", "host_distances", "agreement", "references"},
     {"ordering"},
     {"tuples", "mining"},
     {"losses", "search", "memory", "regularizers", "views"},
