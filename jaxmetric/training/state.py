@@ -4,7 +4,8 @@ Parameters are a dict of two: `"encoder"`, the network's, and `"loss"`, those of
 Both live in one state, so that neither the optimiser nor a checkpoint can forget the second.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import flax.linen as nn
@@ -100,9 +101,21 @@ def make_schedule(name: str, *, peak: float, steps: int, warmup: int = 0) -> opt
         after = optax.piecewise_constant_schedule(peak, {round(share * steps) - warmup: 0.1 for share in (0.4, 0.8)})
     else:
         raise ValueError(f"schedule is {name!r}, expected one of {', '.join(SCHEDULES)}")
-    if not warmup:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    if warmup:
+        after = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        with standard_promotion():
+            return after(step)
+
+    return schedule
+
+
+@contextmanager
+def standard_promotion() -> Iterator[None]:
+    """Lets optax compute as it is written, with numbers of several types and ranks, where jax is told to be strict."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def make_optimizer(
