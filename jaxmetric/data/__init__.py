@@ -13,7 +13,9 @@ from jaxmetric.data.pipeline import BatchIterator, InputSpeed, batches
 from jaxmetric.data.plans import Plan, batch_indices, make_plan, make_uniform_plan, visit_counts
 from jaxmetric.data.reading import read_batch
 from jaxmetric.data.sources import (
+    GALLERY,
     LEARNING,
+    QUERY,
     SPLITS,
     TEST,
     VALIDATION,
@@ -27,7 +29,9 @@ from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 from jaxmetric.data.tfds_source import load_tfds
 
 __all__ = [
+    "GALLERY",
     "LEARNING",
+    "QUERY",
     "SPLITS",
     "TEST",
     "VALIDATION",

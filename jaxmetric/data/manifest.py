@@ -35,6 +35,7 @@ _SPLIT_WORDS = {
     **{"0": 0, "learning": 0, "learn": 0, "train": 0, "training": 0},
     **{"1": 1, "validation": 1, "valid": 1, "val": 1},
     **{"2": 2, "test": 2, "testing": 2},
+    **{"query": 3, "gallery": 4},
 }
 _PROBLEMS_SHOWN = 10
 _MAX_ORDINAL_RANGE = 100_000
@@ -271,7 +272,8 @@ def _find_bad_cells(table: _Table, ordinal_places: set[int], problems: _Problems
             problems.add(line, f"{image} is listed on line {listed[image]} already")
         listed.setdefault(image, line)
         if table.splits is not None and table.splits[i].lower() not in _SPLIT_WORDS:
-            problems.add(line, f"split must be 0, 1, 2, learning, validation or test, got {table.splits[i]!r}")
+            what = "split must be 0, 1, 2, learning, validation, test, query or gallery"
+            problems.add(line, f"{what}, got {table.splits[i]!r}")
         for place in ordinal_places:
             if labels[place] and not _is_integer(labels[place]):
                 problems.add(line, f"ordinal column {table.columns[place]!r} takes integers, got {labels[place]!r}")

@@ -1,23 +1,30 @@
 """From a picture file to a square uint8 array, and sequences of files that decode when asked.
 
 Every source decodes alike: the rotation in the EXIF tag is applied, transparency is laid on white, the
-first frame of an animation is taken. `resize="crop"` then scales the short side to S and keeps the centre: nothing
-is distorted; `resize="squash"` scales both sides to S: nothing is cut off (tall pictures of pedestrians).
+first frame of an animation is taken. Samples of more than 8 bits are scaled so that their white becomes 255; a file
+whose white is not known (32-bit integers, signed or floating-point samples) is refused. `resize="crop"` then scales
+the short side to S and keeps the center: nothing is distorted; `resize="squash"` scales both sides to S: nothing is
+cut off (tall images of pedestrians).
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from jaxmetric.data.sources import PictureError
 
 Resize = Literal["crop", "squash"]
 _THREADS = 8
+_EIGHT_BIT_MODES = {*("1", "L", "P", "RGB", "RGBA", "RGBX", "RGBa", "LA", "La", "PA"), *("CMYK", "YCbCr", "LAB", "HSV")}
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1
+_GRAY_SCALES = {"L;2": 85, "L;4": 17}  # from a PNG's gray of 2 or 4 bits to 8
+_WHITE_UNKNOWN = "whose white is not known; save it with 8 or 16 bits"
 
 
 def decode_picture(file: str | Path | bytes, *, name: str, image_size: int, resize: Resize = "crop") -> np.ndarray:
@@ -33,13 +40,20 @@ def decode_picture(file: str | Path | bytes, *, name: str, image_size: int, resi
       uint8 `[S, S, 3]`.
 
     Raises:
-      PictureError: if the file is missing, not a picture, or cut short.
+      PictureError: if the file is missing, not a picture, cut short, or of a kind that 8 bits cannot hold: 32-bit,
+        signed or floating-point samples, whose white is not known.
     """
     try:
         with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as opened:
             opened.draft("RGB", (image_size, image_size))  # a large JPEG is decoded at a fraction of its size
+            _check_samples(opened)
+            transparent = _transparent_color(opened)
             upright = ImageOps.exif_transpose(opened)
-            return np.asarray(_fit(_rgb(upright), image_size, resize))
+            if opened.mode in _EIGHT_BIT_MODES:
+                rgb = _rgb(upright, transparent)
+            else:
+                rgb = _rgb_from_deep_gray(upright, transparent, *_deep_gray_scale(opened))
+            return np.asarray(_fit(rgb, image_size, resize))
     except FileNotFoundError as error:
         at = "" if isinstance(file, bytes) or str(file) == name else f" as {file}"
         raise PictureError(f"{name}: no such file{at}") from error
@@ -107,13 +121,62 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return picture.convert("RGB")
+def _check_samples(opened: ImageFile.ImageFile) -> None:
+    """Raises a ValueError for a TIFF whose samples 8 bits cannot hold."""
+    if opened.format == "TIFF" and set(_tiff_tag(opened, _SAMPLE_FORMAT, _UNSIGNED)) != {_UNSIGNED}:
+        raise ValueError(f"signed or floating-point samples, {_WHITE_UNKNOWN}")
+
+
+def _transparent_color(opened: ImageFile.ImageFile) -> Any:
+    """The color or palette entries that a file calls transparent, in the scale of Pillow's pixels."""
+    transparent = opened.info.get("transparency")
+    rawmode = opened.tile[0].args if opened.format == "PNG" and opened.tile else None
+    if transparent is not None and rawmode == "RGB;16B":  # Pillow keeps the upper bytes alone
+        raise ValueError("16-bit colors of which one is transparent; save it with an alpha channel")
+    if transparent is not None and rawmode in _GRAY_SCALES:
+        return transparent * _GRAY_SCALES[rawmode]
+    return transparent
+
+
+def _deep_gray_scale(opened: ImageFile.ImageFile) -> tuple[int, bool]:
+    """The bits of a sample of a deep gray file, and whether 0 is white.
+
+    Raises:
+      ValueError: if nothing tells what white is.
+    """
+    sixteen = opened.mode.startswith("I;16")
+    if sixteen and opened.format == "TIFF":
+        (bits,), photometric = _tiff_tag(opened, _BITS_PER_SAMPLE, 16), _tiff_tag(opened, _PHOTOMETRIC, None)
+        return bits, photometric == (_WHITE_IS_ZERO,)
+    scaled_by_pillow = opened.format == "PPM" and opened.mode == "I"
+    if scaled_by_pillow or (sixteen and opened.format in ("PNG", "JPEG2000")):
+        return 16, False
+    raise ValueError(f"{opened.format} samples of mode {opened.mode}, {_WHITE_UNKNOWN}")
+
+
+def _tiff_tag(opened: ImageFile.ImageFile, tag: int, default: int | None) -> tuple[Any, ...]:
+    value = opened.tag_v2.get(tag, default)  # type: ignore[attr-defined]  # TIFF alone has tags
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _rgb(image: Image.Image, transparent: Any) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if transparent is not None:
+        image.info["transparency"] = transparent
+    straight = image.convert("LA") if image.mode == "La" else image  # Pillow has no way from La to RGBA
+    rgba = straight.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _rgb_from_deep_gray(image: Image.Image, transparent: Any, bits: int, white_is_zero: bool) -> Image.Image:
+    samples = np.asarray(image).astype(np.uint16)
+    gray = (samples >> (bits - 8)).astype(np.uint8)
+    if white_is_zero:
+        gray = 255 - gray
+    if transparent is not None:
+        gray[samples == transparent] = 255
+    return Image.fromarray(gray).convert("RGB")
 
 
 def _fit(picture: Image.Image, image_size: int, resize: Resize) -> Image.Image:

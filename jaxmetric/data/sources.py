@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SPLITS = ("learning", "validation", "test")
-LEARNING, VALIDATION, TEST = range(3)
+SPLITS = ("learning", "validation", "test", "query", "gallery")
+LEARNING, VALIDATION, TEST, QUERY, GALLERY = range(5)
 
 
 class PictureError(ValueError):
@@ -49,7 +49,8 @@ class LabelledImages:
         sequence.
       labels: int32 `[N, T]` codes; -1 is a missing label.
       columns: the T columns; column 0 is the identity (the class) unless a caller says otherwise.
-      split: int8 `[N]`: 0 learning, 1 validation, 2 test.
+      split: int8 `[N]`: 0 learning, 1 validation, 2 test, 3 query, 4 gallery. Queries and gallery are the test images
+        of a protocol that names both: each query is searched in the gallery.
       names: N strings which say where each picture comes from (a file, an id), for messages and the report.
 
     Raises:
@@ -118,7 +119,8 @@ def _check_split(split: np.ndarray, pictures: int) -> None:
     if split.shape != (pictures,):
         raise ValueError(f"split must be [{pictures}], one entry per row of labels, got {split.shape}")
     if not np.isin(split, range(len(SPLITS))).all():
-        raise ValueError(f"split must be 0 (learning), 1 (validation) or 2 (test), got {np.unique(split)}")
+        known = ", ".join(f"{code} ({name})" for code, name in enumerate(SPLITS))
+        raise ValueError(f"split must hold {known}; got {np.unique(split)}")
 
 
 def _check_pictures(images: np.ndarray) -> None:

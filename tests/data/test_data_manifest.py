@@ -127,7 +127,7 @@ def test_all_problems_are_raised_together_with_their_lines(bad_folder):
     assert "truncated" in found[4]
     assert found[5:] == [
         "list.csv:9: 0.png is listed on line 2 already",
-        "list.csv:10: split must be 0, 1, 2, learning, validation or test, got 'later'",
+        "list.csv:10: split must be 0, 1, 2, learning, validation, test, query or gallery, got 'later'",
         "list.csv:11: the only picture of identity 'd' (leave that empty to keep the picture)",
     ]
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxmetric.data import LabelColumn, LabelledImages
+from jaxmetric.data import GALLERY, QUERY, SPLITS, LabelColumn, LabelledImages
 
 
 def good():
@@ -29,7 +29,7 @@ def good():
         ({"columns": (LabelColumn("x", ("1", "2")),) * 2}, ValueError, "column names must differ"),
         ({"split": np.zeros(2)}, TypeError, "split must hold integers"),
         ({"split": np.zeros(3, int)}, ValueError, r"split must be \[2\].*got \(3,\)"),
-        ({"split": np.array([0, 3])}, ValueError, "split must be 0 .learning., 1"),
+        ({"split": np.array([0, 5])}, ValueError, r"split must hold 0 \(learning\), .*, 4 \(gallery\); got \[0 5\]"),
         ({"names": ("a",)}, ValueError, r"names must have one entry per row of labels \(2\), got 1"),
         ({"images": np.zeros((2, 4, 5, 3), np.uint8)}, ValueError, r"images must be \[N, S, S, 3\]"),
         ({"images": np.zeros((2, 4, 4, 3))}, TypeError, "images must be uint8, got float64"),
@@ -42,3 +42,10 @@ def test_what_does_not_fit_is_refused(changes, error, message):
 
 def test_size():
     assert (len(good()), good().image_size) == (2, 4)
+
+
+def test_queries_and_gallery_are_splits_beside_the_others():
+    assert SPLITS[QUERY] == "query"
+    assert SPLITS[GALLERY] == "gallery"
+    source = dataclasses.replace(good(), split=np.array([QUERY, GALLERY], np.int8))
+    assert [SPLITS[code] for code in source.split] == ["query", "gallery"]
