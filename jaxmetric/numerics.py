@@ -100,3 +100,16 @@ def masked_logsumexp(x: jax.Array, where: jax.Array, *, axis: int = -1, weights:
     total = jnp.sum(terms, axis=axis)
     empty = total == 0
     return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1, total)) + jnp.squeeze(largest, axis))
+
+
+def replicated(x: jax.Array) -> jax.Array:
+    """Returns `x` without explicit sharding: every device of its mesh holds the whole array.
+
+    Arrays on a mesh of explicit axes, the default of `jax.make_mesh`, carry their sharding in their type, and a
+    comparison of all rows with all rows has no sharding that JAX could derive. The gradient is sharded as `x` is. Other
+    arrays are returned as they are.
+    """
+    sharding = jax.typeof(x).sharding
+    if all(axis is None for axis in sharding.spec):
+        return x
+    return jax.sharding.reshard(x, jax.NamedSharding(sharding.mesh, jax.P()))

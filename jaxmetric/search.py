@@ -31,7 +31,7 @@ def nearest_neighbors(
     k: int,
     *,
     metric: str = "squared_euclidean",
-    exclude: np.ndarray | None = None,
+    exclude: jax.Array | np.ndarray | None = None,
     block_size: int = 2048,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the k rows of the gallery nearest to each query, exactly.
@@ -43,7 +43,8 @@ def nearest_neighbors(
       gallery: `[G, D]` embeddings.
       k: how many neighbours, at most as many as the gallery has rows to offer every query.
       metric: "squared_euclidean", or "cosine" for 1 - cosine similarity.
-      exclude: `[Q]` integers, the row of the gallery that the query must not find (itself, say), or -1.
+      exclude: `[Q]` or `[Q, E]` integers, the rows of the gallery that each query must not find (itself, say), or -1
+        for none; see `same_group_rows`.
       block_size: rows of queries and of the gallery that are compared at a time.
 
     Returns:
@@ -67,10 +68,76 @@ def nearest_neighbors(
         raise ValueError(f"metric is {metric!r}, expected one of {', '.join(METRICS)}")
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}, expected at least 1")
-    offered = len(gallery) - bool((exclude >= 0).any())
+    offered = int(offered_rows(exclude, len(gallery)).min(initial=len(gallery)))
     if not 1 <= k <= offered:
         raise ValueError(f"k is {k}, expected 1 to {offered}, the rows which the gallery offers every query")
+    return nearest_rows(queries, gallery, exclude, k, metric=metric, block_size=block_size)
 
+
+def same_group_rows(query_groups: jax.Array | np.ndarray, gallery_groups: jax.Array | np.ndarray) -> np.ndarray:
+    """Return the gallery rows in the group of each query, to `exclude` them.
+
+    Re-identification, for example, leaves out the gallery images of the query's identity taken by the query's camera:
+    `same_group_rows(np.stack([identities, cameras], axis=1), np.stack([gallery_identities, gallery_cameras], axis=1))`.
+
+    Args:
+      query_groups: `[Q]` or `[Q, T]` integers. Two rows are in one group if all T numbers agree; a row with a negative
+        number is in none.
+      gallery_groups: `[G]` or `[G, T]` integers.
+
+    Returns:
+      `[Q, E]` int32 rows of the gallery, ascending and filled up with -1; E is the size of the largest group found.
+
+    Raises:
+      ValueError: if shapes do not fit.
+      TypeError: if groups are not integers.
+
+    Example:
+      >>> same_group_rows(np.array([7, 9, -1]), np.array([7, 8, 7])).tolist()
+      [[0, 2], [-1, -1], [-1, -1]]
+    """
+    query_groups, gallery_groups = (
+        _check_groups(name, groups)
+        for name, groups in (("query_groups", query_groups), ("gallery_groups", gallery_groups))
+    )
+    if query_groups.shape[1] != gallery_groups.shape[1]:
+        raise ValueError(
+            f"query_groups has {query_groups.shape[1]} columns, gallery_groups has {gallery_groups.shape[1]}"
+        )
+    num_queries = len(query_groups)
+    codes = np.unique(np.concatenate([query_groups, gallery_groups]), axis=0, return_inverse=True)[1].reshape(-1)
+    query_codes = np.where((query_groups < 0).any(axis=1), -1, codes[:num_queries])
+    order = np.argsort(codes[num_queries:], kind="stable")
+    ordered = codes[num_queries:][order]
+    first, last = np.searchsorted(ordered, query_codes), np.searchsorted(ordered, query_codes, side="right")
+    steps = np.arange(int((last - first).max(initial=0)))
+    positions = first[:, None] + steps[None, :]
+    found = positions < last[:, None]
+    return np.where(found, order[np.where(found, positions, 0)] if len(order) else -1, -1).astype(np.int32)
+
+
+def _check_groups(name: str, groups: jax.Array | np.ndarray) -> np.ndarray:
+    groups = np.asarray(groups)
+    if not np.issubdtype(groups.dtype, np.integer):
+        raise TypeError(f"{name} has dtype {groups.dtype}, expected integers")
+    if groups.ndim not in (1, 2) or groups.shape[1:] == (0,):
+        raise ValueError(f"{name} has shape {groups.shape}, expected [N] or [N, T] with T >= 1")
+    return groups if groups.ndim == 2 else groups[:, None]
+
+
+def nearest_rows(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    exclude: np.ndarray,
+    k: int,
+    *,
+    metric: str = "squared_euclidean",
+    block_size: int = 2048,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `nearest_neighbors` does, for checked arguments.
+
+    A query that is offered fewer than k rows gets row -1 at distance infinity in their place.
+    """
     # A gallery block below k would make every merge sort mostly what was sorted before.
     gallery_blocks = stack_blocks(gallery, max(block_size, k))
     distances = np.empty((len(queries), k), np.float32)
@@ -102,7 +169,7 @@ def _search_block(
 
     nothing = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1, jnp.int32)
     (closeness, indices), _ = jax.lax.scan(merge, nothing, number_blocks(gallery_blocks))
-    return -closeness, indices
+    return -closeness, jnp.where(closeness == -jnp.inf, -1, indices)
 
 
 def masked_distances(
@@ -115,11 +182,14 @@ def masked_distances(
 ) -> tuple[jax.Array, jax.Array]:
     """Return distances `[q, g]` of queries to one block of the gallery and the indices `[g]` of its rows.
 
-    Rows which only fill up the last block, and those to `exclude`, are infinitely far.
+    Rows which only fill up the last block, and those to `exclude` `[q, E]`, are infinitely far.
     """
-    indices = first_index + jnp.arange(len(gallery_block), dtype=jnp.int32)
-    hidden = (indices >= gallery_size) | (indices == exclude[:, None])
-    return jnp.where(hidden, jnp.inf, METRICS[metric](queries, gallery_block)), indices
+    block_size = len(gallery_block)
+    indices = first_index + jnp.arange(block_size, dtype=jnp.int32)
+    distances = jnp.where((indices < gallery_size)[None, :], METRICS[metric](queries, gallery_block), jnp.inf)
+    # A scatter drops positions past the block, but counts negative ones from its end.
+    positions = jnp.where(exclude >= first_index, exclude - first_index, block_size)
+    return distances.at[jnp.arange(len(queries))[:, None], positions].set(jnp.inf, mode="drop"), indices
 
 
 def stack_blocks(gallery: np.ndarray, block_size: int) -> jax.Array:
@@ -161,19 +231,34 @@ def check_embeddings(name: str, embeddings: jax.Array | np.ndarray) -> np.ndarra
 
 
 def check_pair(
-    queries: jax.Array | np.ndarray, gallery: jax.Array | np.ndarray, exclude: np.ndarray | None
+    queries: jax.Array | np.ndarray, gallery: jax.Array | np.ndarray, exclude: jax.Array | np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return queries, gallery and, as `[Q]` int32 with -1 for none, the gallery row each query leaves out."""
+    """Return queries, gallery and the gallery rows each query leaves out, as `check_exclude` does."""
     queries, gallery = check_embeddings("queries", queries), check_embeddings("gallery", gallery)
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries have {queries.shape[1]} dimensions, gallery has {gallery.shape[1]}")
+    return queries, gallery, check_exclude(exclude, len(queries), len(gallery))
+
+
+def check_exclude(exclude: jax.Array | np.ndarray | None, num_queries: int, num_gallery: int) -> np.ndarray:
+    """Return the gallery rows that each query leaves out, `[Q, E]` int32; each once, and -1 for none."""
     if exclude is None:
-        return queries, gallery, np.full(len(queries), -1, np.int32)
+        return np.zeros((num_queries, 0), np.int32)
     exclude = np.asarray(exclude)
     if not np.issubdtype(exclude.dtype, np.integer):
         raise TypeError(f"exclude has dtype {exclude.dtype}, expected integers")
-    if exclude.shape != (len(queries),):
-        raise ValueError(f"exclude has shape {exclude.shape}, expected ({len(queries)},), one row for each query")
-    if exclude.size and not -1 <= exclude.min() <= exclude.max() < len(gallery):
-        raise ValueError(f"exclude goes from {exclude.min()} to {exclude.max()}, expected -1 to {len(gallery) - 1}")
-    return queries, gallery, exclude.astype(np.int32)
+    if exclude.ndim not in (1, 2) or len(exclude) != num_queries:
+        raise ValueError(
+            f"exclude has shape {exclude.shape}, expected ({num_queries},) or ({num_queries}, E), "
+            "gallery rows for each query"
+        )
+    if exclude.size and not -1 <= exclude.min() <= exclude.max() < num_gallery:
+        raise ValueError(f"exclude goes from {exclude.min()} to {exclude.max()}, expected -1 to {num_gallery - 1}")
+    rows = np.sort(exclude.reshape(num_queries, -1).astype(np.int32), axis=1)
+    rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = -1
+    return rows
+
+
+def offered_rows(exclude: np.ndarray, num_gallery: int) -> np.ndarray:
+    """Return `[Q]`: how many rows the gallery offers each query, for a checked `exclude`."""
+    return num_gallery - (exclude >= 0).sum(axis=1)

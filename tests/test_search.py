@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmetric import search
-from jaxmetric.search import METRICS, nearest_neighbors
+from jaxmetric.search import METRICS, nearest_neighbors, same_group_rows
 
 
 def brute_force(queries, gallery, k, exclude):
@@ -12,7 +12,7 @@ def brute_force(queries, gallery, k, exclude):
     rows = []
     for query, excluded in zip(queries, exclude, strict=True):
         distances = ((query - gallery) ** 2).sum(1)
-        order = sorted((d, i) for i, d in enumerate(distances) if i != excluded)
+        order = sorted((d, i) for i, d in enumerate(distances) if i not in np.ravel(excluded))
         rows.append(order[:k])
     found = np.array(rows, float).reshape(len(queries), k, 2)
     return found[..., 0], found[..., 1]
@@ -25,20 +25,41 @@ def brute_force(queries, gallery, k, exclude):
     sizes=st.sampled_from([(5, 7, 3), (9, 4, 3), (1, 1, 1), (6, 13, 8)]),
     block_size=st.sampled_from([1, 4, 2048]),
     values=st.sampled_from([2, 1000]),
-    excluding=st.booleans(),
+    excluding=st.sampled_from([None, (), (2,)]),
 )
 def test_equals_brute_force_with_ties_by_lower_index(seed, sizes, block_size, values, excluding):
     num_queries, num_gallery, k = sizes
     rng = np.random.default_rng(seed)
     queries, gallery = (rng.integers(0, values, (n, 3)) for n in (num_queries, num_gallery))
-    excluding = excluding and k < num_gallery
-    exclude = rng.integers(-1, num_gallery, num_queries) if excluding else np.full(num_queries, -1)
-    distances, indices = nearest_neighbors(
-        queries, gallery, k, exclude=exclude if excluding else None, block_size=block_size
-    )
-    expected = brute_force(queries, gallery, k, exclude)
+    exclude = None
+    if excluding is not None and k + max(*excluding, 1, 1) <= num_gallery:
+        exclude = rng.integers(-1, num_gallery, (num_queries, *excluding))
+    distances, indices = nearest_neighbors(queries, gallery, k, exclude=exclude, block_size=block_size)
+    expected = brute_force(queries, gallery, k, np.full(num_queries, -1) if exclude is None else exclude)
     np.testing.assert_array_equal(distances, expected[0])
     np.testing.assert_array_equal(indices, expected[1])
+
+
+def test_rows_that_are_left_out_twice_count_once():
+    exclude = np.array([[0, 0, 0], [1, 2, -1], [-1, -1, -1]])
+    _, indices = nearest_neighbors(np.zeros((3, 1)), np.arange(4.0)[:, None], 2, exclude=exclude)
+    assert indices.tolist() == [[1, 2], [0, 3], [0, 1]]
+    with pytest.raises(ValueError, match="k is 3, expected 1 to 2, the rows which the gallery offers every query"):
+        nearest_neighbors(np.zeros((3, 1)), np.arange(4.0)[:, None], 3, exclude=exclude)
+
+
+@given(seed=st.integers(0, 2**32 - 1), columns=st.sampled_from([None, 1, 2]))
+def test_same_group_rows_follow_the_definition(seed, columns):
+    rng = np.random.default_rng(seed)
+    shape = () if columns is None else (columns,)
+    queries, gallery = (rng.integers(-1, 3, (rng.integers(0, 7), *shape)) for _ in range(2))
+    found = same_group_rows(queries, gallery)
+    expected = [
+        [g for g, other in enumerate(gallery) if (np.array(other) == query).all() and np.min(query) >= 0]
+        for query in queries
+    ]
+    assert [[row for row in rows if row >= 0] for rows in found.tolist()] == expected
+    assert found.shape == (len(queries), max(map(len, expected), default=0))
 
 
 def test_cosine_distance_of_real_embeddings():
@@ -75,7 +96,7 @@ def test_one_program_serves_every_block():
 
 def test_memory_does_not_grow_with_the_gallery():
     def temporary_bytes(num_blocks, block=64, dim=4):
-        arguments = np.zeros((block, dim)), np.zeros((num_blocks, block, dim)), 1, np.zeros(block, np.int32)
+        arguments = np.zeros((block, dim)), np.zeros((num_blocks, block, dim)), 1, np.zeros((block, 1), np.int32)
         lowered = search._search_block.lower(*arguments, k=3, metric="squared_euclidean")
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
@@ -115,7 +136,8 @@ GOOD = {"queries": np.zeros((2, 3)), "gallery": np.zeros((4, 3)), "k": 1}
         ),
         ({"metric": "l1"}, ValueError, "metric is 'l1', expected one of squared_euclidean, cosine"),
         ({"block_size": 0}, ValueError, "block_size is 0, expected at least 1"),
-        ({"exclude": np.array([1])}, ValueError, r"exclude has shape \(1,\), expected \(2,\)"),
+        ({"exclude": np.array([1])}, ValueError, r"exclude has shape \(1,\), expected \(2,\) or \(2, E\)"),
+        ({"exclude": np.array([[0, 4], [0, 0]])}, ValueError, "exclude goes from 0 to 4, expected -1 to 3"),
         ({"exclude": np.array([0, 4])}, ValueError, "exclude goes from 0 to 4, expected -1 to 3"),
         ({"exclude": np.array([0.0, 1.0])}, TypeError, "exclude has dtype float64, expected integers"),
     ],

@@ -22,3 +22,11 @@ def check_same_columns(query_labels: np.ndarray, gallery_labels: np.ndarray) -> 
         raise ValueError(
             f"query_labels has {query_labels.shape[1]} columns, gallery_labels has {gallery_labels.shape[1]}"
         )
+
+
+def check_neighbors(neighbors: np.ndarray, num_gallery: int) -> None:
+    """Raise unless `neighbors` are rows of the gallery, or -1 for none."""
+    if not np.issubdtype(neighbors.dtype, np.integer):
+        raise TypeError(f"neighbors has dtype {neighbors.dtype}, expected integers")
+    if neighbors.size and not -1 <= neighbors.min() <= neighbors.max() < num_gallery:
+        raise ValueError(f"neighbors go from {neighbors.min()} to {neighbors.max()}, expected -1 to {num_gallery - 1}")

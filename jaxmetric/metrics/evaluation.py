@@ -13,7 +13,7 @@ from jaxmetric.metrics.checks import check_labels, check_same_columns
 from jaxmetric.metrics.coherence import semantic_coherence
 from jaxmetric.metrics.labelling import cumulative_match_curve, knn_labels, label_ranks
 from jaxmetric.metrics.retrieval import Score, join_scores, map_at_r, recall_at_k, relevance, relevant_counts
-from jaxmetric.search import check_pair, nearest_neighbors
+from jaxmetric.search import check_exclude, check_pair, nearest_rows, offered_rows
 
 _NEIGHBORS_AT_A_TIME = 2**22
 
@@ -26,6 +26,7 @@ def evaluate_embeddings(
     column_names: Sequence[str],
     *,
     exclude_self: bool = False,
+    exclude: jax.Array | np.ndarray | None = None,
     ks: Sequence[int] = (1, 2, 4, 8),
     k: int = 5,
     seed: int = 0,
@@ -42,6 +43,8 @@ def evaluate_embeddings(
       gallery_labels: `[G, T]` integers, -1 where missing.
       column_names: T names.
       exclude_self: query i is gallery row i and must not find itself.
+      exclude: `[Q]` or `[Q, E]` integers, the gallery rows that each query must not find, or -1 for none; see
+        `jaxmetric.search.same_group_rows`.
       ks: the k of Recall@k; a gallery with fewer rows is taken whole.
       k: neighbours which vote on the labels, weighted by 1 / squared distance; at most what the gallery offers.
       seed: of the pairs drawn for the coherence of more than 3,000 queries.
@@ -67,12 +70,13 @@ def evaluate_embeddings(
       >>> result["columns"]["role"]["recall"]["1"], result["columns"]["skin"]["undefined"]
       (1.0, 1)
     """
-    exclude = _self_exclusion(query_embeddings, gallery_embeddings) if exclude_self else None
     queries, gallery, exclude = check_pair(query_embeddings, gallery_embeddings, exclude)
+    if exclude_self:
+        exclude = _with_itself(exclude, queries, gallery)
     query_labels = check_labels("query_labels", query_labels, len(queries))
     gallery_labels = check_labels("gallery_labels", gallery_labels, len(gallery))
     check_same_columns(query_labels, gallery_labels)
-    offered = len(gallery) - exclude_self
+    offered = int(offered_rows(exclude, len(gallery)).max(initial=0))
     if not len(queries) or offered < 1:
         raise ValueError(f"{len(queries)} queries have {offered} gallery rows to find, expected at least 1 of each")
     if len(set(column_names)) != query_labels.shape[1] or len(column_names) != query_labels.shape[1]:
@@ -113,13 +117,14 @@ def evaluate_embeddings(
     }
 
 
-def _self_exclusion(query_embeddings: jax.Array | np.ndarray, gallery_embeddings: jax.Array | np.ndarray) -> np.ndarray:
-    if np.shape(query_embeddings) != np.shape(gallery_embeddings):
+def _with_itself(exclude: np.ndarray, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    if queries.shape != gallery.shape:
         raise ValueError(
             f"exclude_self takes query i for gallery row i, expected equal shapes, "
-            f"got {np.shape(query_embeddings)} and {np.shape(gallery_embeddings)}"
+            f"got {queries.shape} and {gallery.shape}"
         )
-    return np.arange(len(query_embeddings))
+    itself = np.arange(len(queries), dtype=np.int32)[:, None]
+    return check_exclude(np.concatenate([exclude, itself], axis=1), len(queries), len(gallery))
 
 
 def _score_neighbors(
@@ -146,7 +151,7 @@ def _score_neighbors(
     predicted = []
     for start in range(0, len(queries), rows_at_a_time):
         rows = slice(start, start + rows_at_a_time)
-        distances, neighbors = nearest_neighbors(queries[rows], gallery, length, exclude=exclude[rows])
+        distances, neighbors = nearest_rows(queries[rows], gallery, exclude[rows], length)
         predicted.append(knn_labels(distances[:, :k], neighbors[:, :k], gallery_labels))
         found = [
             relevance(neighbors, query_labels[rows, t], gallery_labels[:, t], exclude=exclude[rows])

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmetric.metrics.checks import check_labels, check_same_columns
+from jaxmetric.metrics.checks import check_labels, check_neighbors, check_same_columns
 from jaxmetric.search import check_pair, masked_distances, number_blocks, query_blocks, stack_blocks
 
 WEIGHTINGS = ("distance", "uniform")
@@ -40,7 +40,7 @@ def label_ranks(
     query_labels: jax.Array | np.ndarray,
     gallery_labels: jax.Array | np.ndarray,
     *,
-    exclude: np.ndarray | None = None,
+    exclude: jax.Array | np.ndarray | None = None,
     block_size: int = 2048,
 ) -> LabelRanks:
     """Rank the true value of each label column among all values, by their nearest gallery rows.
@@ -53,7 +53,7 @@ def label_ranks(
       gallery: `[G, D]` embeddings.
       query_labels: `[Q, T]` integers, -1 where missing.
       gallery_labels: `[G, T]` integers, -1 where missing.
-      exclude: `[Q]` integers, the gallery row that the query must not use (itself, say), or -1.
+      exclude: `[Q]` or `[Q, E]` integers, the gallery rows that each query must not use (itself, say), or -1.
       block_size: rows of queries and of the gallery that are compared at a time.
 
     Returns:
@@ -159,7 +159,7 @@ def knn_labels(
 
     Args:
       distances: `[Q, k]`, ascending.
-      neighbors: `[Q, k]` gallery rows.
+      neighbors: `[Q, k]` gallery rows; -1 is none and does not vote.
       gallery_labels: `[G, T]` integers, -1 where missing, which does not vote.
       weighting: "distance" weighs a vote by 1 / distance, so that neighbours at distance 0 outvote all others;
         "uniform" gives each neighbour one vote.
@@ -186,7 +186,9 @@ def knn_labels(
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting is {weighting!r}, expected one of {', '.join(WEIGHTINGS)}")
     gallery_labels = check_labels("gallery_labels", gallery_labels, len(gallery_labels))
-    columns = [_vote(distances, column[neighbors], weighting) for column in gallery_labels.T]
+    check_neighbors(neighbors, len(gallery_labels))
+    labels = np.where(neighbors[..., None] >= 0, gallery_labels[neighbors], -1)
+    columns = [_vote(distances, labels[..., t], weighting) for t in range(labels.shape[2])]
     return np.stack(columns, axis=1)
 
 

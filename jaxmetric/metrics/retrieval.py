@@ -8,9 +8,11 @@ gallery bears, has no defined value: it is counted, and left out of the mean.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from jaxmetric.metrics.checks import check_labels
+from jaxmetric.metrics.checks import check_labels, check_neighbors
+from jaxmetric.search import check_exclude
 
 
 class Relevance(NamedTuple):
@@ -62,15 +64,15 @@ def relevance(
     query_labels: np.ndarray,
     gallery_labels: np.ndarray,
     *,
-    exclude: np.ndarray | None = None,
+    exclude: jax.Array | np.ndarray | None = None,
 ) -> Relevance:
     """Mark the neighbours that bear the query's label.
 
     Args:
-      neighbors: `[Q, K]` gallery rows, nearest first.
+      neighbors: `[Q, K]` gallery rows, nearest first; -1 is none and irrelevant.
       query_labels: `[Q]` integers, -1 where missing.
       gallery_labels: `[G]` integers, -1 where missing.
-      exclude: `[Q]` the gallery row that the query's search left out, or -1.
+      exclude: `[Q]` or `[Q, E]`, the gallery rows that the query's search left out, or -1 for none.
 
     Returns:
       A `Relevance`.
@@ -94,21 +96,21 @@ def relevance(
     query_labels = check_labels("query_labels", np.asarray(query_labels)[:, None], len(neighbors))[:, 0]
     gallery_labels = np.asarray(gallery_labels)
     gallery_labels = check_labels("gallery_labels", gallery_labels[:, None], len(gallery_labels))[:, 0]
+    check_neighbors(neighbors, len(gallery_labels))
+    exclude = check_exclude(exclude, len(neighbors), len(gallery_labels))
     counts = relevant_counts(query_labels, gallery_labels, exclude)
-    known = (query_labels >= 0)[:, None]
+    known = (query_labels >= 0)[:, None] & (neighbors >= 0)
     return Relevance(known & (gallery_labels[neighbors] == query_labels[:, None]), counts)
 
 
-def relevant_counts(query_labels: np.ndarray, gallery_labels: np.ndarray, exclude: np.ndarray | None) -> np.ndarray:
-    """Return `[Q]`: how many gallery rows, the excluded one aside, bear the query's label; 0 if it is missing."""
+def relevant_counts(query_labels: np.ndarray, gallery_labels: np.ndarray, exclude: np.ndarray) -> np.ndarray:
+    """Return `[Q]`: how many gallery rows that are not excluded bear the query's label; 0 if it is missing."""
     known = query_labels >= 0
     values, inverse = np.unique(np.concatenate([gallery_labels, query_labels]), return_inverse=True)
     totals = np.bincount(inverse[: len(gallery_labels)], minlength=len(values))
     counts = np.where(known, totals[inverse[len(gallery_labels) :]], 0)
-    if exclude is not None:
-        exclude = np.asarray(exclude)
-        counts -= known & (exclude >= 0) & (gallery_labels[exclude] == query_labels)
-    return counts
+    left_out = known[:, None] & (exclude >= 0) & (gallery_labels[exclude] == query_labels[:, None])
+    return counts - left_out.sum(axis=1)
 
 
 def recall_at_k(relevance: Relevance, k: int) -> Score:

@@ -8,6 +8,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from jaxmetric.metrics import evaluate_embeddings, evaluation, semantic_coherence
+from jaxmetric.search import same_group_rows
 
 NAMES = ("identity", "gender")
 
@@ -61,6 +62,47 @@ def test_retrieval_equals_loops_in_blocks_and_whole(monkeypatch, exclude_self, n
         assert column["cmc_area"] == pytest.approx(np.mean(column["cmc"]))
         assert len(column["cmc"]) == column["values"] == (5, 2)[t]
         assert column["cmc"][-1] == 1
+
+
+@pytest.mark.parametrize("exclude_self", [False, True])
+def test_rows_of_the_same_identity_and_camera_are_left_out(exclude_self):
+    """The protocol of re-identification, whose queries may have nothing left to find."""
+    rng = np.random.default_rng(5)
+    identities, cameras = rng.integers(0, 8, 30), rng.integers(0, 2, 30)
+    identities[:3] = 8  # all by one camera, so that nothing is left for these
+    cameras[:3] = 0
+    embeddings = rng.normal(size=(30, 3)) + 0.3 * identities[:, None]
+    labels, groups = identities[:, None], np.stack([identities, cameras], axis=1)
+    exclude = same_group_rows(groups, groups)
+    result = evaluate_embeddings(
+        embeddings, labels, embeddings, labels, ("identity",), exclude=exclude, exclude_self=exclude_self, ks=(1, 3)
+    )
+    recalls, precisions, ranks = {1: [], 3: []}, [], []
+    for q in range(30):
+        offered = [g for g in range(30) if (identities[g], cameras[g]) != (identities[q], cameras[q])]
+        offered.sort(key=lambda g: ((embeddings[q] - embeddings[g]) ** 2).sum())
+        hits = [identities[g] == identities[q] for g in offered]
+        if not any(hits):
+            continue
+        for k in (1, 3):
+            recalls[k].append(any(hits[:k]))
+        precisions.append(sum(sum(hits[: i + 1]) / (i + 1) for i in range(sum(hits)) if hits[i]) / sum(hits))
+        ranks.append(len({identities[g] for g in offered[: hits.index(True) + 1]}))
+    column = result["columns"]["identity"]
+    assert column["recall"] == {str(k): pytest.approx(np.mean(recalls[k])) for k in (1, 3)}
+    assert column["map_at_r"] == pytest.approx(np.mean(precisions))
+    assert column["cmc"] == pytest.approx([np.mean(np.array(ranks) <= r) for r in range(1, 10)])
+    assert column["undefined"] == 30 - len(precisions) >= 3
+
+
+def test_a_query_that_is_offered_nothing_is_undefined():
+    embeddings, labels = np.arange(3.0)[:, None], np.array([[4], [4], [4]])
+    exclude = np.array([[0, 1, 2], [1, -1, -1], [2, 1, -1]])
+    result = evaluate_embeddings(embeddings, labels, embeddings, labels, ("identity",), exclude=exclude)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    column = result["columns"]["identity"]
+    assert (column["queries"], column["undefined"], column["map_at_r"]) == (2, 1, 1)
+    assert result["joint"] == {"k": 2, "all_correct": 1.0, "mean_correct": 1.0, "queries": 2}
 
 
 def test_joint_inference_equals_sklearn():
