@@ -29,6 +29,9 @@ class Disagreement(NamedTuple):
     ordinal: tuple[int, ...] | None = None
 
 
+PLAIN = Disagreement()
+
+
 class _Types(NamedTuple):
     """Images that may meet in a batch; those that compare alike are one type.
 
@@ -74,7 +77,7 @@ def check_comparable(config: Config, source: LabelledImages, plan: Plan) -> None
             )
 
 
-def has_comparison(labels: np.ndarray, plan: Plan, disagreement: Disagreement = Disagreement()) -> bool:
+def has_comparison(labels: np.ndarray, plan: Plan, disagreement: Disagreement = PLAIN) -> bool:
     """Whether a batch can hold two pairs of images, one of which certainly disagrees more than the other.
 
     Args:
@@ -104,7 +107,7 @@ def _finds(term: str, loss: LossConfig, columns: tuple[LabelColumn, ...], labels
     if term == "triplet":
         return has_comparison(labels[:, :1], _without(plan, labels[:, 0] < 0))
     if loss.quadruplet_samples:
-        return has_comparison(labels, _without(plan, (labels < 0).any(axis=1)))
+        return has_comparison(labels, _without(plan, np.any(labels < 0, axis=1)))
     ordinal = tuple(len(column.values) - 1 if column.ordinal else 0 for column in columns)
     disagreement = Disagreement(loss.quadruplet_agreement, loss.label_weights or None, ordinal)
     return has_comparison(labels, plan, disagreement)
@@ -197,12 +200,12 @@ def _cure(term: str, config: Config, source: LabelledImages, plan: Plan) -> str:
     """What would give the term something to compare, tried out: other numbers, or fewer columns."""
     for P, K in sorted(itertools.product(_from(plan.classes_per_batch, 2), _from(plan.pictures_per_class, 4)), key=sum):
         uniform = not config.batch.classes_per_batch
-        if P > len(plan.groups) or (uniform and P > 1):
+        if len(plan.groups) < P or (uniform and P > 1):
             continue
         other = dataclasses.replace(plan, classes_per_batch=P, pictures_per_class=K)
         if _finds(term, config.loss, source.columns, source.labels, other):
-            classes = f"--classes-per-batch {P}" if P > plan.classes_per_batch else ""
-            images = f"--pictures-per-class {K}" if K > plan.pictures_per_class else ""
+            classes = f"--classes-per-batch {P}" if plan.classes_per_batch < P else ""
+            images = f"--pictures-per-class {K}" if plan.pictures_per_class < K else ""
             return f"give {' '.join(filter(None, (classes, images)))} or more"
     learning = source.labels[source.split == LEARNING]
     known = [t for t in range(len(source.columns)) if (learning[:, t] >= 0).any()]

@@ -7,6 +7,7 @@ a flag of its own name, so `--steps 100 --margin 0.2` works without prefixes.
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,16 +20,30 @@ from jaxmetric.training import read_json, write_atomically
 CONFIG_FILE = "config.json"
 # What changes no step, so that a run may go on with another choice.
 _FREE = ("memory", "remat", "log_every", "evaluate_every", "checkpoint_every")
+PATHS = ("csv", "image_root", "tfds_dir")
 LOSS_WEIGHTS = ("quadruplet_weight", "soft_triple_weight", "softmax_weight", "triplet_weight")
+
+# Options that change how a loss is computed, and the losses of which one must have a weight then.
+_NEEDED_WEIGHTS = {
+    "quadruplet_samples": ("quadruplet_weight",),
+    "quadruplet_anchors": ("quadruplet_weight",),
+    "shard_classes": ("soft_triple_weight", "softmax_weight"),
+    "sampled_classes": ("soft_triple_weight", "softmax_weight"),
+}
 
 
 class ConfigError(ValueError):
     """The configuration cannot be run; one line that names the field."""
 
 
+def absolute_path(path: str) -> str:
+    """The same place seen from any directory; an empty string and an address such as gs://bucket stay as they are."""
+    return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Pictures and labels."""
+    """Pictures and labels. Paths are made absolute, so that a run can be evaluated from any directory."""
 
     source: Literal["emoji_people", "csv", "tfds"] = "emoji_people"
     """Where pictures come from: the embedded data set, a CSV file of your own, or a prepared TFDS data set."""
@@ -54,6 +69,13 @@ class DataConfig:
     """Side in pixels at which pictures are kept; crops are taken from it."""
     resize: Literal["crop", "squash"] = "crop"
     """How csv and tfds pictures become square: cut off the long side, or squash it."""
+    exclude_same: str = ""
+    """A column, such as camera: in evaluation no query finds images of its identity with its value there, as is usual
+    in re-identification. It is a label to learn only if --columns names it."""
+
+    def __post_init__(self) -> None:
+        for name in PATHS:
+            object.__setattr__(self, name, absolute_path(getattr(self, name)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,16 +306,9 @@ def check_config(config: Config) -> None:
         raise ConfigError(f"label_weights is {loss.label_weights}, expected numbers above 0")
     if config.seed >= 2**32:
         raise ConfigError(f"seed is {config.seed}, expected less than 2^32")
-    for name in ("shard_classes", "sampled_classes"):
-        if getattr(loss, name) and not (loss.soft_triple_weight or loss.softmax_weight):
-            raise ConfigError(f"{name} is {getattr(loss, name)}, but no loss with class vectors has a weight")
-    if loss.quadruplet_anchors and not loss.quadruplet_weight:
-        raise ConfigError(f"quadruplet_anchors is {loss.quadruplet_anchors}, but quadruplet_weight is 0")
-    if loss.triplet_weight and batch.pictures_per_class < 2:
-        raise ConfigError(
-            f"pictures_per_class is {batch.pictures_per_class}, expected at least 2: the triplet loss, whose "
-            f"triplet_weight is {loss.triplet_weight}, compares two pictures of a class"
-        )
+    for name, needed in _NEEDED_WEIGHTS.items():
+        if getattr(loss, name) and not any(weights[weight] for weight in needed):
+            raise ConfigError(f"{name} is {getattr(loss, name)}, but {' and '.join(needed)} {_is_or_are(needed)} 0")
     if loss.quadruplet_samples:
         _check_default(
             loss,
@@ -301,6 +316,10 @@ def check_config(config: Config) -> None:
             f"quadruplet_samples is {loss.quadruplet_samples}: drawn quadruplets",
         )
         _check_default(config.data, ("ordinal",), f"quadruplet_samples is {loss.quadruplet_samples}: drawn quadruplets")
+
+
+def _is_or_are(names: Sequence[str]) -> str:
+    return "are" if len(names) > 1 else "is"
 
 
 def _check_source(data: DataConfig) -> None:
@@ -378,15 +397,39 @@ def check_same_config(config: Config, workdir: Path) -> None:
     other = flatten(dataclasses.asdict(load_config(workdir)))
     mine = flatten(dataclasses.asdict(config))
     changed = [
-        f"{name} is {other[name]} there and {mine[name]} here"
+        f"{name} is {other[name]} there and {mine[name]} here{_moved(name, other[name], workdir)}"
         for name in mine
-        if mine[name] != other[name] and name not in _FREE
+        if not _same(name, mine[name], other[name]) and name not in _FREE
     ]
     if changed:
         raise ConfigError(
             f"{workdir} holds a run with another configuration: {'; '.join(changed)}. "
             "Give another --workdir, or the same configuration to go on with it"
         )
+
+
+def _same(name: str, mine: Any, other: Any) -> bool:
+    """Whether two values of a field mean the same: paths may lead to one file through links."""
+    if name in PATHS and mine and other:
+        return os.path.realpath(mine) == os.path.realpath(other)
+    return bool(mine == other)
+
+
+def _moved(name: str, path: Any, workdir: Path) -> str:
+    if name not in PATHS or not path or "://" in path or os.path.exists(path):
+        return ""
+    return f" (which is not there any more; if it has moved, write its new place into {workdir / CONFIG_FILE})"
+
+
+def check_paths(config: Config, workdir: Path) -> None:
+    """Raises ConfigError if a file or folder that the configuration of a run names is not there any more."""
+    for name in PATHS:
+        path = getattr(config.data, name)
+        if path and "://" not in path and not os.path.exists(path):
+            raise ConfigError(
+                f"{name} of the run is {path}, which is not there; if it has moved, write its new place into "
+                f"{workdir / CONFIG_FILE}, or give --csv to evaluate on another list"
+            )
 
 
 def save_config(config: Config, workdir: Path) -> None:
