@@ -429,7 +429,10 @@ def _match_columns(
     if notes:
         print(f"{data.csv}: {'; '.join(notes)}")
     if data.exclude_same not in ("", *names):
-        raise ConfigError(f"exclude_same is {data.exclude_same!r}, but {data.csv} has {', '.join(names)}")
+        raise ConfigError(
+            f"exclude_same is {data.exclude_same!r}, but {data.csv} has {', '.join(names)}; name one of these, or give "
+            '--exclude-same "" to leave out none'
+        )
     kept = common + [name for name in names if name == data.exclude_same and name not in common]
     places = [names.index(name) for name in kept]
     columns = tuple(source.columns[place] for place in places)
