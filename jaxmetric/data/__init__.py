@@ -7,10 +7,11 @@ A source (`load_emoji_people`, `load_manifest`, `load_tfds`) gives a `LabelledIm
 
 from jaxmetric.data.augment import Augmentation, augment, augment_image, image_keys, prepare
 from jaxmetric.data.emoji import load_emoji_people
-from jaxmetric.data.manifest import ManifestError, ManifestWarning, load_manifest
+from jaxmetric.data.manifest import load_manifest
 from jaxmetric.data.pictures import LazyPictures, decode_picture
 from jaxmetric.data.pipeline import BatchIterator, InputSpeed, batches
 from jaxmetric.data.plans import Plan, batch_indices, make_plan, make_uniform_plan, visit_counts
+from jaxmetric.data.problems import ManifestError, ManifestWarning
 from jaxmetric.data.reading import read_batch
 from jaxmetric.data.sources import (
     GALLERY,
@@ -24,6 +25,8 @@ from jaxmetric.data.sources import (
     LabelColumn,
     LabelledImages,
     PictureError,
+    SourceWarning,
+    describe,
 )
 from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 from jaxmetric.data.tfds_source import load_tfds
@@ -47,11 +50,13 @@ __all__ = [
     "ManifestWarning",
     "PictureError",
     "Plan",
+    "SourceWarning",
     "augment",
     "augment_image",
     "batch_indices",
     "batches",
     "decode_picture",
+    "describe",
     "image_keys",
     "load_emoji_people",
     "load_manifest",

@@ -12,6 +12,8 @@ import numpy as np
 SPLITS = ("learning", "validation", "test", "query", "gallery")
 LEARNING, VALIDATION, TEST, QUERY, GALLERY = range(5)
 
+_CODING = "values, codes = np.unique(column, return_inverse=True) codes a column"
+
 
 class PictureError(ValueError):
     """A picture that cannot be read; the message is one line that names it."""
@@ -23,6 +25,10 @@ class InputError(RuntimeError):
 
 class InputTimeoutError(InputError):
     """No batch came in time; the message is one line that names the step and its first pictures."""
+
+
+class SourceWarning(UserWarning):
+    """One line on the data of a source: what was assumed, counted or left out."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,10 @@ class LabelledImages:
       split: int8 `[N]`: 0 learning, 1 validation, 2 test, 3 query, 4 gallery. Queries and gallery are the test images
         of a protocol that names both: each query is searched in the gallery.
       names: N strings which say where each picture comes from (a file, an id), for messages and the report.
+      origin: how the source was read, such as the separator of a list, for `describe`; "" for arrays.
 
     Raises:
-      TypeError: if labels or split do not hold integers.
+      TypeError: if labels or split are not arrays of integers.
       ValueError: if shapes disagree, there is no picture or no column, or a code has no meaning.
 
     Example:
@@ -75,6 +82,7 @@ class LabelledImages:
     columns: tuple[LabelColumn, ...]
     split: np.ndarray
     names: Sequence[str]
+    origin: str = ""
 
     def __post_init__(self) -> None:
         _check_labels(self.labels, self.columns)
@@ -96,9 +104,44 @@ class LabelledImages:
         return int(self.images[0].shape[0])
 
 
+def describe(source: LabelledImages) -> str:
+    """What a source holds, in two lines: how many images of which splits; its columns and how it was read.
+
+    Example:
+      >>> source = LabelledImages(
+      ...     images=np.zeros((3, 8, 8, 3), np.uint8),
+      ...     labels=np.array([[0, 4], [1, -1], [1, 0]]),
+      ...     columns=(LabelColumn("name", ("ann", "bob")), LabelColumn("age", tuple("12345"), ordinal=True)),
+      ...     split=np.array([LEARNING, LEARNING, TEST]),
+      ...     names=("a.png", "b.png", "c.png"),
+      ...     origin="separator ','; images in 'path'",
+      ... )
+      >>> print(describe(source))
+      3 images, 2 identities: 2 learning, 1 test
+      columns: name (2), age (5, ordinal, 1 missing); separator ','; images in 'path'
+    """
+    counts = [(name, int((source.split == code).sum())) for code, name in enumerate(SPLITS)]
+    splits = ", ".join(f"{count:,} {name}" for name, count in counts if count)
+    identities = len(source.columns[0].values)
+    noun = "identity" if identities == 1 else "identities"
+    columns = ", ".join(
+        f"{column.name} ({_column_facts(column, codes)})"
+        for column, codes in zip(source.columns, source.labels.T, strict=True)
+    )
+    origin = f"; {source.origin}" if source.origin else ""
+    return f"{len(source):,} images, {identities:,} {noun}: {splits}\ncolumns: {columns}{origin}"
+
+
+def _column_facts(column: LabelColumn, codes: np.ndarray) -> str:
+    missing = int((codes < 0).sum())
+    facts = [f"{len(column.values):,}", *["ordinal"] * column.ordinal, *[f"{missing:,} missing"] * bool(missing)]
+    return ", ".join(facts)
+
+
 def _check_labels(labels: np.ndarray, columns: tuple[LabelColumn, ...]) -> None:
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"labels must hold integers, got {labels.dtype}")
+    if not isinstance(labels, np.ndarray) or not np.issubdtype(labels.dtype, np.integer):
+        got = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise TypeError(f"labels must be a NumPy array of integer codes, got {got}; {_CODING}")
     if labels.ndim != 2 or 0 in labels.shape:
         raise ValueError(f"labels must be [N, T] with at least one picture and one column, got {labels.shape}")
     if len(columns) != labels.shape[1]:
@@ -109,13 +152,14 @@ def _check_labels(labels: np.ndarray, columns: tuple[LabelColumn, ...]) -> None:
         if codes.min() < -1 or codes.max() >= len(column.values):
             raise ValueError(
                 f"codes of column {column.name!r} must lie in [-1, {len(column.values) - 1}], "
-                f"got {codes.min()} to {codes.max()}"
+                f"got {codes.min()} to {codes.max()}; {_CODING}"
             )
 
 
 def _check_split(split: np.ndarray, pictures: int) -> None:
-    if not np.issubdtype(split.dtype, np.integer):
-        raise TypeError(f"split must hold integers, got {split.dtype}")
+    if not isinstance(split, np.ndarray) or not np.issubdtype(split.dtype, np.integer):
+        got = split.dtype if isinstance(split, np.ndarray) else type(split).__name__
+        raise TypeError(f"split must be a NumPy array of integers, got {got}")
     if split.shape != (pictures,):
         raise ValueError(f"split must be [{pictures}], one entry per row of labels, got {split.shape}")
     if not np.isin(split, range(len(SPLITS))).all():

@@ -9,6 +9,8 @@ import numpy as np
 
 from jaxmetric.data.sources import LEARNING, TEST, VALIDATION
 
+_ROUNDING = 1e-9  # by which a share of whole images may miss them
+
 
 def split_within_classes(
     class_ids: np.ndarray,
@@ -18,12 +20,13 @@ def split_within_classes(
     seed: int = 0,
     spread: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Holds a share of the pictures of every class out.
+    """Holds out a share of the images of every class.
 
-    Shares are rounded to whole pictures class by class; every class keeps at least one picture to learn from.
+    A class gets its share rounded up or down. Which way is drawn by the seed, so that the shares also hold over all
+    classes together, however few images each has. Every class keeps at least one image to learn from.
 
     Args:
-      class_ids: integers `[N]`; pictures of a missing class (-1) are split as one further class.
+      class_ids: integers `[N]`; images of a missing class (-1) are split as one further class.
       validation: share of each class to validate on, in [0, 1).
       test: share of each class to test on, in [0, 1).
       seed: another seed gives another split.
@@ -34,12 +37,15 @@ def split_within_classes(
       int8 `[N]`: 0 learning, 1 validation, 2 test.
 
     Raises:
-      ValueError: if a share lies outside [0, 1), both reach 1 together, or shapes disagree.
+      ValueError: if a share lies outside [0, 1), both reach 1 together, class_ids are not integers, or shapes
+        disagree.
 
     Example:
       >>> split = split_within_classes(np.repeat([0, 1], 10), validation=0.2, test=0.1)
       >>> np.bincount(split[:10]).tolist(), np.bincount(split[10:]).tolist()
       ([7, 2, 1], [7, 2, 1])
+      >>> np.bincount(split_within_classes(np.repeat(np.arange(100), 2))).tolist()  # 100 pairs
+      [160, 20, 20]
     """
     class_ids = np.asarray(class_ids)
     spread = np.zeros((len(class_ids), 0), int) if spread is None else np.asarray(spread)
@@ -48,9 +54,10 @@ def split_within_classes(
         raise ValueError(f"spread must be [{len(class_ids)}, S], got {spread.shape}")
     split = np.full(len(class_ids), LEARNING, np.int8)
     rng = np.random.default_rng(seed)
-    for class_id in np.unique(class_ids):
+    classes, sizes = np.unique(class_ids, return_counts=True)
+    for class_id, counts in zip(classes, _counts_within(sizes, validation, test, seed), strict=True):
         members = rng.permutation(np.flatnonzero(class_ids == class_id))
-        for part, count in zip((VALIDATION, TEST), _shares(len(members), validation, test), strict=True):
+        for part, count in zip((VALIDATION, TEST), counts.tolist(), strict=True):
             chosen = _most_different(spread[members], spread[split == part], count)
             split[members[chosen]] = part
             members = np.delete(members, chosen)
@@ -91,12 +98,31 @@ def split_disjoint_classes(
 
 
 def _check(class_ids: np.ndarray, validation: float, test: float) -> None:
-    if class_ids.ndim != 1:
-        raise ValueError(f"class_ids must be [N], got {class_ids.shape}")
+    if class_ids.ndim != 1 or not np.issubdtype(class_ids.dtype, np.integer):
+        raise ValueError(f"class_ids must be integers [N], got {class_ids.dtype} {class_ids.shape}")
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise ValueError(
             f"validation and test must be shares that leave some to learn from, got {validation} and {test}"
         )
+
+
+def _counts_within(sizes: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
+    """How many images of each class to validate and to test on, `[C, 2]`.
+
+    What rounding leaves of a share is carried to the next class, in an order and from a start that the seed draws. A
+    class with a single image takes no part.
+    """
+    rng = np.random.default_rng([seed, len(sizes)])
+    order = rng.permutation(np.flatnonzero(sizes > 1))
+    counts = np.zeros((len(sizes), 2), np.int64)
+    for part, share, reserved in ((1, test, np.floor(validation * sizes)), (0, validation, np.zeros_like(sizes))):
+        room = sizes - 1 - counts.sum(axis=1) - reserved
+        carried = rng.random()
+        for c in order:
+            exact = share * sizes[c]
+            counts[c, part] = min(np.floor(carried + exact + _ROUNDING), np.ceil(exact - _ROUNDING), room[c])
+            carried += exact - counts[c, part]
+    return counts
 
 
 def _shares(count: int, validation: float, test: float) -> tuple[int, int]:

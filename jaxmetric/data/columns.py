@@ -1,0 +1,214 @@
+"""Which columns of a table hold the images, the split and the labels: `find_columns`.
+
+Columns are known by their names; what is not plain is refused, and what is left out is noted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxmetric.data.csv_table import IMAGE, IMAGE_IDS, IMAGE_NAMES, CsvTable, is_whole, plain_name
+from jaxmetric.data.label_values import MISSING_WORDS
+from jaxmetric.data.problems import Problems
+from jaxmetric.data.sources import GALLERY, LEARNING, QUERY, SPLITS, TEST, VALIDATION
+
+SPLIT = "split"
+SPLIT_WORDS = {
+    **dict.fromkeys(("0", "learning", "learn", "train", "training"), LEARNING),
+    **dict.fromkeys(("1", "validation", "valid", "val", "dev"), VALIDATION),
+    **dict.fromkeys(("2", "test", "testing"), TEST),
+    **dict.fromkeys(("query", "queries", "probe"), QUERY),
+    "gallery": GALLERY,
+}
+_WORDED_SPLITS = frozenset({"set", "subset", "data_split", "dataset_split", "image_set", "phase"})
+_SPLITS = frozenset({"partition", "evaluation_status", "eval_status"})  # may also say 0, 1, 2
+_ROW_IDS = frozenset({*IMAGE_IDS, "index", "idx", "id", "row", "row_id", "rowid", "rownames", "no"})
+_FLAGS = ("is_query", "is_gallery")
+_TRUE, _FALSE = frozenset({"true", "1", "yes", "t"}), frozenset({"false", "0", "no", "f", ""})
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The places of a table's columns.
+
+    Attributes:
+      names: of all columns.
+      image: the place of the image column.
+      split: that of the split, if any.
+      flags: those of is_query and is_gallery, or ().
+      labels: those of the labels, in their order.
+    """
+
+    names: tuple[str, ...]
+    image: int
+    split: int | None
+    flags: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+def find_columns(table: CsvTable, chosen: Sequence[str] | None, problems: Problems) -> Columns:
+    """The columns of a table; `chosen` names the label columns to use, all by default.
+
+    Raises:
+      ManifestError: if no column, or more than one, may hold the images; if a column without a name has values; if
+        a name stands twice, a chosen column does not exist, or no label column is left.
+    """
+    if not table.header:
+        return _headerless(table, chosen, problems)
+    names, line = table.header, table.header_line
+    repeated = [name for i, name in enumerate(names) if name and name in names[:i]]
+    if repeated:
+        raise problems.refusal(f"column {repeated[0]!r} stands there twice", line)
+    image = _image_column(table, problems)
+    free = [place for place in range(len(names)) if place != image]
+    split = _split_column(table, [place for place in free if names[place] not in (chosen or ())], problems)
+    flags = tuple(place for flag in _FLAGS for place in free if plain_name(names[place]) == flag)
+    if len(flags) == 1:
+        raise problems.refusal(f"column {names[flags[0]]!r} needs the other of {' and '.join(_FLAGS)} beside it", line)
+    others = [place for place in free if place not in (split, *flags)]
+    labels = _label_columns(table, others, problems) if chosen is None else others
+    return _chosen(Columns(names, image, split, flags, tuple(labels)), table, chosen, problems)
+
+
+def read_splits(table: CsvTable, columns: Columns, problems: Problems) -> np.ndarray | None:
+    """The split of each row, int8 `[N]`; None if the file has none. Cells that are no split are problems."""
+    if columns.split is None and not columns.flags:
+        return None
+    splits = np.full(len(table.rows), LEARNING, np.int8)
+    if columns.split is not None:
+        for i, cells in enumerate(table.rows):
+            code = SPLIT_WORDS.get(_split_word(cells[columns.split]))
+            if code is None:
+                words = "0, 1, 2, learning, validation, test, query or gallery"
+                problems.add(table.lines[i], f"split must be {words}, got {cells[columns.split]!r}")
+            else:
+                splits[i] = code
+    return _flagged(splits, table, columns, problems) if columns.flags else splits
+
+
+def _headerless(table: CsvTable, chosen: Sequence[str] | None, problems: Problems) -> Columns:
+    """The columns of the published format without a header, `filename, class_1, ..., class_T, split`."""
+    width = len(table.rows[0])
+    names = (IMAGE, *(f"class_{t}" for t in range(1, width - 1)), SPLIT)
+    columns = Columns(names, 0, width - 1, (), tuple(range(1, width - 1)))
+    columns = _chosen(columns, table, chosen, problems)
+    labels = f"{names[1]} ... {names[-2]}" if width > 3 else names[1]
+    problems.note(
+        f"no header: the first column is taken as the images, the last one as the split (0 {SPLITS[0]}, 1 {SPLITS[1]}, "
+        f"2 {SPLITS[2]}), the labels between them as {labels}; name the columns in a header if that is wrong"
+    )
+    return columns
+
+
+def _image_column(table: CsvTable, problems: Problems) -> int:
+    plain = [plain_name(name) for name in table.header]
+    for known in ({IMAGE}, IMAGE_NAMES, IMAGE_IDS):
+        places = [place for place, name in enumerate(plain) if name in known]
+        if len(places) > 1:
+            names = " and ".join(repr(table.header[place]) for place in places)
+            raise problems.refusal(
+                f"columns {names} may both hold the images; rename the right one 'image'", table.header_line
+            )
+        if places:
+            return places[0]
+    raise AssertionError("a header names an image column")
+
+
+def _split_column(table: CsvTable, places: Sequence[int], problems: Problems) -> int | None:
+    """The column `split`, or one of another usual name whose values are all words of a split."""
+    plain = {place: plain_name(table.header[place]) for place in places}
+    exact = [place for place, name in plain.items() if name == SPLIT]
+    if exact:
+        return exact[0]
+    found = []
+    for place, name in plain.items():
+        if name not in _WORDED_SPLITS | _SPLITS:
+            continue
+        words = {_split_word(cells[place]) for cells in table.rows}
+        other = sorted(word for word in words if word not in SPLIT_WORDS or (name not in _SPLITS and word.isdecimal()))
+        if not other:
+            found.append(place)
+        elif len(other) < len(words):
+            what = f"value {other[0]!r} is no split; rename the column 'split' if it is one"
+            problems.note(f"column {table.header[place]!r} is taken as a label, since its {what}")
+    if len(found) > 1:
+        names = " and ".join(repr(table.header[place]) for place in found)
+        raise problems.refusal(
+            f"columns {names} may both be the split; rename the right one 'split'", table.header_line
+        )
+    return found[0] if found else None
+
+
+def _split_word(cell: str) -> str:
+    return cell.lower().removesuffix(".0")
+
+
+def _label_columns(table: CsvTable, places: Sequence[int], problems: Problems) -> list[int]:
+    """The places that hold labels: not unnamed ones, and not a number of the row where other labels stand beside it."""
+    labels = [place for place in places if not _left_out_unnamed(table, place, problems)]
+    for place in labels:
+        if len(labels) > 1 and plain_name(table.header[place]) in _ROW_IDS and _numbers_the_rows(table, place):
+            problems.note(f"column {table.header[place]!r} numbers the rows and is left out; --columns can name it")
+            labels = [other for other in labels if other != place]
+    return labels
+
+
+def _left_out_unnamed(table: CsvTable, place: int, problems: Problems) -> bool:
+    name = plain_name(table.header[place])
+    if name and not name.startswith("unnamed:"):
+        return False
+    values = {cells[place] for cells in table.rows} - {""}
+    which = f"column {place + 1} ({table.header[place] or 'unnamed'})"
+    if not values:
+        problems.note(f"{which} has no value in any row and is left out; does the header end in a separator?")
+        return True
+    index = (place == 0 or name == "unnamed:_0") and all(is_whole(value.removesuffix(".0")) for value in values)
+    if not index:
+        raise problems.refusal(
+            f"{which} has values, such as {min(values)!r}, but no name; name it in the header, or remove it",
+            table.header_line,
+        )
+    problems.note(f"{which} is taken as a row index and left out; name it in the header if it is a label")
+    return True
+
+
+def _numbers_the_rows(table: CsvTable, place: int) -> bool:
+    cells = [cells[place] for cells in table.rows]
+    return all(map(is_whole, cells)) and len(cells) > 1 and set(np.diff(list(map(int, cells))).tolist()) == {1}
+
+
+def _chosen(columns: Columns, table: CsvTable, chosen: Sequence[str] | None, problems: Problems) -> Columns:
+    """The columns with the label columns asked for, in that order."""
+    if not columns.labels:
+        raise problems.refusal("no label column: a row needs an image and at least one label", table.header_line)
+    if chosen is None:
+        return columns
+    places = {columns.names[place]: place for place in columns.labels if columns.names[place]}
+    unknown = [name for name in chosen if name not in places]
+    if unknown:
+        raise problems.refusal(f"no column {unknown[0]!r}; there are {', '.join(places)}")
+    return Columns(columns.names, columns.image, columns.split, columns.flags, tuple(places[name] for name in chosen))
+
+
+def _flagged(splits: np.ndarray, table: CsvTable, columns: Columns, problems: Problems) -> np.ndarray:
+    """The splits after is_query and is_gallery: an image with both keeps its split, which is then asked of itself."""
+    flags = np.zeros((len(splits), 2), bool)
+    for i, cells in enumerate(table.rows):
+        for k, place in enumerate(columns.flags):
+            word = "" if cells[place] in MISSING_WORDS else _split_word(cells[place])
+            if word not in _TRUE | _FALSE:
+                problems.add(table.lines[i], f"{_FLAGS[k]} must be true or false, got {cells[place]!r}")
+            flags[i, k] = word in _TRUE
+    for i in range(len(splits)):
+        if columns.split is not None and splits[i] == LEARNING and flags[i].any():
+            problems.add(table.lines[i], f"is_query or is_gallery is true of a {SPLITS[LEARNING]} image")
+    both, one = flags.all(axis=1), flags[:, 0] ^ flags[:, 1]
+    if both.any() and one.any():
+        problems.add(
+            table.lines[int(np.argmax(one))],
+            "is_query and is_gallery must be both true for all held-out images, as on line "
+            f"{table.lines[int(np.argmax(both))]}, or for none",
+        )
+    splits = np.where(both & (splits == LEARNING), TEST, splits)
+    return np.where(one, np.where(flags[:, 0], QUERY, GALLERY), splits).astype(np.int8)

@@ -1,0 +1,68 @@
+"""Images that stand in a source twice: the same file under two names, or two files with the same bytes."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmetric.data.problems import counted
+from jaxmetric.data.sources import SPLITS
+
+
+def first_of_same_file(files: Sequence[Path]) -> list[int]:
+    """For each file the first in the list that is the same one, itself if there is none before it.
+
+    Two paths are the same file as in `os.path.samefile`: through `./` and `..`, relative or absolute, in upper or
+    lower case where the file system makes no difference, through symbolic and hard links. Files that are missing equal
+    those of the same path.
+
+    Example:
+      >>> first_of_same_file([Path("gone.png"), Path("x/../lost.png"), Path("./gone.png")])
+      [0, 1, 0]
+    """
+    first: dict[object, int] = {}
+    return [first.setdefault(_file_key(file), i) for i, file in enumerate(files)]
+
+
+def copies_across_splits(digests: Sequence[object], split: np.ndarray, names: Sequence[str]) -> str | None:
+    """One line on images with the same digest in two splits; None if there are none.
+
+    Example:
+      >>> copies_across_splits(["p", "q", "p"], np.array([0, 0, 2]), ["a.png", "b.png", "c.png"])
+      '1 image stands in more than one split with the same bytes, such as a.png (learning) and c.png (test)'
+    """
+    members = defaultdict(list)
+    for i, digest in enumerate(digests):
+        members[digest].append(i)
+    apart = [indices for indices in members.values() if len({int(split[i]) for i in indices}) > 1]
+    if not apart:
+        return None
+    first = apart[0][0]
+    other = next(i for i in apart[0] if split[i] != split[first])
+    return (
+        f"{counted(len(apart), 'image stands', 'images stand')} in more than one split with the same bytes, such as "
+        f"{names[first]} ({SPLITS[split[first]]}) and {names[other]} ({SPLITS[split[other]]})"
+    )
+
+
+def content_keys(files: Sequence[Path]) -> list[object]:
+    """A key of each file that is equal where the bytes are. Only files of equal size are read."""
+    sizes = [file.stat().st_size for file in files]
+    several = {size for size, count in Counter(sizes).items() if count > 1}
+    return [_digest(file) if size in several else i for i, (file, size) in enumerate(zip(files, sizes, strict=True))]
+
+
+def _file_key(file: Path) -> object:
+    try:
+        status = file.stat()
+    except (OSError, ValueError):  # missing, or no path at all: told when it is decoded
+        return os.path.normpath(file)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(file)
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").digest()

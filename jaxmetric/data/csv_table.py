@@ -1,0 +1,253 @@
+"""Reads a text file of separated values to a table: `read_table`.
+
+The separator (comma, semicolon, tab, bar or spaces) is the one under which the first line names an image column, or
+else under which most lines have equally many cells. Every line of the file ends up in the table, among the problems,
+or in a note that counts it: none is dropped unseen.
+"""
+
+import codecs
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from jaxmetric.data.problems import Problems, counted
+
+SEPARATORS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'", " ": "space"}
+IMAGE = "image"
+IMAGE_NAMES = frozenset(
+    f"{thing}{part}"
+    for thing in ("image", "img", "picture", "photo", "file")
+    for part in ("", "_path", "path", "_name", "name", "_file", "file")
+) - {"filefile", "file_file"} | {"path", "relative_path", "rel_path"}
+IMAGE_IDS = frozenset({"image_id", "img_id", "imageid"})  # of an image only where no other column names it
+IMAGE_SUFFIXES = frozenset(
+    {*(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"), *(".pbm", ".jp2", ".avif")}
+)
+_SAMPLED_LINES = 200
+
+Record = tuple[int, list[str]]
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """The rows of a file, all with the same number of cells.
+
+    Attributes:
+      separator: a key of `SEPARATORS`.
+      header: the names in the header as written; () in a file without one.
+      header_line: its line, or the first one.
+      lines: the line of each row.
+      rows: the cells of each row.
+    """
+
+    separator: str
+    header: tuple[str, ...]
+    header_line: int
+    lines: list[int]
+    rows: list[list[str]]
+
+    def described(self) -> str:
+        """How the file was read, for messages."""
+        header = ", ".join(name or "(unnamed)" for name in self.header) or "none (filename, class_1 ... class_T, split)"
+        return f"separator {SEPARATORS[self.separator]}; header: {header}"
+
+
+def read_table(path: Path, problems: Problems) -> CsvTable:
+    """The rows of a file. Broken and ragged lines go to the problems, lines that are no rows to the notes.
+
+    Raises:
+      ManifestError: if the file cannot be read as text or has no row.
+    """
+    text = _text(path, problems)
+    separator = _separator(text)
+    records = [record for record in _records(text, separator, problems) if _not_blank(record)]
+    if not records:
+        raise problems.refusal("the file is empty")
+    announced = _pop_count(records)
+    records = _without_comments(records, problems)
+    problems.read_as = f"separator {SEPARATORS[separator]}"
+    table = _with_header(separator, records, problems)
+    problems.read_as = table.described()
+    table = _without_empty_rows(_without_repeated_headers(table, problems), problems)
+    if announced is not None and announced != len(table.rows):
+        problems.add(1, f"announces {counted(announced, 'row')}, but {len(table.rows):,} follow; mend or remove it")
+    if not table.rows:
+        raise problems.refusal("there is no row below the header")
+    return _even(_without_surplus(table, problems), problems)
+
+
+def names_an_image(cells: list[str]) -> bool:
+    """Whether one of the cells is a usual name of an image column."""
+    return any(plain_name(cell) in IMAGE_NAMES | IMAGE_IDS for cell in cells)
+
+
+def plain_name(name: str) -> str:
+    """A column name as it is compared: lower case, its words joined by underscores.
+
+    Example:
+      >>> plain_name("Image Path")
+      'image_path'
+    """
+    return re.sub(r"[\s.-]+", "_", name.strip().lower())
+
+
+def is_whole(text: str) -> bool:
+    """Whether a cell is an integer of at most 18 digits."""
+    return re.fullmatch(r"-?\d{1,18}", text) is not None
+
+
+def _text(path: Path, problems: Problems) -> str:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise problems.refusal("no such file") from error
+    except OSError as error:
+        raise problems.refusal(f"cannot be read: {error.strerror}") from error
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8")
+    except UnicodeDecodeError as error:
+        line = 1 + data.count(b"\n", 0, error.start)
+        raise problems.refusal(
+            f"not a text file in UTF-8 (byte {error.start}, line {line}); save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        line = 1 + text.count("\n", 0, text.index("\0"))
+        raise problems.refusal("a NUL character, as no text file has; save the list as UTF-8", line)
+    return text.replace("\ufeff", "")  # the mark of UTF-8 stands before each of several files that were joined
+
+
+def _separator(text: str) -> str:
+    lines = list(islice(io.StringIO(text, newline=""), _SAMPLED_LINES))
+    return max(SEPARATORS, key=lambda separator: _fitness("".join(lines), separator))
+
+
+def _fitness(text: str, separator: str) -> tuple[bool, float]:
+    """Whether the first lines name an image column beside others, and the share of lines with equally many cells."""
+    rows = [cells for _, cells in _records(text, separator, Problems(Path())) if any(cells)]
+    named = any(len(cells) > 1 and names_an_image(_uncommented(cells)) for cells in rows[:3])
+    (width, lines), *_ = Counter(map(len, rows)).most_common(1) or [(1, 0)]
+    return named, lines / len(rows) if width > 1 else 0.0
+
+
+def _records(text: str, separator: str, problems: Problems) -> Iterator[Record]:
+    """The line and the cells of each record that stands on one line; others are problems."""
+    lines = io.StringIO(text, newline="")
+    trimmed = (line.rstrip() + "\n" for line in lines) if separator == " " else lines
+    reader = csv.reader(trimmed, delimiter=separator, skipinitialspace=True, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            unclosed = "unexpected end of data" in str(error)
+            what = "a quote that opens here is never closed" if unclosed else f"broken quotes or cells ({error})"
+            problems.add(line, what, last=reader.line_num)
+            continue
+        if reader.line_num == line:
+            yield line, [cell.strip() for cell in cells]
+        else:
+            what = f"a quote that opens here closes on line {reader.line_num}; a cell cannot hold a line break"
+            problems.add(line, what, last=reader.line_num)
+
+
+def _not_blank(record: Record) -> bool:
+    return len(record[1]) > 1 or any(record[1])
+
+
+def _uncommented(cells: list[str]) -> list[str]:
+    return [cells[0].removeprefix("#").strip(), *cells[1:]]
+
+
+def _pop_count(records: list[Record]) -> int | None:
+    """Takes a first line off that holds nothing but the number of rows, as the lists of CelebA and In-Shop have it."""
+    if len(records) > 1 and len(records[0][1]) == 1 and records[0][1][0].isdecimal() and len(records[1][1]) > 1:
+        return int(records.pop(0)[1][0])
+    return None
+
+
+def _without_comments(records: list[Record], problems: Problems) -> list[Record]:
+    """The records without comment lines: those that begin with # and have fewer or more cells than the others."""
+    plain = next((cells for _, cells in records if not cells[0].startswith("#")), records[0][1])
+    comments = [line for line, cells in records if cells[0].startswith("#") and len(cells) != len(plain)]
+    if comments:
+        problems.note(f"{counted(len(comments), 'comment line')} left out, such as line {comments[0]}")
+    kept = [record for record in records if record[0] not in set(comments)]
+    (line, first), *rest = kept
+    if first[0].startswith("#") and names_an_image(_uncommented(first)):  # a header as numpy.savetxt writes it
+        return [(line, _uncommented(first)), *rest]
+    return kept
+
+
+def _with_header(separator: str, records: list[Record], problems: Problems) -> CsvTable:
+    (first_line, first), *rest = records
+    table = CsvTable(separator, tuple(first), first_line, [line for line, _ in rest], [cells for _, cells in rest])
+    if names_an_image(first):
+        return table
+    if rest and all(len(cells) == len(first) + 1 and _is_image_file(cells[0]) for _, cells in rest):
+        problems.note("the header does not name the first column, which holds the images")
+        return replace(table, header=(IMAGE, *first))
+    if len(first) == 1 or first[-1] in ("0", "1", "2"):
+        return CsvTable(separator, (), first_line, [line for line, _ in records], [cells for _, cells in records])
+    cells = ", ".join(map(repr, first[:6])) + (", ..." if len(first) > 6 else "")
+    raise problems.refusal(
+        f"read as {cells}: neither a header with a column 'image' (or path, "
+        "filename, ...), nor a row without a header, which ends in a split 0, 1 or 2; name the columns in a header",
+        first_line,
+    )
+
+
+def _is_image_file(cell: str) -> bool:
+    return Path(cell).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _without_repeated_headers(table: CsvTable, problems: Problems) -> CsvTable:
+    """The table without the headers of further files that were joined to the first."""
+    header = [plain_name(name) for name in table.header]
+    repeated = [i for i, cells in enumerate(table.rows) if header and [plain_name(cell) for cell in cells] == header]
+    if repeated:
+        lines = ", ".join(str(table.lines[i]) for i in repeated[:5])
+        problems.note(f"the header stands again in {counted(len(repeated), 'line')} ({lines}), left out")
+    return _without(table, repeated)
+
+
+def _without_empty_rows(table: CsvTable, problems: Problems) -> CsvTable:
+    empty = [i for i, cells in enumerate(table.rows) if not any(cells)]
+    if empty:
+        problems.note(f"{counted(len(empty), 'row')} of empty cells left out, such as line {table.lines[empty[0]]}")
+    return _without(table, empty)
+
+
+def _without(table: CsvTable, left_out: list[int]) -> CsvTable:
+    kept = sorted(set(range(len(table.rows))) - set(left_out))
+    return replace(table, lines=[table.lines[i] for i in kept], rows=[table.rows[i] for i in kept])
+
+
+def _without_surplus(table: CsvTable, problems: Problems) -> CsvTable:
+    """The table without the one cell that every row has more than the header: R's row names, or a last separator."""
+    if not table.header or not all(len(cells) == len(table.header) + 1 for cells in table.rows):
+        return table
+    if not any(cells[-1] for cells in table.rows):
+        problems.note("every row ends in a separator that the header lacks; the empty last cells are left out")
+        return replace(table, rows=[cells[:-1] for cells in table.rows])
+    if all(is_whole(cells[0]) for cells in table.rows):
+        problems.note("the header does not name the first column, a row index, which is left out")
+        return replace(table, rows=[cells[1:] for cells in table.rows])
+    return table
+
+
+def _even(table: CsvTable, problems: Problems) -> CsvTable:
+    """The table without ragged rows, which are problems."""
+    width = len(table.header or table.rows[0])
+    names = ", ".join(name or "(unnamed)" for name in table.header) or f"as on line {table.header_line}"
+    ragged = [i for i, cells in enumerate(table.rows) if len(cells) != width]
+    for i in ragged:
+        problems.add(table.lines[i], f"{counted(len(table.rows[i]), 'cell')} where {width} are expected ({names})")
+    return _without(table, ragged)

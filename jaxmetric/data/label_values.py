@@ -1,0 +1,130 @@
+"""From the cells of label columns to codes: `clean_values`, `note_values` and `encode_values`."""
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import numpy as np
+
+from jaxmetric.data.problems import Problems, counted, some_of
+from jaxmetric.data.sources import LabelColumn
+
+# What pandas reads as missing.
+MISSING_WORDS = frozenset(
+    {"NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "#N/A N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"}
+)
+_MAX_ORDINAL_RANGE = 100_000
+
+
+def clean_values(names: Sequence[str], cells: Sequence[Sequence[str]], problems: Problems) -> list[tuple[str, ...]]:
+    """The values of each row: "" where a word says that it is missing, 31 for 31.0, in Unicode's composed form.
+
+    Args:
+      names: of the T columns.
+      cells: N rows of T cells.
+      problems: where the missing words are counted.
+    """
+    columns, missing = [], []
+    for name, column in zip(names, zip(*cells, strict=True), strict=True):
+        words = Counter(cell for cell in column if cell in MISSING_WORDS)
+        if words:
+            missing.append(f"{name} ({words.total():,} {' or '.join(sorted(words))})")
+        known = ["" if cell in MISSING_WORDS else unicodedata.normalize("NFC", cell) for cell in column]
+        numeric = _all_numbers(set(known) - {""})
+        columns.append([_without_fraction(cell) if numeric else cell for cell in known])
+    if missing:
+        problems.note(f"taken as missing: {some_of(missing)}")
+    return list(zip(*columns, strict=True))
+
+
+def note_values(
+    names: Sequence[str], rows: Sequence[Sequence[str]], ordinal: Collection[int], problems: Problems
+) -> None:
+    """Notes columns that tell no two images apart, and values that may be meant otherwise than they are read."""
+    minus_one = []
+    for place, (name, column) in enumerate(zip(names, zip(*rows, strict=True), strict=True)):
+        counts = Counter(value for value in column if value)
+        if len(counts) < 2:
+            only = f"the single value {next(iter(counts))!r}" if counts else "no value in any row"
+            problems.note(f"column {name!r} has {only}; it tells no two images apart")
+        if counts["-1"]:
+            minus_one.append(f"{name} ({counted(counts['-1'], 'image')})")
+        if place == 0:
+            _note_single_images(name, counts, problems)
+        if place not in ordinal:
+            _note_equal_numbers(name, counts, problems)
+    if minus_one:
+        problems.note(f"-1 is a value and not missing in {some_of(minus_one)}; leave a cell empty where it is missing")
+
+
+def encode_values(
+    names: Sequence[str], rows: Sequence[Sequence[str]], ordinal: Collection[int], problems: Problems
+) -> tuple[np.ndarray, tuple[LabelColumn, ...]]:
+    """Codes int32 `[N, T]`, -1 where missing, and what they mean.
+
+    Raises:
+      ManifestError: if an ordinal column has too wide a range.
+    """
+    codes, columns = [], []
+    for place, (name, cells) in enumerate(zip(names, zip(*rows, strict=True), strict=True)):
+        present = set(cells) - {""}
+        values = _range(name, present, problems) if place in ordinal else sorted(present, key=_order(present))
+        code = {value: i for i, value in enumerate(values)} | {"": -1}
+        codes.append([code[str(int(cell)) if cell and place in ordinal else cell] for cell in cells])
+        columns.append(LabelColumn(name, tuple(values), ordinal=place in ordinal))
+    return np.array(codes, np.int32).T, tuple(columns)
+
+
+def _all_numbers(values: Collection[str]) -> bool:
+    try:
+        return all(math.isfinite(float(value)) for value in values)
+    except ValueError:
+        return False
+
+
+def _without_fraction(cell: str) -> str:
+    """31 for 31.0, as pandas writes whole numbers in a column that lacks some."""
+    return re.sub(r"\.0*$", "", cell)
+
+
+def _note_single_images(name: str, counts: Counter[str], problems: Problems) -> None:
+    single = [value for value, count in counts.items() if count == 1]
+    if not single:
+        return
+    doubt = f"; is {name} the identity? --columns names the label columns, the identity first"
+    problems.note(
+        f"{len(single):,} of {counted(len(counts), 'value')} of {name} have a single image, such as {single[0]!r}; they "
+        "are kept for their other labels and for the gallery" + (doubt if len(single) == len(counts) else "")
+    )
+
+
+def _note_equal_numbers(name: str, counts: Counter[str], problems: Problems) -> None:
+    """Notes 7 and 07, which are two values unless the column is ordinal."""
+    seen: dict[Decimal, str] = {}
+    for value in counts:
+        try:
+            number = Decimal(value)
+        except InvalidOperation:
+            return
+        if number in seen:
+            problems.note(f"{seen[number]!r} and {value!r} are two values of {name}; write them alike if they are one")
+            return
+        seen[number] = value
+
+
+def _range(name: str, present: set[str], problems: Problems) -> list[str]:
+    """All integers from the smallest value to the largest."""
+    numbers = {int(value) for value in present}
+    low, high = min(numbers, default=0), max(numbers, default=-1)
+    if high - low >= _MAX_ORDINAL_RANGE:
+        raise problems.refusal(f"ordinal column {name!r} runs from {low} to {high}: group its values more coarsely")
+    return [str(value) for value in range(low, high + 1)]
+
+
+def _order(values: set[str]) -> Callable[[str], Any]:
+    """The key that sorts values numerically if all are numbers, else as text."""
+    return (lambda value: (float(value), value)) if _all_numbers(values) else str

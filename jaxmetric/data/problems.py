@@ -1,0 +1,95 @@
+"""What is wrong with a list of images, gathered by line: `Problems`, and how it is told."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxmetric.data.sources import SourceWarning
+
+_PROBLEMS_SHOWN = 10
+
+
+class ManifestError(ValueError):
+    """What is wrong with a manifest, one line per problem.
+
+    Attributes:
+      problems: all of them; the message shows the first ten, and below them how the file was read and the cure.
+    """
+
+    def __init__(self, problems: Sequence[str], cure: str = "") -> None:
+        super().__init__("\n".join([*_shown(problems), *([cure] if cure else [])]))
+        self.problems = tuple(problems)
+
+
+class ManifestWarning(SourceWarning):
+    """Rows that `skip_bad` left out; `problems` says which and why."""
+
+    def __init__(self, rows: int, problems: Sequence[str]) -> None:
+        super().__init__("\n".join([f"left out {rows} bad row{'s' * (rows != 1)}:", *_shown(problems)]))
+        self.rows = rows
+        self.problems = tuple(problems)
+
+
+class Problems:
+    """Gathers problems by line, and notes on what was taken for what.
+
+    Attributes:
+      bad_lines: the lines that `skip_bad` can leave out.
+      notes: one line each, for a `SourceWarning`.
+      read_as: the separator and the header, once they are known.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._found: list[tuple[int, str]] = []
+        self.bad_lines: set[int] = set()
+        self.notes: list[str] = []
+        self.read_as = ""
+
+    def add(self, line: int, what: str, *, last: int | None = None) -> None:
+        """Adds a problem of one line, or of all lines up to `last`."""
+        self._found.append((line, what))
+        self.bad_lines.update(range(line, (last or line) + 1))
+
+    def note(self, what: str) -> None:
+        """Adds a note on the whole file."""
+        self.notes.append(f"{self._path}: {what}")
+
+    def lines(self) -> list[str]:
+        """The problems in the order of their lines."""
+        return [f"{self._path}:{line}: {what}" for line, what in sorted(self._found)]
+
+    def refusal(self, what: str, line: int | None = None) -> ManifestError:
+        """The error for a file that cannot be read at all; earlier problems stand before it."""
+        at = f":{line}" if line else ""
+        read_as = f" (read as: {self.read_as})" if self.read_as else ""
+        return ManifestError([*self.lines(), f"{self._path}{at}: {what}{read_as}"])
+
+    def error(self) -> ManifestError:
+        """The error for rows that are wrong."""
+        return ManifestError(self.lines(), f"read as: {self.read_as}; skip_bad (--skip-bad) leaves bad rows out")
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """The number with its noun.
+
+    Example:
+      >>> counted(1, "row"), counted(1200, "identity", "identities")
+      ('1 row', '1,200 identities')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def some_of(names: Sequence[str], shown: int = 5) -> str:
+    """The first names of a list and how many more there are.
+
+    Example:
+      >>> some_of(["a", "b", "c"], shown=2)
+      'a, b and 1 more'
+    """
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shown(problems: Sequence[str]) -> list[str]:
+    more = len(problems) - _PROBLEMS_SHOWN
+    return [*problems[:_PROBLEMS_SHOWN], *([f"... and {more} more"] if more > 0 else [])]
