@@ -17,11 +17,11 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.config import Config, ConfigError, DataConfig, absolute_path, check_paths, flatten, load_config
+from experiments.config import Config, ConfigError, absolute_path, check_paths, flatten, load_config
 from experiments.console import leave, run_command, start_jax
+from experiments.new_list import load_new_list
 from experiments.setup import (
     CHECKPOINTS,
-    DATA_FILE,
     Experiment,
     alone_in,
     claim_workdir,
@@ -30,14 +30,11 @@ from experiments.setup import (
     evaluated_split,
     load_experiment,
     load_labels,
-    load_source,
     make_embedder,
-    make_experiment,
     make_state,
     restorable,
-    split_off_groups,
 )
-from jaxmetric.data import GALLERY, LEARNING, QUERY, SPLITS, TEST, VALIDATION, LabelledImages, ManifestError
+from jaxmetric.data import GALLERY, LEARNING, QUERY, SPLITS, VALIDATION, describe
 from jaxmetric.metrics import evaluate_embeddings, knn_labels
 from jaxmetric.metrics.retrieval import relevant_counts
 from jaxmetric.report import Run, write_report
@@ -130,29 +127,36 @@ def embed_and_evaluate(experiment: Experiment, state: TrainState, embed: Embed, 
 
 
 def warn_of_evaluation(experiment: Experiment) -> None:
-    """Warns of label columns, of the images that are held out, in which no query has an answer to find."""
-    source, config = experiment.source, experiment.config
-    evaluated = evaluated_split(source)
-    if config.evaluate_every and evaluated != VALIDATION and not _is_validated(experiment):
+    """Warns of what the evaluation and, where there is one, the validation of a run cannot tell."""
+    source, evaluated = experiment.source, evaluated_split(experiment.source)
+    warn_of_undefined(experiment, evaluated)
+    if not experiment.config.evaluate_every or evaluated == VALIDATION:
+        return
+    if _is_validated(experiment):
+        warn_of_undefined(experiment, VALIDATION)
+    else:
         warnings.warn(
             f"fewer than two validation images ({described_splits(source)}): nothing is validated during training, "
             "and no checkpoint is the best",
             stacklevel=2,
         )
-    for split in {evaluated, VALIDATION} if config.evaluate_every and _is_validated(experiment) else {evaluated}:
-        part = held_out(experiment, split)
-        labels, gallery_labels = source.labels[part.queries], source.labels[part.gallery]
-        names = [
-            column.name
-            for t, column in enumerate(source.columns)
-            if not relevant_counts(labels[:, t], gallery_labels[:, t], part.exclude).any()
-        ]
-        if names:
-            warnings.warn(
-                f"no {SPLITS[split]} image has an image of the same {' or of the same '.join(names)} to find in "
-                f"{part.gallery_name}: figures of {'these' if len(names) > 1 else 'this'} will be undefined",
-                stacklevel=2,
-            )
+
+
+def warn_of_undefined(experiment: Experiment, split: int) -> None:
+    """Warns of label columns in which no query of a split has an answer to find."""
+    source, part = experiment.source, held_out(experiment, split)
+    labels, gallery_labels = source.labels[part.queries], source.labels[part.gallery]
+    names = [
+        column.name
+        for t, column in enumerate(source.columns)
+        if not relevant_counts(labels[:, t], gallery_labels[:, t], part.exclude).any()
+    ]
+    if names:
+        warnings.warn(
+            f"no {SPLITS[split]} image has another of its {' or its '.join(names)} to find among {part.gallery_name}: "
+            "figures of that will be undefined",
+            stacklevel=2,
+        )
 
 
 def _is_validated(experiment: Experiment) -> bool:
@@ -349,7 +353,7 @@ def _run(asked: Evaluated) -> None:
     name = "-".join(filter(None, (Path(asked.csv).stem, "best" * (checkpoint == "best"))))
     check_not_of_another_list(named_file(workdir, EVALUATION_FILE, name), asked.csv)
     start_jax()
-    experiment = _load_list(config, asked) if asked.csv else _load_own(config, asked)
+    experiment = _load_new(config, asked) if asked.csv else _load_own(config, asked)
     with alone_in(workdir) as alone:
         restored = _restore(experiment, workdir, checkpoint, alone, any_classes=bool(asked.csv))
     if restored is None:
@@ -373,71 +377,14 @@ def _load_own(config: Config, asked: Evaluated) -> Experiment:
     return dataclasses.replace(experiment, groups=groups)
 
 
-def _load_list(config: Config, asked: Evaluated) -> Experiment:
-    """The network of a run with the images and labels of another list; the run's own images are not needed."""
-    facts_file = asked.workdir / DATA_FILE
-    if not facts_file.exists():
-        raise ConfigError(f"{asked.workdir} has no {DATA_FILE}, which names the label columns of the run")
-    own = config.data
-    same = own.exclude_same if asked.exclude_same is None else asked.exclude_same
-    data = dataclasses.replace(
-        DataConfig(source="csv", csv=asked.csv, image_root=asked.image_root, exclude_same=same),
-        skip_bad=own.skip_bad,
-        memory=own.memory,
-        stored_size=own.stored_size,
-        resize=own.resize,
+def _load_new(config: Config, asked: Evaluated) -> Experiment:
+    """The network of the run with the images and labels of another list."""
+    experiment = load_new_list(
+        config, asked.workdir, csv=asked.csv, image_root=asked.image_root, exclude_same=asked.exclude_same
     )
-    source, groups = _match_columns(_read_list(data, seed=config.seed), read_json(facts_file)["labels"], data)
-    print(f"{asked.csv}: {len(source):,} images: {described_splits(source)}")
-    experiment = make_experiment(config, source, groups, np.zeros(1, int))
-    evaluated_split(source)
-    warn_of_evaluation(_without_validation(experiment))
+    print(f"{asked.csv}:\n{describe(experiment.source)}")
+    warn_of_undefined(experiment, evaluated_split(experiment.source))
     return experiment
-
-
-def _without_validation(experiment: Experiment) -> Experiment:
-    return dataclasses.replace(experiment, config=dataclasses.replace(experiment.config, evaluate_every=0))
-
-
-def _read_list(data: DataConfig, *, seed: int) -> LabelledImages:
-    """The images of a list with all its columns; where it has no split, all are test images."""
-    try:
-        return load_source(dataclasses.replace(data, split="given"), seed=seed)
-    except ManifestError as error:
-        if "split is 'given'" not in str(error):
-            raise
-    source = load_source(data, seed=seed)
-    return dataclasses.replace(source, split=np.full_like(source.split, TEST))
-
-
-def _match_columns(
-    source: LabelledImages, trained: Sequence[str], data: DataConfig
-) -> tuple[LabelledImages, np.ndarray | None]:
-    """The labels of a list in the order of the run's columns, and the groups of `Experiment`; tells what differs."""
-    names = [column.name for column in source.columns]
-    common = [name for name in trained if name in names]
-    if trained[0] not in common:
-        raise ConfigError(
-            f"{data.csv} has no column {trained[0]!r}, the identity of the run; it has {', '.join(names)}"
-        )
-    notes = [f"no column {name!r}, which was learned" for name in trained if name not in common]
-    notes += [
-        f"column {name!r} was not learned and is not evaluated"
-        for name in names
-        if name not in common and name != data.exclude_same
-    ]
-    if notes:
-        print(f"{data.csv}: {'; '.join(notes)}")
-    if data.exclude_same not in ("", *names):
-        raise ConfigError(
-            f"exclude_same is {data.exclude_same!r}, but {data.csv} has {', '.join(names)}; name one of these, or give "
-            '--exclude-same "" to leave out none'
-        )
-    kept = common + [name for name in names if name == data.exclude_same and name not in common]
-    places = [names.index(name) for name in kept]
-    columns = tuple(source.columns[place] for place in places)
-    ordered = dataclasses.replace(source, labels=source.labels[:, places], columns=columns)
-    return split_off_groups(ordered, dataclasses.replace(data, columns=tuple(common)))
 
 
 def _restore(

@@ -31,7 +31,6 @@ from experiments.setup import (
     Experiment,
     check_step,
     claim_workdir,
-    described_splits,
     drive_step,
     load_experiment,
     make_batch_plan,
@@ -40,7 +39,7 @@ from experiments.setup import (
     restorable,
     sole_run,
 )
-from jaxmetric.data import BatchIterator, Plan, batches
+from jaxmetric.data import BatchIterator, Plan, batches, describe
 from jaxmetric.parallel import Driven, placed_ahead
 from jaxmetric.training import (
     MetricWindow,
@@ -272,12 +271,11 @@ def _metric_writer(stack: ExitStack, workdir: Path, start: int) -> Callable[[int
 
 
 def _describe(experiment: Experiment) -> str:
-    source, config = experiment.source, experiment.config
-    labels = ", ".join(f"{column.name} ({len(column.values):,})" for column in source.columns)
+    config = experiment.config
     devices = f"{jax.device_count()} {jax.default_backend()} device{'s' * (jax.device_count() > 1)}"
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    network = f"{config.network.encoder} on {devices}{processes}, {config.steps} steps"
-    return f"  images: {len(source):,}: {described_splits(source)}\n  labels: {labels}\n  network: {network}"
+    network = f"network: {config.network.encoder} on {devices}{processes}, {config.steps} steps"
+    return "\n".join(f"  {line}" for line in (*describe(experiment.source).splitlines(), network))
 
 
 @contextmanager

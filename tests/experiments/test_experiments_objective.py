@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -20,17 +21,43 @@ LABELS = np.array([[0, 0], [0, 1], [1, -1], [1, 0], [2, 1], [-1, 1], [3, 0], [3,
 DIM = 4
 
 
-def reported(loss, labels, devices):
-    """What the objective reports of a batch on so many devices."""
-    config = dataclasses.replace(LossConfig(centers_per_class=2), **loss)
+SETUPS = [
+    ({}, 1),
+    ({}, 2),
+    ({"quadruplet_anchors": 3}, 2),
+    ({"quadruplet_samples": 9}, 2),
+    ({"shard_classes": True}, 2),
+    ({"shard_classes": True, "sampled_classes": 4}, 2),
+]
+every_setup = pytest.mark.parametrize(("options", "devices"), SETUPS, ids=str)
+# The margins are far below all distances, so that every tuple is satisfied.
+EVERY_TERM = LossConfig(
+    quadruplet_weight=1.0,
+    quadruplet_margin=-1e6,
+    soft_triple_weight=1.0,
+    centers_per_class=2,
+    softmax_weight=1.0,
+    triplet_weight=1.0,
+    triplet_margin=-1e6,
+)
+
+
+@cache
+def program(options, devices):
+    config = dataclasses.replace(EVERY_TERM, **dict(options))
     objective = make_objective(config, COLUMNS, classes=np.arange(4))
-    params = init_loss_params(jax.random.key(0), config, num_classes=4, dim=DIM)
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS_NAME,), axis_types=(AxisType.Auto,))
     specs = (P(), P(AXIS_NAME) if config.shard_classes else P(), P(), P())
     run = jax.shard_map(objective, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    params = init_loss_params(jax.random.key(0), config, num_classes=4, dim=DIM)
+    return jax.jit(partial(run, jax.random.key(1), params))
+
+
+def reported(options, devices, labels):
+    """What the objective reports of a batch on so many devices."""
     embeddings = np.random.default_rng(0).normal(size=(len(labels), DIM)).astype(np.float32)
-    loss, terms = jax.jit(run)(jax.random.key(1), params, embeddings, labels)
-    return float(loss), {name: float(value) for name, value in terms.items()}
+    _, terms = program(tuple(options.items()), devices)(embeddings, labels)
+    return {name: float(value) for name, value in terms.items()}
 
 
 def count_quadruplets(labels):
@@ -53,44 +80,29 @@ def count_triplets(labels):
     )
 
 
-EVERY_TERM = {"quadruplet_weight": 1.0, "soft_triple_weight": 1.0, "softmax_weight": 1.0, "triplet_weight": 1.0}
-
-
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize(
-    ("options", "quadruplets"),
-    [
-        ({}, count_quadruplets(LABELS)),
-        ({"quadruplet_anchors": 3}, count_quadruplets(LABELS)),
-        ({"quadruplet_samples": 9}, 9),  # each draw is one
-        ({"shard_classes": True}, count_quadruplets(LABELS)),
-        ({"shard_classes": True, "sampled_classes": 4}, count_quadruplets(LABELS)),
-    ],
-    ids=str,
-)
-def test_terms_tell_how_much_they_found_to_compare(options, quadruplets, devices):
-    _, terms = reported({**EVERY_TERM, **options}, LABELS, devices)
+@every_setup
+def test_terms_tell_how_much_they_found_to_compare(options, devices):
+    terms = reported(options, devices, LABELS)
     assert {name: value for name, value in terms.items() if name.startswith("valid/")} == {
-        "valid/quadruplet": quadruplets,
+        "valid/quadruplet": options.get("quadruplet_samples", count_quadruplets(LABELS)),  # each draw is one
         "valid/soft_triple": 7,
         "valid/softmax": 7,
         "valid/triplet": count_triplets(LABELS),
     }
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("options", [{}, {"quadruplet_anchors": 3}, {"quadruplet_samples": 9}], ids=str)
+@every_setup
 def test_a_loss_of_0_without_anything_to_compare_is_told_from_a_satisfied_one(options, devices):
-    """A margin far below all distances is satisfied; where a column is unknown throughout, no pair certainly differs."""
-    satisfied = {"quadruplet_margin": -1e6, "triplet_margin": -1e6}
-    loss = {"quadruplet_weight": 1.0, "triplet_weight": 1.0, **options}
-    total, terms = reported({**loss, **satisfied}, LABELS, devices)
-    assert total == 0
-    assert min(terms["valid/quadruplet"], terms["valid/triplet"]) > 0
-    unknown = np.stack([LABELS[:, 0], np.full(len(LABELS), -1)], axis=1).astype(np.int32)
-    _, terms = reported(loss, unknown, devices)
-    assert (terms["valid/quadruplet"], terms["loss/quadruplet"]) == (0, 0)
+    satisfied = reported(options, devices, LABELS)
+    assert (satisfied["loss/quadruplet"], satisfied["loss/triplet"]) == (0, 0)
+    assert min(satisfied["valid/quadruplet"], satisfied["valid/triplet"]) > 0
+    # Where a column is unknown throughout, no pair certainly disagrees more than another.
+    terms = reported(options, devices, np.stack([LABELS[:, 0], np.full(len(LABELS), -1, np.int32)], axis=1))
+    assert (terms["loss/quadruplet"], terms["valid/quadruplet"]) == (0, 0)
     assert terms["valid/triplet"] == count_triplets(LABELS)
+    # Where all images are of one person, no softmax is the worse for it, but no triplet is there.
+    alone = reported(options, devices, np.zeros_like(LABELS))
+    assert (alone["valid/quadruplet"], alone["valid/triplet"], alone["valid/softmax"]) == (0, 0, len(LABELS))
 
 
 def test_a_term_that_never_found_anything_is_told_once():
