@@ -11,6 +11,8 @@ import numpy as np
 from jaxmetric.data.problems import counted
 from jaxmetric.data.sources import SPLITS
 
+_BEGINNING = 4096  # bytes
+
 
 def first_of_same_file(files: Sequence[Path]) -> list[int]:
     """For each file the first in the list that is the same one, itself if there is none before it.
@@ -49,10 +51,12 @@ def copies_across_splits(digests: Sequence[object], split: np.ndarray, names: Se
 
 
 def content_keys(files: Sequence[Path]) -> list[object]:
-    """A key of each file that is equal where the bytes are. Only files of equal size are read."""
-    sizes = [file.stat().st_size for file in files]
-    several = {size for size, count in Counter(sizes).items() if count > 1}
-    return [_digest(file) if size in several else i for i, (file, size) in enumerate(zip(files, sizes, strict=True))]
+    """A key of each file that is equal where the bytes are. Only files of one size and one beginning are read whole."""
+    keys: list[object] = [_size(file) for file in files]
+    for length in (_BEGINNING, -1):
+        counts = Counter(keys)
+        keys = [(key, _digest(file, length)) if counts[key] > 1 else key for key, file in zip(keys, files, strict=True)]
+    return keys
 
 
 def _file_key(file: Path) -> object:
@@ -63,6 +67,17 @@ def _file_key(file: Path) -> object:
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(file)
 
 
-def _digest(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "blake2b").digest()
+def _size(file: Path) -> object:
+    try:
+        return file.stat().st_size
+    except OSError:  # deleted since it was decoded
+        return file
+
+
+def _digest(file: Path, length: int) -> object:
+    """Of the first bytes of a file, all of them for a length of -1."""
+    try:
+        with file.open("rb") as opened:
+            return hashlib.blake2b(opened.read(length)).digest()
+    except OSError:
+        return file

@@ -67,7 +67,9 @@ def read_table(path: Path, problems: Problems) -> CsvTable:
     separator = _separator(text)
     records = [record for record in _records(text, separator, problems) if _not_blank(record)]
     if not records:
-        raise problems.refusal("the file is empty")
+        raise problems.refusal("no line can be read" if problems.bad_lines else "the file is empty")
+    if problems.bad_lines and min(problems.bad_lines) < records[0][0]:
+        raise problems.refusal("the first line cannot be read, which names the columns")
     announced = _pop_count(records)
     records = _without_comments(records, problems)
     problems.read_as = f"separator {SEPARATORS[separator]}"
@@ -194,7 +196,7 @@ def _with_header(separator: str, records: list[Record], problems: Problems) -> C
     if rest and all(len(cells) == len(first) + 1 and _is_image_file(cells[0]) for _, cells in rest):
         problems.note("the header does not name the first column, which holds the images")
         return replace(table, header=(IMAGE, *first))
-    if len(first) == 1 or first[-1] in ("0", "1", "2"):
+    if len(first) > 1 and first[-1] in ("0", "1", "2"):
         return CsvTable(separator, (), first_line, [line for line, _ in records], [cells for _, cells in records])
     cells = ", ".join(map(repr, first[:6])) + (", ..." if len(first) > 6 else "")
     raise problems.refusal(

@@ -97,8 +97,8 @@ def _note_single_images(name: str, counts: Counter[str], problems: Problems) -> 
         return
     doubt = f"; is {name} the identity? --columns names the label columns, the identity first"
     problems.note(
-        f"{len(single):,} of {counted(len(counts), 'value')} of {name} have a single image, such as {single[0]!r}; they "
-        "are kept for their other labels and for the gallery" + (doubt if len(single) == len(counts) else "")
+        f"{name} has a single image of {len(single):,} of its {counted(len(counts), 'value')}, such as {single[0]!r}; "
+        "it is kept for its other labels and for the gallery" + (doubt if len(single) == len(counts) else "")
     )
 
 

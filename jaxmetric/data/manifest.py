@@ -177,11 +177,14 @@ def _rows(table: CsvTable, places: Columns, problems: Problems) -> _Rows:
 
 
 def _origin(table: CsvTable, places: Columns) -> str:
-    split = [f"split in {places.names[place]!r}" for place in (places.split, *places.flags) if place is not None]
-    header = "" if table.header else "; no header"
-    return "; ".join(
-        [f"separator {SEPARATORS[table.separator]}{header}", f"images in {places.names[places.image]!r}", *split]
-    )
+    split = [repr(places.names[place]) for place in (places.split, *places.flags) if place is not None]
+    facts = [
+        f"separator {SEPARATORS[table.separator]}",
+        *["no header"] * (not table.header),
+        f"images in {places.names[places.image]!r}",
+        *[f"split in {' and '.join(split)}"] * bool(split),
+    ]
+    return "; ".join(facts)
 
 
 def _ordinal_places(rows: _Rows, ordinal: Sequence[str], problems: Problems) -> set[int]:

@@ -38,7 +38,7 @@ class Problems:
       read_as: the separator and the header, once they are known.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self._path = path
         self._found: list[tuple[int, str]] = []
         self.bad_lines: set[int] = set()

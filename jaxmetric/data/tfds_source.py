@@ -1,21 +1,29 @@
 """Data sets of TensorFlow Datasets by name, read without TensorFlow: `load_tfds`.
 
 `tfds.data_source` reads array_record files at random. Most sets need TensorFlow once, to be prepared; after
-that labels are read here at the start and pictures are decoded when they are asked for.
+that labels are read here at the start and pictures are decoded when they are asked for. What is left out or taken
+as missing is told in a `SourceWarning` of one line.
 """
 
-from collections.abc import Sequence
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from jaxmetric.data.columns import SPLIT_WORDS
+from jaxmetric.data.copies import copies_across_splits
+from jaxmetric.data.label_values import MISSING_WORDS, note_values
 from jaxmetric.data.pictures import LazyPictures, Resize, check_resize
-from jaxmetric.data.sources import LEARNING, TEST, VALIDATION, LabelColumn, LabelledImages
+from jaxmetric.data.problems import Problems, counted
+from jaxmetric.data.sources import LabelColumn, LabelledImages, SourceWarning
 from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 
-_SPLIT_NAMES = {"train": LEARNING, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION, "test": TEST}
+_SPLIT_NAMES = {word: code for word, code in SPLIT_WORDS.items() if not word.isdecimal()}
 
 
 def load_tfds(
@@ -37,8 +45,8 @@ def load_tfds(
         or text.
       data_dir: where the set was prepared; TFDS's own folder by default.
       image_key: the feature that holds the picture.
-      split: "given" takes the set's own train, validation and test; "disjoint" pools them and holds whole
-        classes out, as the retrieval protocols do; "within" pools them and holds pictures of every class out.
+      split: "given" takes the set's own train, validation, test, query and gallery; "disjoint" pools them and holds
+        whole classes out, as the retrieval protocols do; "within" pools them and holds images of every class out.
       image_size: the side S to which pictures are brought.
       resize: "crop" (short side to S, then the centre) or "squash" (both sides to S).
       seed: of the splits that are not given.
@@ -48,7 +56,11 @@ def load_tfds(
 
     Raises:
       ValueError: if the set is unknown or not prepared (the message has the command that prepares it), or has
-        no such feature or no split to learn from.
+        no such feature or no split of a known name.
+
+    Warns:
+      SourceWarning: for splits of other names, which are left out; for -1 and words such as NA, which are taken as
+        missing; for labels with less than two values; for copies of an image in two splits.
     """
     check_resize(image_size, resize)
     if isinstance(label_keys, str) or not label_keys:
@@ -60,12 +72,14 @@ def load_tfds(
     parts = _open_splits(builder, name, image_key)
 
     names = tuple(f"{part}[{i}]" for part, records in parts.items() for i in range(len(records)))
-    cells = [[record[key] for key in label_keys] for records in parts.values() for record in _each(records)]
+    cells, digests = _read_records(parts.values(), label_keys, image_key)
+    problems = Problems(name)
     encoded = [
-        _encode(key, values, builder.info.features[key])
+        _encode(key, values, builder.info.features[key], problems)
         for key, values in zip(label_keys, zip(*cells, strict=True), strict=True)
     ]
     labels = np.stack([codes for codes, _ in encoded], axis=1)
+    columns = tuple(column for _, column in encoded)
     given = np.repeat([_SPLIT_NAMES[part] for part in parts], [len(records) for records in parts.values()]).astype(
         np.int8
     )
@@ -74,12 +88,14 @@ def load_tfds(
     source = LabelledImages(
         images=LazyPictures(read, names, image_size=image_size, resize=resize),
         labels=labels,
-        columns=tuple(column for _, column in encoded),
+        columns=columns,
         split=_split(split, given, labels[:, 0], seed),
         names=names,
+        origin=f"TFDS {builder.info.full_name}, splits {', '.join(parts)}",
     )
-    if not (source.split == LEARNING).any():
-        raise ValueError(f"data set {name!r} has no picture to learn from; its splits are {', '.join(parts)}")
+    _note(source, [part for part in builder.info.splits if part not in parts], digests, problems)
+    for note in problems.notes:
+        warnings.warn(SourceWarning(note), stacklevel=2)
     return source
 
 
@@ -102,10 +118,17 @@ def _prepared_builder(name: str, data_dir: str | Path | None) -> Any:
 
 
 def _check_features(builder: Any, name: str, image_key: str, label_keys: Sequence[str]) -> None:
+    import tensorflow_datasets as tfds
+
     features = builder.info.features
     for key in (image_key, *label_keys):
         if key not in features:
             raise ValueError(f"data set {name!r} has no feature {key!r}; there are {', '.join(sorted(features))}")
+    image = features[image_key]
+    if not isinstance(image, tfds.features.Image) or np.dtype(image.np_dtype).kind != "u":
+        raise ValueError(
+            f"feature {image_key!r} must be an image of 8 or 16 bits, got {type(image).__name__} of {image.np_dtype}"
+        )
     for key in label_keys:
         dtype, shape = np.dtype(features[key].np_dtype), features[key].shape
         if shape != () or not (np.issubdtype(dtype, np.integer) or dtype in (np.dtype(bool), np.dtype(object))):
@@ -133,19 +156,45 @@ def _encoded_picture(parts: Sequence[Any], image_key: str, index: int) -> bytes:
     raise IndexError(f"no picture {index}")
 
 
-def _each(records: Any) -> Any:
-    return (records[i] for i in range(len(records)))
+def _read_records(
+    parts: Iterable[Any], label_keys: Sequence[str], image_key: str
+) -> tuple[list[list[Any]], list[bytes]]:
+    """The labels of every record, and a digest of its encoded image."""
+    cells, digests = [], []
+    for records in parts:
+        for i in range(len(records)):
+            record = records[i]
+            cells.append([record[key] for key in label_keys])
+            digests.append(hashlib.blake2b(record[image_key], digest_size=16).digest())
+    return cells, digests
 
 
-def _encode(key: str, values: Sequence[Any], feature: Any) -> tuple[np.ndarray, LabelColumn]:
-    """Codes of one label: a class label's own, or places among the sorted values; -1 and empty text are missing."""
+def _encode(key: str, values: Sequence[Any], feature: Any, problems: Problems) -> tuple[np.ndarray, LabelColumn]:
+    """Codes of one label: a class label's own, or places among the sorted values; -1 is missing, as are the words."""
+    plain = [value.decode() if isinstance(value, bytes) else value for value in values]
+    missing = Counter(str(value) for value in plain if value == -1 or value in MISSING_WORDS)
+    if missing:
+        problems.note(f"taken as missing: {key} ({missing.total():,} {' or '.join(sorted(missing))})")
     names = getattr(feature, "names", None)
     if names is not None:
         return np.array(values, np.int32), LabelColumn(key, tuple(names))
-    plain = [value.decode() if isinstance(value, bytes) else value for value in values]
-    present = sorted({value for value in plain if value not in (-1, "")})
-    code = {value: i for i, value in enumerate(present)} | {-1: -1, "": -1}
-    return np.array([code[value] for value in plain], np.int32), LabelColumn(key, tuple(map(str, present)))
+    present = sorted({value for value in plain if str(value) not in missing and value != ""})
+    code = {value: i for i, value in enumerate(present)}
+    return np.array([code.get(value, -1) for value in plain], np.int32), LabelColumn(key, tuple(map(str, present)))
+
+
+def _note(source: LabelledImages, left_out: Sequence[str], digests: Sequence[bytes], problems: Problems) -> None:
+    if left_out:
+        what = f"{counted(len(left_out), 'split')} of another name left out: {', '.join(left_out)}"
+        problems.note(f"{what}; known names are {', '.join(_SPLIT_NAMES)}")
+    rows = [
+        ["" if code < 0 else column.values[code] for column, code in zip(source.columns, codes, strict=True)]
+        for codes in source.labels.tolist()
+    ]
+    note_values([column.name for column in source.columns], rows, (), problems)
+    copies = copies_across_splits(digests, source.split, source.names)
+    if copies:
+        problems.note(copies)
 
 
 def _split(split: str, given: np.ndarray, class_ids: np.ndarray, seed: int) -> np.ndarray:

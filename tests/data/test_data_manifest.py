@@ -10,6 +10,10 @@ from jaxmetric.data import LazyPictures, ManifestError, ManifestWarning, SourceW
 
 HEADER = "image,identity,age,split\n"
 NO_LABEL = "no label column: a row needs an image and at least one label"
+NO_FORMAT = (
+    "neither a header with a column 'image' (or path, filename, ...), nor a row without a header, which ends in a "
+    "split 0, 1 or 2; name the columns in a header"
+)
 READ_AS = "separator ','; header: image, identity, age, split"
 NO_HEADER = "separator ','; header: none (filename, class_1 ... class_T, split)"
 
@@ -162,7 +166,10 @@ def test_skip_bad_leaves_those_rows_out_and_counts_them(bad_folder):
     assert isinstance(left_out, ManifestWarning)
     assert str(left_out).startswith("left out 7 bad rows:")
     assert left_out.rows == len(left_out.problems) == 7
-    assert ["1 of 2 values of identity have a single image" in str(other) for other in others] == [True, False]
+    assert ["identity has a single image of 1 of its 2 values, such as 'd'" in str(other) for other in others] == [
+        True,
+        False,
+    ]
     np.testing.assert_array_equal(source.images[:, 0, 0, 0], [0, 10, 50, 60])
 
 
@@ -181,7 +188,7 @@ def test_the_message_shows_ten_problems_and_counts_the_rest(folder):
         (HEADER, f"list.csv: there is no row below the header (read as: {READ_AS})"),
         ("image,split\n0.png,0\n", f"list.csv:1: {NO_LABEL} (read as: separator ','; header: image, split)"),
         ("0.png,0\n1.png,0\n", f"list.csv:1: {NO_LABEL} (read as: {NO_HEADER})"),
-        ("0.png\n", f"list.csv:1: {NO_LABEL} (read as: {NO_HEADER})"),
+        ("0.png\n", f"list.csv:1: read as '0.png': {NO_FORMAT} (read as: separator ',')"),
         (
             "image,a,a,split\n0.png,1,1,0\n",
             "list.csv:1: column 'a' stands there twice (read as: separator ','; header: image, a, a, split)",

@@ -1,13 +1,14 @@
 """TFDS by name, on a tiny data set written as array_record here, without TensorFlow."""
 
 import pickle
+import warnings
 from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmetric.data import PictureError, load_tfds
+from jaxmetric.data import GALLERY, QUERY, PictureError, SourceWarning, describe, load_tfds
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -51,7 +52,8 @@ def data_dir(tmp_path_factory):
 
 
 def test_pictures_labels_and_the_given_split(data_dir):
-    source = load_tfds("tiny_people", label_keys=("label", "age", "town"), data_dir=data_dir, image_size=5)
+    with pytest.warns(SourceWarning, match=r"^tiny_people: taken as missing: age \(2 -1\)$"):
+        source = load_tfds("tiny_people", label_keys=("label", "age", "town"), data_dir=data_dir, image_size=5)
     values = [picture[0, 0, 0] // 9 for picture in map(source.images.__getitem__, range(9))]
     assert sorted(values) == list(range(9))
     assert source.image_size == 5
@@ -68,6 +70,51 @@ def test_pictures_labels_and_the_given_split(data_dir):
         assert town == (None if value == 0 else f"town {value % 3}")  # empty is missing
     assert source.names[0] == "train[0]"
     assert source.names[-1] == "test[2]"
+
+
+class TinyLists(tfds.core.GeneratorBasedBuilder):
+    """A set that names queries and gallery, with a split of another name, a copied image and a word for missing."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "who": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        whos = {"train": ("ann", "ann", "NA"), "query": ("bob",), "gallery": ("bob", "eve"), "extra": ("sue",)}
+        return {split: self._generate_examples(split, who) for split, who in whos.items()}
+
+    def _generate_examples(self, split, whos):
+        for i, who in enumerate(whos):
+            value = 0 if i == 0 and split in ("train", "query") else 10 * len(split) + i
+            yield i, {"image": encoded(value), "who": who}
+
+
+def test_what_a_set_leaves_open_is_told(tmp_path):
+    TinyLists(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        source = load_tfds("tiny_lists", label_keys=("who",), data_dir=tmp_path)
+    copies, extra, missing, single = sorted(str(warning.message) for warning in caught)
+    assert missing.startswith("tiny_lists: taken as missing: who (1 NA)")
+    assert extra.startswith("tiny_lists: 1 split of another name left out: extra; known names are learning, ")
+    assert single.startswith("tiny_lists: who has a single image of 1 of its 3 values, such as 'eve'; it is kept")
+    assert copies.startswith("tiny_lists: 1 image stands in more than one split with the same bytes, such as train[")
+    assert sorted(source.columns[0].values) == ["ann", "bob", "eve"]
+    assert sorted(source.split) == [0, 0, 0, QUERY, GALLERY, GALLERY]
+    assert "3 learning, 1 query, 2 gallery\ncolumns: who (3, 1 missing); TFDS tiny_lists/1.0.0" in describe(source)
+
+
+def test_what_is_no_image_of_8_or_16_bits_is_refused(data_dir, monkeypatch):
+    with pytest.raises(ValueError, match="'town' must be an image of 8 or 16 bits, got Text of"):
+        load_tfds("tiny_people", label_keys=("label",), image_key="town", data_dir=data_dir)
+    monkeypatch.setattr(tfds.features.Image, "np_dtype", property(lambda feature: np.float32))  # kept in 4 bytes
+    with pytest.raises(ValueError, match=r"'image' must be an image of 8 or 16 bits, got Image of .*float32"):
+        load_tfds("tiny_people", label_keys=("label",), data_dir=data_dir)
 
 
 def test_pictures_can_be_sent_to_another_process_and_say_so_when_their_file_is_lost(tmp_path):
