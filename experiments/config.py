@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +24,27 @@ _FREE = ("memory", "remat", "log_every", "evaluate_every", "checkpoint_every")
 PATHS = ("csv", "image_root", "tfds_dir")
 LOSS_WEIGHTS = ("quadruplet_weight", "soft_triple_weight", "softmax_weight", "triplet_weight")
 
-# Options that change how a loss is computed, and the losses of which one must have a weight then.
-_NEEDED_WEIGHTS = {
+# Options, and the weights of which one must be above 0 for them to have an effect: those that switch to another way of
+# computing a loss, and hyper-parameters, which a preset may have set.
+_CLASS_VECTORS = ("soft_triple_weight", "softmax_weight")
+_SWITCHES = {
     "quadruplet_samples": ("quadruplet_weight",),
     "quadruplet_anchors": ("quadruplet_weight",),
-    "shard_classes": ("soft_triple_weight", "softmax_weight"),
-    "sampled_classes": ("soft_triple_weight", "softmax_weight"),
+    "shard_classes": _CLASS_VECTORS,
+    "sampled_classes": _CLASS_VECTORS,
+}
+_HYPER_PARAMETERS = {
+    "quadruplet_margin": ("quadruplet_weight",),
+    "quadruplet_agreement": ("quadruplet_weight",),
+    "quadruplet_balance": ("quadruplet_weight",),
+    "label_weights": ("quadruplet_weight",),
+    "centers_per_class": ("soft_triple_weight",),
+    "gamma": ("soft_triple_weight",),
+    "tau": ("soft_triple_weight",),
+    "scale": _CLASS_VECTORS,
+    "margin": _CLASS_VECTORS,
+    "triplet_margin": ("triplet_weight",),
+    "triplet_mining": ("triplet_weight",),
 }
 
 
@@ -306,9 +322,7 @@ def check_config(config: Config) -> None:
         raise ConfigError(f"label_weights is {loss.label_weights}, expected numbers above 0")
     if config.seed >= 2**32:
         raise ConfigError(f"seed is {config.seed}, expected less than 2^32")
-    for name, needed in _NEEDED_WEIGHTS.items():
-        if getattr(loss, name) and not any(weights[weight] for weight in needed):
-            raise ConfigError(f"{name} is {getattr(loss, name)}, but {' and '.join(needed)} {_is_or_are(needed)} 0")
+    _check_terms(loss)
     if loss.quadruplet_samples:
         _check_default(
             loss,
@@ -318,8 +332,20 @@ def check_config(config: Config) -> None:
         _check_default(config.data, ("ordinal",), f"quadruplet_samples is {loss.quadruplet_samples}: drawn quadruplets")
 
 
-def _is_or_are(names: Sequence[str]) -> str:
-    return "are" if len(names) > 1 else "is"
+def _check_terms(loss: LossConfig) -> None:
+    """Raises ConfigError for a switch, and warns of hyper-parameters, of a term that has no weight."""
+    defaults = LossConfig()
+    without_effect = []
+    for name, needed in {**_SWITCHES, **_HYPER_PARAMETERS}.items():
+        value = getattr(loss, name)
+        if value == getattr(defaults, name) or any(getattr(loss, weight) for weight in needed):
+            continue
+        what = f"{name} is {value}, but {' and '.join(needed)} {'are' if len(needed) > 1 else 'is'} 0"
+        if name in _SWITCHES:
+            raise ConfigError(what)
+        without_effect.append(what)
+    if without_effect:
+        warnings.warn(f"without effect: {'; '.join(without_effect)}", stacklevel=2)
 
 
 def _check_source(data: DataConfig) -> None:

@@ -60,13 +60,15 @@ def create_state(
     """
 
     def create(key: jax.Array, loss_params: Any) -> TrainState:
-        variables = encoder.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
-        params = {"encoder": variables["params"], "loss": loss_params}
+        with standard_promotion():
+            variables = encoder.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
+            params = {"encoder": variables["params"], "loss": loss_params}
+            opt_state = optimizer.init(params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
+            opt_state=opt_state,
         )
 
     return jax.jit(create)(key, loss_params)
@@ -113,7 +115,7 @@ def make_schedule(name: str, *, peak: float, steps: int, warmup: int = 0) -> opt
 
 @contextmanager
 def standard_promotion() -> Iterator[None]:
-    """Lets optax compute as it is written, with numbers of several types and ranks, where jax is told to be strict."""
+    """Lets flax and optax mix dtypes and ranks, as they are written to do, where jax is told to be strict."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 

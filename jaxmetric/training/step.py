@@ -81,7 +81,8 @@ def make_train_step(
 
             def embed(positions: jax.Array, images: jax.Array) -> tuple[jax.Array, Any]:
                 images = preprocess(image_key, positions, images)
-                embeddings, updated = apply_fn(variables, images, train=True, mutable=["batch_stats"])
+                with standard_promotion():
+                    embeddings, updated = apply_fn(variables, images, train=True, mutable=["batch_stats"])
                 return embeddings, updated.get("batch_stats", {})
 
             if chunks == 1:
@@ -129,7 +130,7 @@ def _in_chunks(
 
 def _mean_move(before: jax.Array, after: jax.Array) -> jax.Array:
     """Where the mean of the chunks moves a statistic; exactly nowhere if it is frozen."""
-    return before + jnp.mean(after - before, axis=0)
+    return before + jnp.mean(after - before[None], axis=0)
 
 
 def _of_the_batch(gradients: dict[str, Any], axis_name: str, *, class_shards: bool) -> dict[str, Any]:

@@ -368,7 +368,7 @@ def test_held_out_identities_are_no_classes_of_the_softmax(sampled_classes):
     params = {"centers": np.repeat(vectors[:, None], 2, axis=1)}
     _, right = experiment.objective(jax.random.key(0), params, embeddings, labels)
     _, wrong = experiment.objective(jax.random.key(0), params, embeddings[::-1], labels)
-    assert right["soft_triple"] < 0.1 < 5 < wrong["soft_triple"]
+    assert right["loss/soft_triple"] < 0.1 < 5 < wrong["loss/soft_triple"]
 
 
 @pytest.mark.parametrize(
