@@ -62,7 +62,7 @@ def find_columns(table: CsvTable, chosen: Sequence[str] | None, problems: Proble
         raise problems.refusal(f"column {repeated[0]!r} stands there twice", line)
     image = _image_column(table, problems)
     free = [place for place in range(len(names)) if place != image]
-    split = _split_column(table, [place for place in free if names[place] not in (chosen or ())], problems)
+    split = _split_column(table, free, chosen or (), problems)
     flags = tuple(place for flag in _FLAGS for place in free if plain_name(names[place]) == flag)
     if len(flags) == 1:
         raise problems.refusal(f"column {names[flags[0]]!r} needs the other of {' and '.join(_FLAGS)} beside it", line)
@@ -115,29 +115,30 @@ def _image_column(table: CsvTable, problems: Problems) -> int:
     raise AssertionError("a header names an image column")
 
 
-def _split_column(table: CsvTable, places: Sequence[int], problems: Problems) -> int | None:
-    """The column `split`, or one of another usual name whose values are all words of a split."""
+def _split_column(table: CsvTable, places: Sequence[int], chosen: Sequence[str], problems: Problems) -> int | None:
+    """The column `split`, or one of another usual name whose values are all words of a split and no chosen label."""
     plain = {place: plain_name(table.header[place]) for place in places}
-    exact = [place for place, name in plain.items() if name == SPLIT]
-    if exact:
-        return exact[0]
-    found = []
-    for place, name in plain.items():
-        if name not in _WORDED_SPLITS | _SPLITS:
-            continue
-        words = {_split_word(cells[place]) for cells in table.rows}
-        other = sorted(word for word in words if word not in SPLIT_WORDS or (name not in _SPLITS and word.isdecimal()))
-        if not other:
-            found.append(place)
-        elif len(other) < len(words):
-            what = f"value {other[0]!r} is no split; rename the column 'split' if it is one"
-            problems.note(f"column {table.header[place]!r} is taken as a label, since its {what}")
+    found = [place for place, name in plain.items() if name == SPLIT]
+    if not found:
+        others = [place for place in places if table.header[place] not in chosen]
+        found = [place for place in others if _holds_splits(table, place, plain[place], problems)]
     if len(found) > 1:
         names = " and ".join(repr(table.header[place]) for place in found)
         raise problems.refusal(
             f"columns {names} may both be the split; rename the right one 'split'", table.header_line
         )
     return found[0] if found else None
+
+
+def _holds_splits(table: CsvTable, place: int, name: str, problems: Problems) -> bool:
+    if name not in _WORDED_SPLITS | _SPLITS:
+        return False
+    words = {_split_word(cells[place]) for cells in table.rows}
+    other = sorted(word for word in words if word not in SPLIT_WORDS or (name in _WORDED_SPLITS and word.isdecimal()))
+    if other and len(other) < len(words):
+        what = f"value {other[0]!r} is no split; rename the column 'split' if it is one"
+        problems.note(f"column {table.header[place]!r} is taken as a label, since its {what}")
+    return not other
 
 
 def _split_word(cell: str) -> str:
@@ -193,22 +194,23 @@ def _chosen(columns: Columns, table: CsvTable, chosen: Sequence[str] | None, pro
 
 def _flagged(splits: np.ndarray, table: CsvTable, columns: Columns, problems: Problems) -> np.ndarray:
     """The splits after is_query and is_gallery: an image with both keeps its split, which is then asked of itself."""
-    flags = np.zeros((len(splits), 2), bool)
-    for i, cells in enumerate(table.rows):
-        for k, place in enumerate(columns.flags):
-            word = "" if cells[place] in MISSING_WORDS else _split_word(cells[place])
-            if word not in _TRUE | _FALSE:
-                problems.add(table.lines[i], f"{_FLAGS[k]} must be true or false, got {cells[place]!r}")
-            flags[i, k] = word in _TRUE
-    for i in range(len(splits)):
-        if columns.split is not None and splits[i] == LEARNING and flags[i].any():
+    query, gallery = (_flag(table, place, problems) for place in columns.flags)
+    if columns.split is not None:
+        for i in np.flatnonzero((splits == LEARNING) & (query | gallery)):
             problems.add(table.lines[i], f"is_query or is_gallery is true of a {SPLITS[LEARNING]} image")
-    both, one = flags.all(axis=1), flags[:, 0] ^ flags[:, 1]
+    good = np.array([line not in problems.bad_lines for line in table.lines])
+    both, one = query & gallery & good, (query ^ gallery) & good
     if both.any() and one.any():
-        problems.add(
-            table.lines[int(np.argmax(one))],
-            "is_query and is_gallery must be both true for all held-out images, as on line "
-            f"{table.lines[int(np.argmax(both))]}, or for none",
-        )
+        what = "is_query and is_gallery must be both true for all held-out images, as on line"
+        problems.add(table.lines[np.argmax(one)], f"{what} {table.lines[np.argmax(both)]}, or for none")
     splits = np.where(both & (splits == LEARNING), TEST, splits)
-    return np.where(one, np.where(flags[:, 0], QUERY, GALLERY), splits).astype(np.int8)
+    return np.where(one, np.where(query, QUERY, GALLERY), splits).astype(np.int8)
+
+
+def _flag(table: CsvTable, place: int, problems: Problems) -> np.ndarray:
+    """The truth of a column, booleans `[N]`; a missing cell is false."""
+    words = ["" if cells[place] in MISSING_WORDS else _split_word(cells[place]) for cells in table.rows]
+    for line, word, cells in zip(table.lines, words, table.rows, strict=True):
+        if word not in _TRUE | _FALSE:
+            problems.add(line, f"{plain_name(table.header[place])} must be true or false, got {cells[place]!r}")
+    return np.array([word in _TRUE for word in words])

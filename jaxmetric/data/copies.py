@@ -63,7 +63,7 @@ def _file_key(file: Path) -> object:
     try:
         status = file.stat()
     except (OSError, ValueError):  # missing, or no path at all: told when it is decoded
-        return os.path.normpath(file)
+        return os.path.abspath(file)
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(file)
 
 

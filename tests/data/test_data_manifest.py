@@ -1,12 +1,25 @@
 """CSV manifests: what is read, what is said about it, and every way in which one can be wrong."""
 
+import os
 import warnings
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from jaxmetric.data import LazyPictures, ManifestError, ManifestWarning, SourceWarning, load_manifest
+from jaxmetric.data import (
+    GALLERY,
+    QUERY,
+    LazyPictures,
+    ManifestError,
+    ManifestWarning,
+    SourceWarning,
+    describe,
+    load_manifest,
+)
+from jaxmetric.data.label_values import MISSING_WORDS
 
 HEADER = "image,identity,age,split\n"
 NO_LABEL = "no label column: a row needs an image and at least one label"
@@ -238,3 +251,255 @@ def test_nothing_left_after_skipping_is_an_error(folder):
         pytest.raises(ManifestError, match="no row is left"),
     ):
         load_manifest(write(folder, "gone.png,1,0\n"), skip_bad=True)
+
+
+ROWS = [(f"{i}.png", "ab"[i // 4], ("train", "train", "query", "gallery")[i % 4]) for i in range(8)]
+
+
+def listed(header, row):
+    """A list of the eight rows; `row(i, name, who, split)` is a line of it."""
+    return "\n".join([header, *(row(i, *cells) for i, cells in enumerate(ROWS))])
+
+
+def oml(i, name, who, split):
+    flags = "," if split == "train" else f"{split == 'query'},{split == 'gallery'}"
+    return f"{who},{name},{'train' if split == 'train' else 'validation'},{flags}"
+
+
+FORMS = {
+    "semicolons": (
+        listed("path;label;set", lambda i, *cells: ";".join(cells)),
+        "label",
+        "';'; images in 'path'; split in 'set'",
+    ),
+    "tabs": (
+        listed("label\tFile Name\tPartition", lambda i, name, who, split: f"{who}\t{name}\t{split}"),
+        "label",
+        "tab; images in 'File Name'; split in 'Partition'",
+    ),
+    "In-Shop": (
+        listed("8\nimage_name  item_id  evaluation_status", lambda i, *cells: "      ".join(cells)),
+        "item_id",
+        "space; images in 'image_name'; split in 'evaluation_status'",
+    ),
+    "OML": (
+        listed("label,path,split,is_query,is_gallery", oml),
+        "label",
+        "','; images in 'path'; split in 'split' and 'is_query' and 'is_gallery'",
+    ),
+    "pandas": (
+        listed(",image,identity,split", lambda i, *cells: ",".join([str(i % 5), *cells])),
+        "identity",
+        "','; images in 'image'; split in 'split'",
+    ),
+    "SOP": (
+        listed("image_id class_id path split", lambda i, name, who, split: f"{i + 7} {who} {name} {split}"),
+        "class_id",
+        "space; images in 'path'; split in 'split'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "identity", "origin"), FORMS.values(), ids=FORMS)
+def test_lists_in_other_forms_are_the_same_source(folder, text, identity, origin):
+    source, said = load(folder, text)
+    assert [(column.name, column.values) for column in source.columns] == [(identity, ("a", "b"))]
+    assert source.names == tuple(name for name, _, _ in ROWS)
+    np.testing.assert_array_equal(source.labels[:, 0], [0] * 4 + [1] * 4)
+    np.testing.assert_array_equal(source.split, [0, 0, QUERY, GALLERY] * 2)
+    assert source.origin == f"separator {origin}"
+    assert describe(source).startswith("8 images, 2 identities: 4 learning, 2 query, 2 gallery\n")
+    left_out = [line for line in said if "left out" in line]
+    assert left_out == said
+    assert len(said) == (identity == "class_id" or text.startswith(","))
+
+
+def test_all_test_images_may_ask_each_other(folder):
+    """OML marks the test images of SOP and CUB as queries and gallery at once."""
+    rows = "".join(f"{w},{n},{'train,,' if s == 'train' else 'test,True,True'}\n" for n, w, s in ROWS)
+    source, _ = load(folder, "label,path,split,is_query,is_gallery\n" + rows)
+    np.testing.assert_array_equal(source.split, [0, 0, 2, 2] * 2)
+    mixed = rows.replace("True,True", "True,False", 1)
+    found = problems(folder, "label,path,split,is_query,is_gallery\n" + mixed)
+    assert found[0] == (
+        "list.csv:4: is_query and is_gallery must be both true for all held-out images, as on line 5, or for none"
+    )
+    maybe = rows.replace("True,True", "maybe,True", 1).replace("train,,", "train,True,", 1)
+    found = problems(folder, "label,path,split,is_query,is_gallery\n" + maybe)
+    assert found[:2] == [
+        "list.csv:2: is_query or is_gallery is true of a learning image",
+        "list.csv:4: is_query must be true or false, got 'maybe'",
+    ]
+    assert (
+        "needs the other of is_query and is_gallery beside it" in problems(folder, "path,who,is_query\n0.png,a,1\n")[0]
+    )
+
+
+def test_a_list_of_test_images_alone_is_read(folder):
+    source, said = load(folder, "image,identity,split\n" + "".join(f"{n},{w},test\n" for n, w, _ in ROWS))
+    assert set(source.split) == {2}
+    assert said == []
+
+
+missing_words = st.sampled_from(sorted(MISSING_WORDS))
+values = st.sampled_from(["x", "y", "Na", "none", "-1", "0"])
+
+
+@given(st.lists(st.tuples(values | missing_words | st.just(""), values | missing_words), min_size=8, max_size=8))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_words_for_missing_are_missing_and_counted_by_column(folder, cells):
+    text = "image,identity,mood\n" + "".join(f"{i}.png,{who},{mood}\n" for i, (who, mood) in enumerate(cells))
+    source, said = load(folder, text)
+    for place, column in enumerate(source.columns):
+        written = [row[place] for row in cells]
+        read = ["" if code < 0 else column.values[code] for code in source.labels[:, place]]
+        assert read == ["" if value in MISSING_WORDS else value for value in written]
+        count = sum(value in MISSING_WORDS for value in written)
+        told = [line for line in said if line.startswith("taken as missing: ")]
+        assert len(told) == any(value in MISSING_WORDS for row in cells for value in row)
+        assert not count or f"{column.name} ({count} " in told[0]
+        minus = sum(value == "-1" for value in written)
+        assert (minus > 0) == any(
+            line.startswith("-1 is a value and not missing in") and f"{column.name} ({minus} image" in line
+            for line in said
+        )
+        alike = len(set(read) - {""}) < 2
+        assert alike == any(line.startswith(f"column '{column.name}' has ") for line in said)
+
+
+@given(st.lists(st.none() | st.integers(-(10**6), 10**6), min_size=8, max_size=8), st.booleans())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whole_numbers_written_as_floats_are_those_numbers(folder, numbers, wide):
+    """As pandas writes a column of integers that lacks some."""
+    numbers = [number if number is None or wide else number % 1000 for number in numbers]
+    assume(not all(number is None for number in numbers))
+    for form in ("{}", "{}.0", "{}."):
+        cells = ["" if number is None else form.format(number) for number in numbers]
+        text = "image,identity,age\n" + "".join(f"{i}.png,{'ab'[i % 2]},{cell}\n" for i, cell in enumerate(cells))
+        source, _ = load(folder, text)
+        column, codes = source.columns[1], source.labels[:, 1]
+        assert [None if code < 0 else int(column.values[code]) for code in codes] == numbers
+        if not wide:
+            source, _ = load(folder, text, ordinal=("age",))
+            known = [number for number in numbers if number is not None]
+            assert list(source.labels[:, 1]) == [-1 if number is None else number - min(known) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "image,identity,\n" + "".join(f"{n},{w},\n" for n, w, _ in ROWS),
+            "column 3 (unnamed) has no value in any row and is left out; does the header end in a separator?",
+        ),
+        (
+            "Unnamed: 0,image,identity\n" + "".join(f"{i}.0,{n},{w}\n" for i, (n, w, _) in enumerate(ROWS)),
+            "column 1 (Unnamed: 0) is taken as a row index and left out; name it in the header if it is a label",
+        ),
+        (
+            "index,image,identity\n" + "".join(f"{i},{n},{w}\n" for i, (n, w, _) in enumerate(ROWS)),
+            "column 'index' numbers the rows and is left out; --columns can name it",
+        ),
+        (
+            "image,identity,age\n" + "".join(f"{n},{w},\n" for n, w, _ in ROWS),
+            "column 'age' has no value in any row; it tells no two images apart",
+        ),
+        (
+            "image,identity\n" + "".join(f"{n},me\n" for n, w, _ in ROWS),
+            "column 'identity' has the single value 'me'; it tells no two images apart",
+        ),
+        (
+            "image,identity\n" + "".join(f"{n},{'07' if w == 'a' else 7}\n" for n, w, _ in ROWS),
+            "'07' and '7' are two values of identity; write them alike if they are one",
+        ),
+        (
+            "image,identity,subset\n" + "".join(f"{n},{w},{'train' if w == 'a' else 'extra'}\n" for n, w, _ in ROWS),
+            "column 'subset' is taken as a label, since its value 'extra' is no split; rename the column 'split' if it "
+            "is one",
+        ),
+        (
+            "image,identity\n" + "".join(f"{n},{i // 2 if i < 6 else i}\n" for i, (n, _, _) in enumerate(ROWS)),
+            "identity has a single image of 2 of its 5 values, such as '6'; it is kept for its other labels and for "
+            "the gallery",
+        ),
+        (
+            "image,number\n" + "".join(f"{n},{i}\n" for i, (n, _, _) in enumerate(ROWS)),
+            "number has a single image of 8 of its 8 values, such as '0'; it is kept for its other labels and for the "
+            "gallery; is number the identity? --columns names the label columns, the identity first",
+        ),
+    ],
+)
+def test_what_is_assumed_is_said_in_one_line(folder, text, said):
+    assert load(folder, text)[1] == [said]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            ",image,age\nann,0.png,3\nbob,1.png,4\n",
+            "column 1 (unnamed) has values, such as 'ann', but no name; name it",
+        ),
+        ("image,age,\n0.png,3,4\n1.png,4,5\n", "column 3 (unnamed) has values, such as '4', but no name; name it"),
+        ("file,path,who\n0.png,1.png,a\n", "columns 'file' and 'path' may both hold the images; rename the right one"),
+        ("image,who,set,phase\n0.png,a,train,test\n", "columns 'set' and 'phase' may both be the split; rename the"),
+        ("image,who,split,Split\n0.png,a,0,0\n", "columns 'split' and 'Split' may both be the split; rename the right"),
+    ],
+)
+def test_what_is_not_plain_is_refused(folder, text, message):
+    assert message in problems(folder, text)[0]
+    assert "(read as: separator ','; header: " in problems(folder, text)[0]
+
+
+def test_a_column_that_is_named_is_taken_as_it_is(folder):
+    text = "id,image,who,set\n" + "".join(f"{i},{n},{w},{'train'}\n" for i, (n, w, _) in enumerate(ROWS))
+    source, _ = load(folder, text, columns=("who", "id", "set"))
+    assert [column.name for column in source.columns] == ["who", "id", "set"]
+    assert len(set(source.split)) > 1  # the column is no split then
+    assert (
+        "no column 'split'; there are id, who" in problems(folder, text.replace("set", "split"), columns=("split",))[0]
+    )
+
+
+def test_unicode_spells_one_value_in_two_ways(folder):
+    two = {"a": "\u00e9", "b": "e\u0301"}
+    text = "image,identity\n" + "".join(f"{n},{two[w]}\n" for n, w, _ in ROWS)
+    assert load(folder, text)[0].columns[0].values == ("\u00e9",)
+
+
+def test_large_identities_are_told_apart(folder):
+    """Which agree in 32 bits, or as float64."""
+    for step in (2**32, 1):
+        text = "image,identity\n" + "".join(f"{i}.png,{2**53 + i // 2 * step}\n" for i in range(8))
+        source, _ = load(folder, text)
+        np.testing.assert_array_equal(source.labels[:, 0], np.arange(8) // 2)
+
+
+@pytest.mark.parametrize("other", ["./0.png", "sub/../0.png", "{folder}/0.png", "link.png", "hard.png", "0.png"])
+def test_an_image_that_is_listed_twice_is_refused_however_it_is_named(folder, other):
+    (folder / "sub").mkdir()
+    (folder / "link.png").symlink_to(folder / "0.png")
+    os.link(folder / "0.png", folder / "hard.png")
+    other = other.format(folder=folder)
+    found = problems(folder, f"image,who,split\n0.png,a,train\n1.png,a,train\n{other},a,test\n")
+    same = "0.png is listed" if other == "0.png" else f"{other} is the same file as 0.png, which is listed"
+    assert found[0].replace(f"{folder}/", "") == (
+        f"list.csv:4: {same} on line 2".replace(f"{folder}/", "") + (" already" if other == "0.png" else "")
+    )
+
+
+def test_a_copy_in_another_split_is_told(folder):
+    (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
+    text = "image,who,split\n0.png,a,train\n1.png,a,train\n2.png,b,test\n"
+    source, said = load(folder, text + "copy.png,b,test\n")
+    assert said == [
+        "1 image stands in more than one split with the same bytes, such as 0.png (learning) and copy.png (test)"
+    ]
+    assert load(folder, text + "copy.png,b,train\n3.png,b,test\n")[1] == []
+
+
+def test_images_that_are_not_named_or_named_as_elsewhere(folder):
+    assert problems(folder, "image,who\n,a\nsub\\0.png,a\n1.png,a\n")[:2] == [
+        "list.csv:2: no image is named",
+        "list.csv:3: sub\\0.png: no such file as sub\\0.png (its name has backslashes; write /)",
+    ]

@@ -1,0 +1,169 @@
+"""Text to a table: any separator, header and line end, and no line lost."""
+
+import contextlib
+import csv
+import io
+import re
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from jaxmetric.data import ManifestError
+from jaxmetric.data.csv_table import IMAGE_NAMES, SEPARATORS, plain_name, read_table
+from jaxmetric.data.problems import Problems
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("list") / "list.csv"
+
+
+def read(path, text):
+    """The table and the problems of a text or of bytes."""
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    problems = Problems(path)
+    return read_table(path, problems), problems
+
+
+def refused(path, text):
+    """The message of a refusal without the folder."""
+    with pytest.raises(ManifestError) as caught:
+        read(path, text)
+    return str(caught.value).replace(f"{path.parent}/", "")
+
+
+# Text without line breaks; a cell is read without the spaces around it.
+words = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=6).filter(
+    lambda word: not word.startswith("#")
+)
+spellings = st.sampled_from([str, str.upper, str.title, lambda name: name.replace("_", " ")])
+
+
+@st.composite
+def tables(draw):
+    """A header that names an image column, and rows of as many cells."""
+    image = draw(spellings)(draw(st.sampled_from(sorted(IMAGE_NAMES))))
+    others = draw(st.lists(words.filter(lambda name: not set(name) & set(SEPARATORS)), min_size=1, max_size=3))
+    header = draw(st.permutations([image, *others]))
+    rows = draw(st.lists(st.lists(words, min_size=len(header), max_size=len(header)), min_size=1, max_size=6))
+    repeats_header = [list(map(plain_name, row)) == list(map(plain_name, header)) for row in rows]
+    assume(not any(repeats_header))
+    return header, rows
+
+
+@given(
+    tables(),
+    st.sampled_from(sorted(SEPARATORS)),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_table_is_read_back_from_any_separator_line_end_and_encoding(
+    path, table, separator, end, code, quoting, last
+):
+    header, rows = table
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=separator, lineterminator=end, quoting=quoting).writerows([header, *rows])
+    read_back, problems = read(path, text.getvalue().removesuffix("" if last else end).encode(code))
+    assert read_back.separator == separator
+    assert list(read_back.header) == header
+    assert read_back.rows == rows
+    assert read_back.lines == list(range(2, len(rows) + 2))
+    assert not problems.lines()
+    assert not problems.notes
+
+
+fragments = st.sampled_from(
+    ['"', ",", "a.png", "x", "#", " ", "\t", "\n", "\r\n", "\r", "\ufeff", "image,who", "\n\n", ";"]
+)
+
+
+@given(st.lists(fragments, max_size=40).map("".join))
+@example('a.png,"x\nb.png,y\nc.png,z"\nd.png,w')
+@example('a.png,"x\nb.png,y')
+@example("a.png,x\nimage,who\n# on, and, on\n,\n\n  \nb.png,y,\n")
+@settings(max_examples=300, deadline=None)
+def test_no_line_is_lost(path, text):
+    """Every line is a row, bad, empty, a comment or a header."""
+    text = "image,who\n" + text
+    path.write_bytes(text.encode())
+    problems = Problems(path)
+    try:
+        table = read_table(path, problems)
+    except ManifestError as error:
+        assert "there is no row below" in str(error)  # noqa: PT017  # a table is as good
+        lines = []
+    else:
+        lines = table.lines
+    accounted = {1, *lines, *problems.bad_lines}
+    lines = enumerate(io.StringIO(text.replace("\ufeff", ""), newline=""), 1)
+    left_out = [line for number, line in lines if number not in accounted and line.strip(' "\t\r\n')]
+    for line in left_out:
+        assert line.strip(' ,"\t\r\n') == "" or line.lstrip(' "\t').startswith("#") or line.strip() == "image,who"
+    assert not left_out or any("left out" in note for note in problems.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "header", "rows", "note"),
+    [
+        ("3\nimage_name  item_id\na.png  1\nb.png    2\nc.png 3  \n", ["image_name", "item_id"], 3, None),
+        ("2\nMale Young\na.png  1 -1\nb.png -1  1\n", ["image", "Male", "Young"], 2, "header does not name the first"),
+        ('"image" "who"\n"1" "a.png" "x"\n"2" "b.png" "y"\n', ["image", "who"], 2, "first column, a row index"),
+        ("image,who\na.png,x,\nb.png,y,\n", ["image", "who"], 2, "every row ends in a separator"),
+        ("# by me, and you, today\nimage,who\n#\na.png,x\n", ["image", "who"], 1, "2 comment lines left out"),
+        ("# image,who\na.png,x\n", ["image", "who"], 1, None),
+        ("image,who\n#1.png,x\n", ["image", "who"], 1, None),
+        ("image,who\na.png,x\nImage,Who\nb.png,y\n", ["image", "who"], 2, r"header stands again in 1 line \(3\)"),
+        ("image,who\na.png,x\n,\n,\n", ["image", "who"], 1, "2 rows of empty cells left out, such as line 3"),
+        ("image;age\na.png;31,5\nb.png;30,5\n", ["image", "age"], 2, None),
+        ("my list.png,7,0\nb.png,7,0\n", [], 2, None),
+    ],
+)
+def test_what_is_plain_is_read_and_told(path, text, header, rows, note):
+    table, problems = read(path, text)
+    assert list(table.header) == header
+    assert len(table.rows) == rows
+    assert all(len(cells) == len(header or table.rows[0]) for cells in table.rows)
+    assert not problems.lines()
+    assert len(problems.notes) == (note is not None)
+    assert re.search(note or "", "".join(problems.notes))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('image,who\na.png,"x\nb.png,y"\n', "list.csv:2: a quote that opens here closes on line 3; a cell cannot hold"),
+        ('image,who\na.png,x\nb.png,"y\n', "list.csv:3: a quote that opens here is never closed"),
+        ('image,who\na.png,"x"y\n', "list.csv:2: broken quotes or cells"),
+        ("image,who\na.png,x\nb.png\n", "list.csv:3: 1 cell where 2 are expected (image, who)"),
+        ("3\nimage who\na.png x\nb.png y\n", "list.csv:1: announces 3 rows, but 2 follow; mend or remove it"),
+    ],
+)
+def test_lines_that_are_no_rows_are_problems(path, text, problem):
+    """Read by themselves, or beside a good row, and in no case left out of the count."""
+    path.write_text(text)
+    problems = Problems(path)
+    with contextlib.suppress(ManifestError):
+        read_table(path, problems)
+    assert problems.lines()[0].replace(f"{path.parent}/", "").startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "list.csv: the file is empty"),
+        (b"image,who\na.png,\xe9\n", "list.csv: not a text file in UTF-8 (byte 16, line 2); save it as UTF-8"),
+        ("image,who\na.png\0,x\n", "list.csv:2: a NUL character, as no text file has; save the list as UTF-8"),
+        ('image,"who\nx"\na.png,x\n', "list.csv: the first line cannot be read, which names the columns"),
+        ('["image"]\n', "list.csv:1: read as '[\"image\"]': neither a header with a column 'image'"),
+        ("place,who\na.png,x\n", "list.csv:1: read as 'place', 'who': neither a header"),
+        ("image:who\na.png:x\n", "list.csv:1: read as 'image:who': neither a header with a column 'image' (or path"),
+        ("a.png x\nb.png y\n", "name the columns in a header (read as: separator space)"),
+        ("a.png\tx\ttrain\n", "name the columns in a header (read as: separator tab)"),
+    ],
+)
+def test_a_refusal_says_what_was_read(path, text, message):
+    assert message in refused(path, text)
