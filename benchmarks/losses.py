@@ -56,14 +56,22 @@ def candidates(name: str, entry: Entry, batch: int) -> list[Candidate]:
     vectors = np.random.default_rng(1).normal(size=(batch // PER_CLASS, DIM)).astype(np.float32)
     found = [compiled(name, jax.value_and_grad(entry.ours, argnums=(0, 2)), embeddings, labels, vectors)]
     if HAVE_PEERS and entry.theirs is not None:
-        import torch
-        from pytorch_metric_learning import losses
-
-        loss = entry.theirs(losses, batch // PER_CLASS)
-        x, y = torch.tensor(embeddings, requires_grad=True), torch.tensor(labels)
-        learned = loss.parameters() if isinstance(loss, torch.nn.Module) else ()
-        found.append(torch_step(name, lambda: loss(x, y), [x, *learned]))
+        found.append(in_torch(name, batch))
     return found
+
+
+def in_torch(name: str, batch: int) -> Candidate:
+    """The namesake of an entry that has one, on the default device of PyTorch."""
+    import torch
+    from pytorch_metric_learning import losses
+
+    theirs = ENTRIES[name].theirs
+    assert theirs
+    loss = theirs(losses, batch // PER_CLASS)
+    x, y = (torch.tensor(array) for array in example(batch))
+    x.requires_grad_()
+    learned = loss.parameters() if isinstance(loss, torch.nn.Module) else ()
+    return torch_step(f"pytorch-metric-learning, {name}", lambda: loss(x, y), [x, *learned])
 
 
 def main(names: Sequence[str] = ()) -> None:

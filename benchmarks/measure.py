@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import jaxmetric
+
 # After a call, PyTorch's threads would keep both cores busy waiting for the next one, during our turn.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -32,12 +34,14 @@ class Candidate(NamedTuple):
       run: computes the result and waits for it.
       temporary: bytes that its compiled program allocates beside arguments and results, if known.
       compilation: seconds that tracing and compiling took, without a cache, if it was compiled.
+      peak: bytes of its arguments, results and what it allocates beside them, if known.
     """
 
     name: str
     run: Callable[[], Any]
     temporary: int | None = None
     compilation: float | None = None
+    peak: int | None = None
 
 
 def compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Candidate:
@@ -48,7 +52,8 @@ def compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Candid
     arguments = jax.device_put(arguments)
     memory = program.memory_analysis()
     temporary = memory.temp_size_in_bytes if memory else None
-    return Candidate(name, lambda: jax.block_until_ready(program(*arguments)), temporary, compilation)
+    peak = temporary + memory.argument_size_in_bytes + memory.output_size_in_bytes if memory else None
+    return Candidate(name, lambda: jax.block_until_ready(program(*arguments)), temporary, compilation, peak)
 
 
 def torch_step(name: str, loss: Callable[[], Any], parameters: Sequence[Any]) -> Candidate:
@@ -108,13 +113,19 @@ def compare(title: str, candidates: Sequence[Candidate], *, rounds: int = 15, se
 
 def print_environment() -> None:
     """Prints versions and devices, and what the columns mean."""
-    packages = ("jaxmetric", "jax", "jaxlib", "numpy", *(("torch", "pytorch-metric-learning") if HAVE_PEERS else ()))
-    print(", ".join(f"{package} {version(package)}" for package in packages))
-    print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPUs, Python {platform.python_version()}, float32")
+    print_versions()
     print("ratio: median time divided by that of the first row, in this run. temporary: what the compiled program")
     print("allocates beside arguments and results. resident: growth of the process's memory during one call.")
     if not HAVE_PEERS:
         print(NO_PEERS)
+
+
+def print_versions() -> None:
+    """Prints versions and devices."""
+    packages = ("jax", "jaxlib", "numpy", *(("torch", "pytorch-metric-learning") if HAVE_PEERS else ()))
+    versions = [f"jaxmetric {jaxmetric.__version__}", *(f"{package} {version(package)}" for package in packages)]
+    print(", ".join(versions))
+    print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPUs, Python {platform.python_version()}, float32")
 
 
 def _resident_growth(run: Callable[[], Any]) -> int | None:

@@ -57,7 +57,8 @@ def anchored(batch: int, num_anchors: int) -> Candidate:
 
 
 def distances_of(embeddings: np.ndarray) -> np.ndarray:
-    squared = np.sum((embeddings[:, None] - embeddings[None]) ** 2, axis=-1)
+    squares = np.sum(embeddings**2, axis=1)
+    squared = squares[:, None] + squares[None] - 2 * embeddings @ embeddings.T
     return squared[np.triu_indices(len(embeddings), 1)]
 
 

@@ -4,6 +4,9 @@ Losses, distances, neighbours and metrics are pure functions of arrays and need 
 `encoders`, `data`, `training` and `report` need the extra `jaxmetric[experiments]` and are imported on their own.
 """
 
+import importlib
+from typing import Any
+
 from jaxmetric import memory, mining, regularizers, views
 from jaxmetric.agreement import label_agreement
 from jaxmetric.distances import (
@@ -78,6 +81,20 @@ from jaxmetric.regularizers import (
 )
 
 __version__ = "0.1.0"
+
+# Imported when they are first asked for, as `jaxmetric.metrics` for example; the last four need the extra.
+_LAZY = frozenset({"metrics", "parallel", "search", "data", "encoders", "report", "training"})
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
 
 __all__ = [
     "ClassShard",

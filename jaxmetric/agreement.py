@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmetric import checks
+
 MAX_LEVELS = 4096
 _FEW_EDGES = 64
 
@@ -74,12 +76,13 @@ def label_agreement(
     if rows.shape[1] != labels.shape[1]:
         raise ValueError(f"other has {rows.shape[1]} label columns, labels has {labels.shape[1]}")
     scale = column_scale(labels.shape[1], label_weights, ordinal)
-    agreement: jax.Array | int = 0
+    dtype = jnp.int32 if label_weights is None else jnp.float32
+    agreement = jnp.zeros((labels.shape[0], rows.shape[0]), dtype)
     for t, (weight, largest) in enumerate(scale):
         difference = _column_disagreement(labels[:, t, None], rows[None, :, t], largest)
         both = known[:, t, None] & rows_known[None, :, t]
-        agreement += jnp.where(both, 1 - difference, 0) * weight
-    return jnp.asarray(agreement, jnp.float32 if label_weights is not None else jnp.int32)
+        agreement += jnp.where(both, 1 - difference, 0).astype(dtype) * jnp.asarray(weight, dtype)
+    return agreement
 
 
 def disagreement_levels(
@@ -112,8 +115,8 @@ def disagreement_levels(
     if agreement not in ("count", "any"):
         raise ValueError(f"agreement is {agreement!r}, expected 'count' or 'any'")
     scale = column_scale(first.shape[-1], label_weights, ordinal)
-    known_sum: jax.Array | int = 0
-    unknown_sum: jax.Array | int = 0
+    dtype = _sum_dtype(scale)
+    least = most = jnp.zeros(jnp.broadcast_shapes(first.shape, second.shape)[:-1], dtype)
     for t, (weight, largest) in enumerate(scale):
         if largest is True:
             raise ValueError(
@@ -122,9 +125,9 @@ def disagreement_levels(
             )
         both = first_known[..., t] & second_known[..., t]
         difference = _column_disagreement(first[..., t], second[..., t], largest)
-        known_sum += jnp.where(both, difference, 0) * weight
-        unknown_sum += jnp.where(both, 0, (largest or 1) * weight)
-    least, most = jnp.asarray(known_sum), jnp.asarray(known_sum + unknown_sum)
+        known = jnp.where(both, difference, 0).astype(dtype) * jnp.asarray(weight, dtype)
+        least += known
+        most += jnp.where(both, known, jnp.asarray((largest or 1) * weight, dtype))
     if agreement == "any":
         return PairLevels((least > 0).astype(jnp.int32), (most > 0).astype(jnp.int32), 2)
     values = _distinct_sums(scale)
@@ -154,18 +157,14 @@ def known_labels(labels: jax.Array, where: jax.Array | None, name: str = "labels
 
 
 def _columns(name: str, labels: jax.Array, where_name: str, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"{name} has dtype {labels.dtype}, expected integers")
+    labels = checks.check_integers(name, labels)
     if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] == 0):
         raise ValueError(f"{name} has shape {labels.shape}, expected [B] or [B, T] with T >= 1")
     if labels.ndim == 1:
         labels = labels[:, None]
     if where is None:
         return labels, jnp.ones(labels.shape, bool)
-    where = jnp.asarray(where)
-    if where.dtype != bool:
-        raise TypeError(f"{where_name} has dtype {where.dtype}, expected bool")
+    where = checks.check_booleans(where_name, where)
     if where.shape not in (labels.shape[:1], labels.shape):
         raise ValueError(
             f"{where_name} has shape {where.shape}, expected {labels.shape[:1]} or {labels.shape} as {name}"
@@ -186,18 +185,31 @@ def column_scale(
             raise ValueError(f"{name} has {len(given)} entries, expected one for each of {num_columns} columns")
         if not all(isinstance(entry, (bool, int, float, np.number)) for entry in given):
             raise TypeError(f"{name} is {given}, expected static numbers (a tuple, not a traced array)")
-    if not all(np.isfinite(weight) and weight > 0 for weight in weights):
-        raise ValueError(f"label_weights is {tuple(weights)}, expected finite numbers above 0")
+    with np.errstate(over="ignore"):
+        rounded = np.asarray(weights, np.float32)
+        if not np.all(np.isfinite(rounded) & (rounded > 0)):
+            raise ValueError(f"label_weights is {tuple(weights)}, expected finite numbers above 0 in float32")
+    weights = [int(weight) if isinstance(weight, (int, np.integer)) else float(weight) for weight in weights]
     if not all(entry is True or (entry >= 0 and float(entry).is_integer()) for entry in largest):
         raise ValueError(f"ordinal is {tuple(largest)}, expected the largest |a - b| of a column, or 0")
     return list(zip(weights, largest, strict=True))
 
 
+def _sum_dtype(scale: list[tuple[float, int | bool]]) -> np.dtype:
+    """int32 where it holds every weighted sum of disagreements exactly, float32 elsewhere."""
+    whole = all(isinstance(weight, int) for weight, _ in scale)
+    largest_sum = sum(weight * (largest or 1) for weight, largest in scale)
+    return np.dtype(np.int32 if whole and largest_sum <= np.iinfo(np.int32).max else np.float32)
+
+
 def _column_disagreement(a: jax.Array, b: jax.Array, largest: int | bool) -> jax.Array:
     if not largest:
         return (a != b).astype(jnp.int32)
-    distance = jnp.abs(a.astype(jnp.int32) - b.astype(jnp.int32))
-    return distance if largest is True else jnp.minimum(distance, int(largest))
+    difference = jnp.maximum(a, b) - jnp.minimum(a, b)
+    # The difference of two integers always fits the unsigned type of their size.
+    distance = difference.astype(f"uint{8 * difference.dtype.itemsize}")
+    most = np.iinfo(np.int32).max if largest is True else int(largest)
+    return jnp.minimum(distance, most).astype(jnp.int32)
 
 
 def _distinct_sums(scale: list[tuple[float, int | bool]]) -> np.ndarray:

@@ -9,14 +9,91 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmetric.numerics import as_float
+from jaxmetric.numerics import as_float, replicated
+
+_NUMBER_CLASSES = "number the classes from 0, by np.unique(..., return_inverse=True)[1]"
+
+
+def check_array(name: str, value: Any, expected: str) -> jax.Array:
+    """Returns numbers or booleans as an array that every device of its mesh holds whole."""
+    if not isinstance(value, jax.Array):
+        value = _from_host(name, value, expected)
+    return replicated(value)
+
+
+def _from_host(name: str, value: Any, expected: str) -> jax.Array:
+    if value is None or is_dataclass(value):
+        raise TypeError(f"{name} is {'None' if value is None else f'a {type(value).__name__}'}, expected {expected}")
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)):
+        return jnp.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is a {type(value).__name__} of unequal rows, expected {expected}") from None
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+        cure = f"; {_NUMBER_CLASSES}" if expected == "integers" else ""
+        raise TypeError(f"{name} has dtype {array.dtype}, expected {expected}{cure}")
+    return jnp.asarray(array)
+
+
+def given_dtype(value: Any, array: jax.Array) -> Any:
+    """The dtype of an argument as it was given, which the `array` made of it need not have."""
+    return getattr(value, "dtype", array.dtype)
+
+
+def check_floats(name: str, value: Any) -> jax.Array:
+    """Returns an array of floats, of any precision."""
+    array = check_array(name, value, "a floating-point dtype")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} has dtype {given_dtype(value, array)}, expected a floating-point dtype")
+    return array
+
+
+def check_integers(name: str, value: Any) -> jax.Array:
+    """Returns integers in int32, or in int64 where jax has 64-bit numbers enabled.
+
+    Raises for integers that this type cannot hold. JAX alone would keep their low 32 bits, which makes one class of
+    several.
+    """
+    if not isinstance(value, jax.core.Tracer):
+        _check_width(name, value)
+    array = check_array(name, value, "integers")
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} has dtype {given_dtype(value, array)}, expected integers")
+    return array.astype(label_dtype())
+
+
+def label_dtype() -> np.dtype:
+    """int32, or int64 where jax has 64-bit numbers enabled."""
+    return jax.dtypes.canonicalize_dtype(np.int64)
+
+
+def _check_width(name: str, value: Any) -> None:
+    limits = np.iinfo(label_dtype())
+    if isinstance(value, jax.Array) and np.can_cast(value.dtype, limits.dtype):
+        return
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, jax.errors.TracerArrayConversionError):
+        return  # what is no array is named by `check_array`
+    is_huge = array.dtype == object and all(isinstance(each, int) for each in array.flat)  # beyond 64 bits
+    if array.size and (is_huge or array.dtype.kind in "iu"):
+        for extreme in (array.min(), array.max()):
+            if not limits.min <= extreme <= limits.max:
+                raise ValueError(f"{name} has {extreme}, expected integers that fit {limits.dtype}; {_NUMBER_CLASSES}")
+
+
+def check_booleans(name: str, value: Any, hint: str = "") -> jax.Array:
+    """Returns an array of booleans."""
+    array = check_array(name, value, "bool")
+    if array.dtype != bool:
+        raise TypeError(f"{name} has dtype {given_dtype(value, array)}, expected bool{hint}")
+    return array
 
 
 def check_embeddings(embeddings: Any, name: str = "embeddings") -> jax.Array:
     """Returns `[B, D]` embeddings in float32 (or float64)."""
-    embeddings = jnp.asarray(embeddings)
-    if not jnp.issubdtype(embeddings.dtype, jnp.floating):
-        raise TypeError(f"{name} has dtype {embeddings.dtype}, expected a floating-point dtype")
+    embeddings = check_floats(name, embeddings)
     if embeddings.ndim != 2 or embeddings.shape[1] == 0:
         raise ValueError(f"{name} has shape {embeddings.shape}, expected [B, D] with D >= 1")
     return as_float(embeddings)
@@ -34,16 +111,13 @@ def check_rows(embeddings: jax.Array, **arrays: Any) -> None:
 
 def check_class_labels(embeddings: jax.Array, labels: Any, name: str = "labels") -> jax.Array:
     """Returns one integer label for each embedding, `[B]`, from `[B]` or `[B, 1]`."""
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"{name} has dtype {labels.dtype}, expected integers")
+    labels = check_integers(name, labels)
     if labels.shape not in ((embeddings.shape[0],), (embeddings.shape[0], 1)):
         raise ValueError(
             f"{name} has shape {labels.shape}, expected one column of {embeddings.shape[0]} as embeddings "
             f"{embeddings.shape}"
         )
-    labels = labels.reshape(-1)
-    return labels if labels.dtype.itemsize >= 4 else labels.astype(jnp.int32)
+    return labels.reshape(-1)
 
 
 def check_class_range(labels: Any, counted: Any, num_classes: int, name: str) -> None:
@@ -61,14 +135,13 @@ def check_class_range(labels: Any, counted: Any, num_classes: int, name: str) ->
 def example_weights(embeddings: jax.Array, where: Any, weights: Any, prefix: str = "") -> jax.Array:
     """Returns one weight for each embedding, `[B]`: `weights` (default 1), 0 where `where` is False."""
     count = embeddings.shape[0]
-    for name, array in (("where", where), ("weights", weights)):
-        if array is not None and np.shape(array) not in ((count,), (count, 1)):
-            raise ValueError(f"{prefix}{name} has shape {np.shape(array)}, expected ({count},) as embeddings")
-    if where is not None and jnp.asarray(where).dtype != bool:
-        raise TypeError(f"{prefix}where has dtype {jnp.asarray(where).dtype}, expected bool")
-    result = jnp.ones(count) if weights is None else jnp.asarray(weights).reshape(count)
-    result = result.astype(embeddings.dtype)
-    result = result if where is None else jnp.where(jnp.asarray(where).reshape(count), result, 0)
+    where = None if where is None else check_booleans(f"{prefix}where", where)
+    given = None if weights is None else check_array(f"{prefix}weights", weights, "numbers").astype(embeddings.dtype)
+    for name, array in (("where", where), ("weights", given)):
+        if array is not None and array.shape not in ((count,), (count, 1)):
+            raise ValueError(f"{prefix}{name} has shape {array.shape}, expected ({count},) as embeddings")
+    result = jnp.ones(count, embeddings.dtype) if given is None else given.reshape(count)
+    result = result if where is None else jnp.where(where.reshape(count), result, 0)
     return result if weights is None else check_weights(f"{prefix}weights", result)
 
 
@@ -147,9 +220,7 @@ def check_class_parameters(name: str, vectors: Any, num_axes: int) -> jax.Array:
     """Returns class vectors, `[C, D]` or (with three axes) `[C, K, D]`, in float32 (or float64)."""
     if is_dataclass(vectors):
         raise TypeError(f"{name} is a {type(vectors).__name__}, expected an array")
-    vectors = jnp.asarray(vectors)
-    if not jnp.issubdtype(vectors.dtype, jnp.floating):
-        raise TypeError(f"{name} has dtype {vectors.dtype}, expected a floating-point dtype")
+    vectors = check_floats(name, vectors)
     if vectors.ndim != num_axes or 0 in vectors.shape:
         expected = "[C, D]" if num_axes == 2 else "[C, K, D]"
         raise ValueError(f"{name} has shape {vectors.shape}, expected {expected} without an empty axis")

@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxmetric import checks
 from jaxmetric.agreement import known_labels
-from jaxmetric.checks import check_embeddings
-from jaxmetric.numerics import as_float
+from jaxmetric.numerics import as_float, replicated, sharded_like
 from jaxmetric.references import References
 
 
@@ -60,7 +61,10 @@ def init(size: int, dim: int, *, num_labels: int | None = None, dtype: jax.typin
             raise ValueError(f"{name} is {value}, expected at least 1")
     shape = (size,) if num_labels is None else (size, num_labels)
     return Memory(
-        jnp.zeros((size, dim), dtype), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros((), jnp.int32)
+        jnp.zeros((size, dim), dtype),
+        jnp.zeros(shape, checks.label_dtype()),
+        jnp.zeros(shape, bool),
+        jnp.zeros((), jnp.int32),
     )
 
 
@@ -128,16 +132,18 @@ def as_references(
     """
     if all(part is None for part in (embeddings, labels, where, weights)):
         return References(memory.embeddings, memory.labels, memory.where)
+    memory = jax.tree.map(replicated, memory)
     if embeddings is None or labels is None:
         name = "embeddings" if embeddings is None else "labels"
         raise ValueError(f"{name} is None, expected that of the batch, or nothing of the batch at all")
     embeddings, columns, known = _check(memory, embeddings, labels, where)
     if weights is not None:
-        if jnp.shape(weights) != columns.shape[:1]:
-            raise ValueError(f"weights has shape {jnp.shape(weights)}, expected {columns.shape[:1]} as embeddings")
-        weights = _joined(as_float(weights), jnp.ones(memory.labels.shape[0], jnp.float32))
+        weights = as_float(checks.check_array("weights", weights, "numbers"))
+        if weights.shape != columns.shape[:1]:
+            raise ValueError(f"weights has shape {weights.shape}, expected {columns.shape[:1]} as embeddings")
+        weights = _joined(weights, jnp.ones(memory.labels.shape[0], weights.dtype))
     return References(
-        _joined(embeddings, as_float(memory.embeddings)),
+        _joined(embeddings, memory.embeddings.astype(embeddings.dtype)),
         _joined(columns, memory.labels),
         _joined(known, memory.where),
         weights,
@@ -155,7 +161,8 @@ def _put_in(memory: Memory, embeddings: jax.Array, columns: jax.Array, known: ja
     row = jnp.where(stays, (memory.position + order) % size, size)  # a row that does not exist: dropped
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[row].set(new.reshape(-1, *old.shape[1:]).astype(old.dtype), mode="drop")
+        new = new.reshape(-1, *old.shape[1:]).astype(old.dtype)
+        return sharded_like(old, replicated(old).at[row].set(new, mode="drop"))
 
     return Memory(
         put(memory.embeddings, jax.lax.stop_gradient(embeddings)),
@@ -172,16 +179,16 @@ def _joined(batch: jax.Array, rest: jax.Array) -> jax.Array:
 def _check(
     memory: Memory, embeddings: jax.Array, labels: jax.Array, where: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the embeddings, the labels as `[B, T]` int32 and which of them are valid."""
-    embeddings = check_embeddings(embeddings)
+    """Returns the embeddings, the labels as `[B, T]` and which of them are valid."""
+    embeddings = checks.check_embeddings(embeddings)
     if embeddings.shape[1] != memory.embeddings.shape[1]:
         raise ValueError(
             f"embeddings has shape {embeddings.shape}, expected [B, {memory.embeddings.shape[1]}] as the memory"
         )
     columns, known = known_labels(labels, where)
-    if jnp.iinfo(columns.dtype).max > jnp.iinfo(jnp.int32).max:
-        raise TypeError(f"labels has dtype {columns.dtype}, expected integers that fit int32")
+    if columns.dtype != memory.labels.dtype:
+        raise TypeError(f"labels has dtype {columns.dtype}, expected {memory.labels.dtype} as the memory")
     expected = (embeddings.shape[0], *memory.labels.shape[1:])
     if columns.shape != (expected if len(expected) == 2 else (*expected, 1)):
-        raise ValueError(f"labels has shape {jnp.shape(labels)}, expected {expected} as embeddings and the memory")
-    return embeddings, columns.astype(jnp.int32), known
+        raise ValueError(f"labels has shape {np.shape(labels)}, expected {expected} as embeddings and the memory")
+    return embeddings, columns, known

@@ -24,7 +24,7 @@ from jaxmetric import checks
 from jaxmetric.agreement import known_labels
 from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.numerics import as_float
-from jaxmetric.references import References, own_pairs
+from jaxmetric.references import References, check_references, own_pairs
 
 
 def label_pairs(
@@ -53,12 +53,13 @@ def label_pairs(
       >>> negatives.tolist()
       [[False, False, True], [False, False, True], [True, True, False]]
     """
+    check_references(references)
     labels, valid = _column("labels", labels, where)
     others, others_valid = labels, valid
     if references is not None:
         others, others_valid = _column("references.labels", references.labels, references.where)
         if references.weights is not None:
-            others_valid &= jnp.asarray(references.weights) != 0
+            others_valid &= checks.check_array("references.weights", references.weights, "numbers").reshape(-1) != 0
     compared = valid[:, None] & others_valid[None, :] & ~own_pairs(references, labels.size, others.size)
     same = labels[:, None] == others[None, :]
     return compared & same, compared & ~same
@@ -456,7 +457,11 @@ def angular(
       J. Wang, F. Zhou, S. Wen, X. Liu, Y. Lin, Deep Metric Learning with Angular Loss, ICCV 2017.
     """
     checks.check_scalar("angle", angle, above=0, below=math.pi / 2, unit="radians")
-    others = embeddings if references is None else references.embeddings
+    check_references(references)
+    embeddings = checks.check_embeddings(embeddings)
+    others = (
+        embeddings if references is None else checks.check_embeddings(references.embeddings, "references.embeddings")
+    )
     squared = pairwise_squared_euclidean(embeddings, others)
     squared, positives, negatives = _check(squared, positives, negatives)
     between = jax.lax.stop_gradient(pairwise_squared_euclidean(others))
@@ -465,17 +470,20 @@ def angular(
 
 def hardest_positives(distances: jax.Array, positives: jax.Array) -> jax.Array:
     """Returns `[A]`: for each anchor the index of its farthest positive (0 if it has none)."""
-    return jnp.argmax(jnp.where(positives, distances, -jnp.inf), axis=1)
+    distances = _check_distances(distances)
+    return jnp.argmax(jnp.where(_check_mask("positives", positives, distances), distances, -jnp.inf), axis=1)
 
 
 def easiest_positives(distances: jax.Array, positives: jax.Array) -> jax.Array:
     """Returns `[A]`: for each anchor the index of its nearest positive (0 if it has none)."""
-    return jnp.argmin(jnp.where(positives, distances, jnp.inf), axis=1)
+    distances = _check_distances(distances)
+    return jnp.argmin(jnp.where(_check_mask("positives", positives, distances), distances, jnp.inf), axis=1)
 
 
 def hardest_negatives(distances: jax.Array, negatives: jax.Array) -> jax.Array:
     """Returns `[A]`: for each anchor the index of its nearest negative (0 if it has none)."""
-    return jnp.argmin(jnp.where(negatives, distances, jnp.inf), axis=1)
+    distances = _check_distances(distances)
+    return jnp.argmin(jnp.where(_check_mask("negatives", negatives, distances), distances, jnp.inf), axis=1)
 
 
 def semi_hard_negatives(distances: jax.Array, negatives: jax.Array) -> jax.Array:
@@ -494,7 +502,12 @@ def semi_hard_negatives(distances: jax.Array, negatives: jax.Array) -> jax.Array
       F. Schroff, D. Kalenichenko, J. Philbin, FaceNet: A Unified Embedding for Face Recognition and Clustering, CVPR
       2015.
     """
+    distances = _check_distances(distances)
+    return _next_negatives(distances, _check_mask("negatives", negatives, distances))
 
+
+@jax.jit
+def _next_negatives(distances: jax.Array, negatives: jax.Array) -> jax.Array:
     def of_anchor(distance: jax.Array, negative: jax.Array) -> jax.Array:
         ascending, index = jax.lax.sort((jnp.where(negative, distance, jnp.inf), jnp.arange(distance.size)), num_keys=1)
         farther = jnp.searchsorted(ascending, distance, side="right")
@@ -633,15 +646,19 @@ def _column(name: str, labels: Any, where: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def _check(distances: Any, positives: Any, negatives: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    distances = jax.lax.stop_gradient(as_float(distances))
+    distances = _check_distances(distances)
+    return distances, _check_mask("positives", positives, distances), _check_mask("negatives", negatives, distances)
+
+
+def _check_distances(distances: Any) -> jax.Array:
+    distances = jax.lax.stop_gradient(as_float(checks.check_array("distances", distances, "floats")))
     if distances.ndim != 2:
         raise ValueError(f"distances has shape {distances.shape}, expected [A, R]")
-    masks = []
-    for name, mask in (("positives", positives), ("negatives", negatives)):
-        mask = jnp.asarray(mask)
-        if mask.dtype != bool:
-            raise TypeError(f"{name} has dtype {mask.dtype}, expected bool")
-        if mask.shape != distances.shape:
-            raise ValueError(f"{name} has shape {mask.shape}, expected {distances.shape} as distances")
-        masks.append(mask)
-    return distances, masks[0], masks[1]
+    return distances
+
+
+def _check_mask(name: str, mask: Any, distances: jax.Array) -> jax.Array:
+    mask = checks.check_booleans(name, mask)
+    if mask.shape != distances.shape:
+        raise ValueError(f"{name} has shape {mask.shape}, expected {distances.shape} as distances")
+    return mask

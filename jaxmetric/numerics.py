@@ -4,6 +4,8 @@ Every loss and distance is built from these few functions, so that a zero vector
 precision are handled once. They hide no NaN: a NaN that comes in goes out.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -69,10 +71,63 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return jnp.where(empty, 0 * numerator, numerator / jnp.where(empty, 1, denominator))
 
 
+@jax.custom_jvp
+def softplus(x: jax.Array) -> jax.Array:
+    """Returns log(1 + exp(x)); its gradient is a sigmoid, at most 1 however `x` was rounded.
+
+    The gradient of `jax.nn.softplus` is exp(x - softplus(x)), which is anything where a compiler rounds the two x
+    differently, by more than 1 if they are large.
+    """
+    return jnp.logaddexp(x, 0)
+
+
+@softplus.defjvp
+def _softplus_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return softplus(*primals), tangents[0] * jax.nn.sigmoid(primals[0])
+
+
+@jax.custom_jvp
+def excess(x: jax.Array, largest: jax.Array) -> jax.Array:
+    """Returns x - largest for `x` of which `largest` is the maximum: exactly 0 where they are equal, never above.
+
+    A plain difference is neither: of a product, a compiler subtracts before it rounds. Among numbers of 1e10 that
+    leaves 500 instead of 0, and infinity of its exponential. A NaN stays.
+    """
+    return jnp.where(x >= largest, 0, jnp.minimum(x - largest, 0))
+
+
+@excess.defjvp
+def _excess_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return excess(*primals), tangents[0] - tangents[1]
+
+
+def equally_varying(tree: Any) -> Any:
+    """Returns a tree in which every array varies over each mesh axis over which any of them varies.
+
+    Inside `jax.shard_map` with `check_vma=True`, the type of an array says over which axes devices may hold different
+    values. A loop must not change the types of what it carries, and a `custom_vjp` must return cotangents of the types
+    of its arguments. Arguments that passed through here satisfy both, and JAX sums the gradients of those that were
+    equal on all devices. Outside, the tree comes back as it is.
+    """
+    axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(tree)))
+
+    def cast(x: Any) -> Any:
+        missing = tuple(sorted(axes - _varying_axes(x), key=str))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, tree)
+
+
+def _varying_axes(x: Any) -> frozenset[Any]:
+    return jax.typeof(x).manual_axis_type.varying
+
+
 def masked_logsumexp(x: jax.Array, where: jax.Array, *, axis: int = -1, weights: jax.Array | None = None) -> jax.Array:
     """The logarithm of the (weighted) sum of exponentials of the selected entries: log sum of w exp(x).
 
-    Where nothing is selected it is -inf, with gradient zero, so that `jax.nn.softplus` of it is 0 and flat. Entries
+    Where nothing is selected it is -inf, with gradient zero, so that `softplus` of it is 0 and flat. Entries
     which are not selected, or weigh 0, may be anything; a NaN among the selected stays visible.
 
     Args:
@@ -94,9 +149,9 @@ def masked_logsumexp(x: jax.Array, where: jax.Array, *, axis: int = -1, weights:
         selected &= weights != 0
         x = x + jnp.log(jnp.where(selected, weights, 1))
     largest = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True, where=selected, initial=-jnp.inf))
-    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    largest = jnp.where(largest == -jnp.inf, 0, largest)
     # Both the argument and the result are masked: the gradient of exp must not see what is not selected.
-    terms = jnp.where(selected, jnp.exp(jnp.where(selected, x - largest, 0)), 0)
+    terms = jnp.where(selected, jnp.exp(jnp.where(selected, excess(x, largest), 0)), 0)
     total = jnp.sum(terms, axis=axis)
     empty = total == 0
     return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1, total)) + jnp.squeeze(largest, axis))
@@ -113,3 +168,9 @@ def replicated(x: jax.Array) -> jax.Array:
     if all(axis is None for axis in sharding.spec):
         return x
     return jax.sharding.reshard(x, jax.NamedSharding(sharding.mesh, jax.P()))
+
+
+def sharded_like(array: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns `x` with the explicit sharding of `array`, of the same shape; as it is where `array` has none."""
+    sharding = jax.typeof(array).sharding
+    return x if all(axis is None for axis in sharding.spec) else jax.sharding.reshard(x, sharding)

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmetric.numerics import equally_varying
+
 # How many values are sorted together where rows are: few enough to stay in the cache.
 _BLOCK = 2**16
 
@@ -86,7 +88,7 @@ def ordered_hinge(
         Constants(lower, upper, near_weights, far_weights, jnp.asarray(margin, values.dtype))
     )
     values = jnp.where((near_weights > 0) | (far_weights > 0), values, 0)
-    total, active = _hinge(values, constants, num_levels)
+    total, active = _hinge(*equally_varying((values, constants)), num_levels)
     return OrderedHinge(
         of_margin(total, active, margin), _pairs_weight(constants, num_levels), jax.lax.stop_gradient(active)
     )
@@ -99,6 +101,98 @@ def ordered_hinge_of_rows(*rows: jax.Array, margin: float, num_levels: int) -> O
         return ordered_hinge(*row, margin=margin, num_levels=num_levels)
 
     return jax.lax.map(of_row, rows, batch_size=max(1, _BLOCK // rows[0].shape[1]))
+
+
+@partial(jax.jit, static_argnames="hard")
+def gap_hinge_of_rows(
+    values: jax.Array, near_weights: jax.Array, far_weights: jax.Array, *, margin: float | jax.Array, hard: bool
+) -> OrderedHinge:
+    """Sums `relu(values[a] - values[b] + margin)` over the pairs of a near a and a far b with a certain gap, in rows.
+
+    Differentiable once, in reverse, in `values` and `margin`.
+
+    Args:
+      values: `[A, P]` float32 or float64.
+      near_weights: `[A, P]` weights >= 0; 0 where a value is not near.
+      far_weights: `[A, P]` weights >= 0; 0 where a value is not far.
+      margin: >= 0, finite.
+      hard: whether to take the pairs with `values[b] <= values[a]`, or those with
+        `values[a] < values[b] <= values[a] + margin`.
+
+    Returns:
+      Sums `[A]` as in `OrderedHinge`, of these pairs alone.
+    """
+
+    def of_row(row: tuple[jax.Array, jax.Array, jax.Array]) -> OrderedHinge:
+        sums = _gap_sums(*jax.lax.stop_gradient((*row, jnp.asarray(margin, values.dtype))), hard=hard)
+        total = with_gradient(sums.hinge.total, row[0], sums.gradient)
+        return sums.hinge._replace(total=of_margin(total, sums.hinge.active, margin))
+
+    rows = (values, near_weights.astype(values.dtype), far_weights.astype(values.dtype))
+    return jax.lax.map(of_row, rows, batch_size=max(1, _BLOCK // values.shape[1]))
+
+
+class _GapSums(NamedTuple):
+    hinge: OrderedHinge
+    gradient: jax.Array  # [P], of the total
+
+
+def _gap_sums(
+    values: jax.Array, near_weights: jax.Array, far_weights: jax.Array, margin: jax.Array, *, hard: bool
+) -> _GapSums:
+    values = jnp.where((near_weights > 0) | (far_weights > 0), values, 0)
+    near, of_near = _sorted_side(values, near_weights)
+    far, of_far = _sorted_side(values, far_weights)
+    heights = values + margin
+    # As positions among the far values, those that violate a near value, and those that it is compared with.
+    not_farther = jnp.searchsorted(far, values, side="right")
+    first = jnp.zeros_like(not_farther) if hard else not_farther
+    last = not_farther if hard else jnp.searchsorted(far, heights, side="right")
+    last_active = jnp.minimum(last, jnp.searchsorted(far, heights, side="left"))
+    compared, _ = _window_sums(far, of_far, first, last, heights)
+    active, hinges = _window_sums(far, of_far, first, last_active, heights)
+    # As positions among the near values, those that a far value is violated by.
+    beyond, nearer = jnp.searchsorted(near + margin, values, side="right"), jnp.searchsorted(near, values, side="left")
+    start, stop = (jnp.maximum(beyond, nearer), values.size) if hard else (beyond, nearer)
+    violated, _ = _window_sums(near, of_near, start, jnp.broadcast_to(stop, start.shape), values)
+    nan = _nan_of(values)
+    total, valid, active_sum = (jnp.sum(near_weights * each) for each in (hinges, compared, active))
+    return _GapSums(OrderedHinge(total + nan, valid, active_sum), near_weights * active - far_weights * violated + nan)
+
+
+def _sorted_side(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The values that weigh something in ascending order, and their weights; the others, at the end, weigh 0."""
+    ascending, weights = jax.lax.sort((jnp.where(weights > 0, values, jnp.max(values)), weights), num_keys=1)
+    return ascending, weights
+
+
+def _window_sums(
+    ascending: jax.Array, weights: jax.Array, start: jax.Array, stop: jax.Array, heights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The weights of the elements in [start, stop), and the sum of weight times (height - element) over them.
+
+    A window is cut into blocks whose sizes are powers of two, and the sums of all blocks of a size are made of those of
+    half the size. So nothing is subtracted but elements from heights above them, where a difference of running sums
+    would lose the digits of a small window. O(P log P) time for P windows.
+    """
+    size, position, length = 1, start, jnp.maximum(stop - start, 0)
+    block, below = weights, jnp.zeros_like(weights)  # below: the sum of weight times (last element - element)
+    total = moment = jnp.zeros(heights.shape, ascending.dtype)
+    place = jnp.arange(ascending.size)
+    for bit in range(ascending.size.bit_length()):
+        taken = (length >> bit) & 1 == 1
+        at = jnp.minimum(position, ascending.size - 1)
+        end = ascending[jnp.minimum(position + size - 1, ascending.size - 1)]
+        total += jnp.where(taken, block[at], 0)
+        moment += jnp.where(taken, below[at] + block[at] * (heights - end), 0)
+        position = jnp.where(taken, position + size, position)
+        ends = (ascending[jnp.minimum(place + shift - 1, ascending.size - 1)] for shift in (size, 2 * size))
+        half_end, whole_end = ends
+        second_block, second_below = (jnp.pad(each[size:], (0, min(size, ascending.size))) for each in (block, below))
+        below = below + block * (whole_end - half_end) + second_below
+        block = block + second_block
+        size *= 2
+    return total, moment
 
 
 class NearFarSums(NamedTuple):

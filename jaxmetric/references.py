@@ -1,9 +1,14 @@
 """A second set of examples, against which a loss compares those of the batch."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+
+from jaxmetric import checks
+
+# `pairs=` of a loss: which pairs may be used, [A, R]; or, in place of labels, which are positives and which negatives.
+PairMasks: TypeAlias = jax.Array | tuple[jax.Array, jax.Array]
 
 
 class References(NamedTuple):
@@ -14,7 +19,8 @@ class References(NamedTuple):
 
     Attributes:
       embeddings: `[R, D]` floats.
-      labels: `[R]` or `[R, T]` integers, in the code of the batch's labels.
+      labels: `[R]` or `[R, T]` integers, in the code of the batch's labels; None where `pairs=(positives, negatives)`
+        says what is alike.
       where: `[R]` booleans, or `[R, T]` for single missing labels: which are valid; all if None.
       weights: `[R]` weights >= 0; 1 if None.
       own: `[B]` integers: the row at which each example of the batch stands among the references itself, so that it is
@@ -22,10 +28,16 @@ class References(NamedTuple):
     """
 
     embeddings: jax.Array
-    labels: jax.Array
+    labels: jax.Array | None
     where: jax.Array | None = None
     weights: jax.Array | None = None
     own: jax.Array | None = None
+
+
+def check_references(references: References | None) -> None:
+    """Raises TypeError for anything else."""
+    if references is not None and not isinstance(references, References):
+        raise TypeError(f"references is a {type(references).__name__}, expected jaxmetric.References")
 
 
 def own_pairs(references: References | None, batch: int, num_references: int) -> jax.Array:
@@ -40,9 +52,7 @@ def own_pairs(references: References | None, batch: int, num_references: int) ->
     elif references.own is None:
         own = jnp.full(batch, -1)
     else:
-        own = jnp.asarray(references.own)
-        if not jnp.issubdtype(own.dtype, jnp.integer):
-            raise TypeError(f"references.own has dtype {own.dtype}, expected integers")
+        own = checks.check_integers("references.own", references.own)
         if own.shape != (batch,):
             raise ValueError(f"references.own has shape {own.shape}, expected {(batch,)} as labels")
     return own[:, None] == jnp.arange(num_references, dtype=own.dtype)[None, :]

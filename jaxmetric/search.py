@@ -1,28 +1,37 @@
-"""Exact nearest neighbours of embeddings, in blocks.
+"""Exact nearest neighbors of embeddings, in blocks.
 
-`nearest_neighbors` walks over blocks of queries; for each, one compiled function (`_search_block`) walks over
-blocks of the gallery and merges every block's distances into the k best so far. Only one block of distances
-exists at a time. The rest of the module cuts, checks and masks; `jaxmetric.metrics` uses it too.
+`nearest_neighbors` walks over blocks of queries. For each, one compiled function (`_nearest_candidates`) walks over
+blocks of the gallery and merges every block's distances into the best so far, in float32; only one block of distances
+exists at a time. It returns a few candidates more than were asked for. The host computes their distances again, by
+differences in float64, and sees from the last candidate whether rounding can have cost a query a neighbor; for such a
+query it compares all rows (`jaxmetric.host_distances`). The rest of the module cuts and checks; `jaxmetric.metrics`
+uses it too.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections import deque
+from collections.abc import Iterator
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmetric.distances import pairwise_cosine_similarity, pairwise_squared_euclidean
+from jaxmetric.host_distances import (
+    METRICS,
+    common_offset,
+    coordinates,
+    distinct_rows,
+    error_bound,
+    nearest_by_differences,
+    nearest_of_all,
+    rows_for,
+)
 
-
-def _cosine_distance(queries: jax.Array, gallery: jax.Array) -> jax.Array:
-    return jax.nn.relu(1 - pairwise_cosine_similarity(queries, gallery))
-
-
-METRICS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "squared_euclidean": pairwise_squared_euclidean,
-    "cosine": _cosine_distance,
-}
+# Where more than this share of the gallery is asked for, sorting costs more than the product, and the host is faster.
+_LONG_LIST = 1 / 64
+_DISTANCES_AT_A_TIME = 2**22
+_ROWS_AT_A_TIME = 512
 
 
 def nearest_neighbors(
@@ -36,23 +45,24 @@ def nearest_neighbors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the k rows of the gallery nearest to each query, exactly.
 
-    Of equally near rows the one with the lower index comes first.
+    The order is that of distances computed in float64 by the differences of two rows, whatever offset the rows share
+    and however their lengths differ. Of equally near rows the one with the lower index comes first.
 
     Args:
-      queries: `[Q, D]` embeddings.
+      queries: `[Q, D]` embeddings, float64 or of a dtype that float64 holds.
       gallery: `[G, D]` embeddings.
-      k: how many neighbours, at most as many as the gallery has rows to offer every query.
+      k: how many neighbors, at most as many as the gallery has rows to offer every query.
       metric: "squared_euclidean", or "cosine" for 1 - cosine similarity.
       exclude: `[Q]` or `[Q, E]` integers, the rows of the gallery that each query must not find (itself, say), or -1
         for none; see `same_group_rows`.
-      block_size: rows of queries and of the gallery that are compared at a time.
+      block_size: rows of queries and of the gallery that are compared at a time, at most.
 
     Returns:
       Distances `[Q, k]` float32, ascending, and the gallery rows they belong to, `[Q, k]` int32; on the host.
 
     Raises:
       ValueError: if shapes do not fit, an embedding is not finite, k is too large or the metric is unknown.
-      TypeError: if `exclude` is not integer.
+      TypeError: if embeddings are not real numbers, `k` or `exclude` is not integer, or an array is traced by JAX.
 
     Example:
       >>> import numpy as np
@@ -64,14 +74,22 @@ def nearest_neighbors(
       [1, 0, 3, 2]
     """
     queries, gallery, exclude = check_pair(queries, gallery, exclude)
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise ValueError(f"metric is {metric!r}, expected one of {', '.join(METRICS)}")
-    if block_size < 1:
-        raise ValueError(f"block_size is {block_size}, expected at least 1")
+    block_size = check_count("block_size", block_size)
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
+        raise TypeError(f"k is {k!r}, expected an integer")
     offered = int(offered_rows(exclude, len(gallery)).min(initial=len(gallery)))
     if not 1 <= k <= offered:
         raise ValueError(f"k is {k}, expected 1 to {offered}, the rows which the gallery offers every query")
-    return nearest_rows(queries, gallery, exclude, k, metric=metric, block_size=block_size)
+    k = int(k)
+    distances = np.empty((len(queries), k), np.float32)
+    indices = np.empty((len(queries), k), np.int32)
+    for rows, *found in nearest_rows(
+        queries, gallery, exclude, k, metric=metric, query_block=block_size, gallery_block=block_size
+    ):
+        distances[rows], indices[rows] = found
+    return distances, indices
 
 
 def same_group_rows(query_groups: jax.Array | np.ndarray, gallery_groups: jax.Array | np.ndarray) -> np.ndarray:
@@ -117,9 +135,7 @@ def same_group_rows(query_groups: jax.Array | np.ndarray, gallery_groups: jax.Ar
 
 
 def _check_groups(name: str, groups: jax.Array | np.ndarray) -> np.ndarray:
-    groups = np.asarray(groups)
-    if not np.issubdtype(groups.dtype, np.integer):
-        raise TypeError(f"{name} has dtype {groups.dtype}, expected integers")
+    groups = check_integers(name, groups)
     if groups.ndim not in (1, 2) or groups.shape[1:] == (0,):
         raise ValueError(f"{name} has shape {groups.shape}, expected [N] or [N, T] with T >= 1")
     return groups if groups.ndim == 2 else groups[:, None]
@@ -132,35 +148,86 @@ def nearest_rows(
     k: int,
     *,
     metric: str = "squared_euclidean",
-    block_size: int = 2048,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `nearest_neighbors` does, for checked arguments.
+    query_block: int = 2048,
+    gallery_block: int = 2048,
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Yield, for slices of the queries, what `nearest_neighbors` returns; for checked arguments.
 
     A query that is offered fewer than k rows gets row -1 at distance infinity in their place.
     """
+    queries, gallery = rows_for(metric, queries), rows_for(metric, gallery)
+    distinct = cache(partial(distinct_rows, gallery, metric))
+    exact_block = max(1, min(query_block, _DISTANCES_AT_A_TIME // max(len(gallery), 1)))
+    num_candidates = min(k + k // 8 + 4, len(gallery))
+    if num_candidates > _LONG_LIST * len(gallery):
+        for start in range(0, len(queries), exact_block):
+            rows = slice(start, start + exact_block)
+            yield rows, *nearest_of_all(queries[rows], distinct(), exclude[rows], k)
+        return
+    x, y, scale = _float32_coordinates(queries, gallery, metric)
     # A gallery block below k would make every merge sort mostly what was sorted before.
-    gallery_blocks = stack_blocks(gallery, max(block_size, k))
-    distances = np.empty((len(queries), k), np.float32)
-    indices = np.empty((len(queries), k), np.int32)
-    for rows in query_blocks(len(queries), block_size):
-        distances[rows], indices[rows] = _search_block(
-            queries[rows], gallery_blocks, len(gallery), exclude[rows], k=k, metric=metric
-        )
-    return distances, indices
+    gallery_blocks = stack_blocks(y, max(gallery_block, num_candidates))
+
+    def launch(rows: slice) -> tuple[jax.Array, jax.Array]:
+        return _nearest_candidates(x[rows], gallery_blocks, len(gallery), exclude[rows], k=num_candidates)
+
+    blocks = query_blocks(len(queries), query_block)
+    # The device searches for the next block while the host decides about this one.
+    launched = deque(map(launch, blocks[:1]))
+    done = 0
+    for number, block in enumerate(blocks, start=1):
+        launched.extend(map(launch, blocks[number : number + 1]))
+        last, candidates = (np.asarray(each)[done - block.start :] for each in launched.popleft())
+        rows, done = slice(done, block.stop), block.stop
+        distances, indices = nearest_by_differences(metric, queries[rows], gallery, candidates, k)
+        unsure = np.flatnonzero(~_is_complete(x[rows], last, distances[:, -1] * scale**2))
+        for start in range(0, len(unsure), exact_block):
+            some = unsure[start : start + exact_block]
+            distances[some], indices[some] = nearest_of_all(queries[rows][some], distinct(), exclude[rows][some], k)
+        yield rows, distances, indices
 
 
-@partial(jax.jit, static_argnames=("k", "metric"))
-def _search_block(
-    queries: jax.Array,
-    gallery_blocks: jax.Array,
-    gallery_size: int,
-    exclude: jax.Array,
-    *,
-    k: int,
-    metric: str,
+def _float32_coordinates(queries: np.ndarray, gallery: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return coordinates of both in float32, less their common offset and times a scale, and that scale."""
+    center = common_offset(gallery, metric)
+    largest = max(each.max(initial=0) - min(each.min(initial=0), 0) for each in (queries, gallery))
+    scale = 1.0 if metric == "cosine" else 2.0 ** -max(int(np.frexp(largest)[1]), -120)
+    results = []
+    for rows, side in ((queries, "queries"), (gallery, "gallery")):
+        result = np.empty((len(rows), len(center)), np.float32)
+        for start in range(0, len(rows), _ROWS_AT_A_TIME):
+            some = coordinates(rows[start : start + _ROWS_AT_A_TIME], metric, side) - center
+            np.multiply(some, some.dtype.type(scale), out=result[start : start + len(some)], casting="same_kind")
+        results.append(result)
+    x, y = results
+    if metric == "cosine" and not (x[:, -2:].any() or y[:, -2:].any()):
+        x, y = x[:, :-2], y[:, :-2]
+    return x, y, scale
+
+
+def _is_complete(queries: np.ndarray, last: np.ndarray, kth: np.ndarray) -> np.ndarray:
+    """Return `[q]`: whether no row of the gallery that is no candidate can be as near as the k-th candidate.
+
+    Args:
+      queries: `[q, C]` coordinates as the device sees them.
+      last: `[q]` distances of the last candidates by the device; no other row seemed nearer.
+      kth: `[q]` exact distances of the k-th candidates.
+    """
+    lengths = np.square(queries, dtype=float).sum(axis=1)
+    error = error_bound(lengths, kth, queries.shape[1], np.float32)
+    # Zeros compare without rounding, and the candidates are the first of equally near rows.
+    exact = (lengths == 0) & (kth == 0)
+    return np.isinf(last) | exact | (last > kth + error)
+
+
+@partial(jax.jit, static_argnames="k")
+def _nearest_candidates(
+    queries: jax.Array, gallery_blocks: jax.Array, gallery_size: int, exclude: jax.Array, *, k: int
 ) -> tuple[jax.Array, jax.Array]:
+    """Return the distance `[q]` of the last candidate, and the candidates `[q, k]`, -1 for what is not offered."""
+
     def merge(best: tuple[jax.Array, jax.Array], block: tuple[jax.Array, jax.Array]) -> tuple:
-        distances, indices = masked_distances(queries, *block, gallery_size, exclude, metric)
+        distances, indices = _offered_distances(queries, *block, gallery_size, exclude)
         # top_k prefers the lower position among equals: earlier blocks, hence lower indices, stand first.
         closeness = jnp.concatenate([best[0], -distances], axis=1)
         candidates = jnp.concatenate([best[1], jnp.broadcast_to(indices, distances.shape)], axis=1)
@@ -169,24 +236,25 @@ def _search_block(
 
     nothing = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1, jnp.int32)
     (closeness, indices), _ = jax.lax.scan(merge, nothing, number_blocks(gallery_blocks))
-    return -closeness, jnp.where(closeness == -jnp.inf, -1, indices)
+    return -closeness[:, -1], jnp.where(closeness == -jnp.inf, -1, indices)
 
 
-def masked_distances(
+def _offered_distances(
     queries: jax.Array,
     gallery_block: jax.Array,
     first_index: jax.Array,
     gallery_size: jax.Array | int,
     exclude: jax.Array,
-    metric: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return distances `[q, g]` of queries to one block of the gallery and the indices `[g]` of its rows.
+    """Return squared distances `[q, g]` of queries to one block of the gallery and the indices `[g]` of its rows.
 
     Rows which only fill up the last block, and those to `exclude` `[q, E]`, are infinitely far.
     """
     block_size = len(gallery_block)
     indices = first_index + jnp.arange(block_size, dtype=jnp.int32)
-    distances = jnp.where((indices < gallery_size)[None, :], METRICS[metric](queries, gallery_block), jnp.inf)
+    squared = jnp.sum(jnp.square(queries), axis=1)[:, None] + jnp.sum(jnp.square(gallery_block), axis=1)[None, :]
+    products = jnp.matmul(queries, gallery_block.T, precision=jax.lax.Precision.HIGHEST)
+    distances = jnp.where((indices < gallery_size)[None, :], squared - 2 * products, jnp.inf)
     # A scatter drops positions past the block, but counts negative ones from its end.
     positions = jnp.where(exclude >= first_index, exclude - first_index, block_size)
     return distances.at[jnp.arange(len(queries))[:, None], positions].set(jnp.inf, mode="drop"), indices
@@ -213,15 +281,60 @@ def query_blocks(num_queries: int, block_size: int) -> list[slice]:
     return [slice(min(start, last), min(start, last) + block_size) for start in starts]
 
 
+def host_array(name: str, values: Any) -> np.ndarray:
+    """Return values as an array on the host, or say in one line why they are none."""
+    if isinstance(values, jax.core.Tracer):
+        raise TypeError(f"{name} is traced, expected an array: call this function outside of jit, vmap and shard_map")
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise ValueError(
+            f"{name} is a {type(values).__name__} of rows of different lengths, expected an array"
+        ) from None
+
+
+def check_integers(name: str, labels: Any) -> np.ndarray:
+    """Return labels as int64 on the host, or say in one line how to make integers of them."""
+    labels = host_array(name, labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(
+            f"{name} has dtype {labels.dtype}, expected integers; np.unique(labels, return_inverse=True)[1] numbers "
+            "the labels of queries and gallery together"
+        )
+    if labels.size and labels.max() > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"{name} has the value {labels.max()}, expected at most {np.iinfo(np.int64).max}; "
+            "np.unique(labels, return_inverse=True)[1] numbers the labels of queries and gallery together"
+        )
+    return labels.astype(np.int64, copy=False)
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return a number of at least 1 as int."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} is {value!r}, expected an integer")
+    if value < 1:
+        raise ValueError(f"{name} is {value}, expected at least 1")
+    return int(value)
+
+
 def check_embeddings(name: str, embeddings: jax.Array | np.ndarray) -> np.ndarray:
-    """Return embeddings `[N, D]` in float32 on the host, or say in one line what is wrong with them."""
-    embeddings = np.asarray(embeddings)
+    """Return embeddings `[N, D]` on the host, in float64 if they are float64 or integers, else in float32.
+
+    What is wrong with them is said in one line.
+    """
+    embeddings = host_array(name, embeddings)
+    if embeddings.dtype == bool or str(embeddings.dtype) in ("bfloat16", "float16"):
+        embeddings = embeddings.astype(np.float32)
+    if not np.issubdtype(embeddings.dtype, np.floating) and not np.issubdtype(embeddings.dtype, np.integer):
+        raise TypeError(f"{name} has dtype {embeddings.dtype}, expected real numbers")
     if embeddings.ndim != 2 or embeddings.shape[1] == 0:
         raise ValueError(f"{name} has shape {embeddings.shape}, expected [N, D] with D >= 1")
+    embeddings = embeddings if embeddings.dtype == np.float32 else embeddings.astype(float)
     with np.errstate(over="ignore", invalid="ignore"):
-        embeddings = embeddings.astype(np.float32)
+        narrow = embeddings.astype(np.float32, copy=False)
         # A squared distance is at most 4 times the larger squared length.
-        bad = ~np.isfinite(4 * np.einsum("nd,nd->n", embeddings, embeddings))
+        bad = ~np.isfinite(4 * np.einsum("nd,nd->n", narrow, narrow))
     if bad.any():
         raise ValueError(
             f"{name} has {bad.sum()} rows that are NaN, infinite or too long for float32; "
@@ -244,7 +357,7 @@ def check_exclude(exclude: jax.Array | np.ndarray | None, num_queries: int, num_
     """Return the gallery rows that each query leaves out, `[Q, E]` int32; each once, and -1 for none."""
     if exclude is None:
         return np.zeros((num_queries, 0), np.int32)
-    exclude = np.asarray(exclude)
+    exclude = host_array("exclude", exclude)
     if not np.issubdtype(exclude.dtype, np.integer):
         raise TypeError(f"exclude has dtype {exclude.dtype}, expected integers")
     if exclude.ndim not in (1, 2) or len(exclude) != num_queries:

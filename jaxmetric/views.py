@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmetric import checks
 from jaxmetric.references import References
 
 
@@ -55,22 +56,26 @@ def self_supervised(loss: Callable[..., Any], *, symmetric: bool = True) -> Call
     """
 
     def over_views(*views: jax.Array, where: Any = None, weights: Any = None, **options: Any) -> Any:
-        batch = _check_views(views)
-        of_pictures = {name: each for name, each in (("where", where), ("weights", weights)) if each is not None}
+        views = _check_views(views)
+        batch, of_pictures = views[0].shape[0], {}
+        if where is not None:
+            of_pictures["where"] = checks.check_booleans("where", where)
+        if weights is not None:
+            of_pictures["weights"] = checks.check_array("weights", weights, "numbers")
         if symmetric:
-            repeated = {name: jnp.tile(jnp.asarray(each), len(views)) for name, each in of_pictures.items()}
+            repeated = {name: jnp.tile(each, len(views)) for name, each in of_pictures.items()}
             return loss(jnp.concatenate(views), view_labels(batch, len(views)), **repeated, **options)
         first, *others = views
-        repeated = {name: jnp.tile(jnp.asarray(each), len(others)) for name, each in of_pictures.items()}
+        repeated = {name: jnp.tile(each, len(others)) for name, each in of_pictures.items()}
         references = References(jnp.concatenate(others), view_labels(batch, len(others)), **repeated)
         return loss(first, view_labels(batch, 1), references=references, **of_pictures, **options)
 
     return over_views
 
 
-def _check_views(views: tuple[jax.Array, ...]) -> int:
-    """Returns the number of pictures."""
-    shapes = [jnp.shape(view) for view in views]
-    if len(views) < 2 or len(shapes[0]) != 2 or len(set(shapes)) > 1:
+def _check_views(views: tuple[Any, ...]) -> tuple[jax.Array, ...]:
+    arrays = tuple(checks.check_floats(f"view {i}", view) for i, view in enumerate(views))
+    shapes = [view.shape for view in arrays]
+    if len(arrays) < 2 or len(shapes[0]) != 2 or len(set(shapes)) > 1:
         raise ValueError(f"views have shapes {shapes}, expected two or more of one shape [B, D]")
-    return shapes[0][0]
+    return arrays

@@ -13,9 +13,9 @@ PACKAGE = Path(jaxmetric.__file__).parent
 
 # Each room may import from those named before it and, without a circle, from those beside it.
 LAYERS = [
-    {"numerics", "references"},
+    {"numerics"},
     {"checks"},
-    {"distances", "agreement"},
+    {"distances", "agreement", "references"},
     {"ordering"},
     {"tuples", "mining"},
     {"losses", "search", "memory", "regularizers", "views"},

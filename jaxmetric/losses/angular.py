@@ -10,18 +10,18 @@ from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, between_references, compare, no_sums
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_anchors
-from jaxmetric.numerics import masked_logsumexp
-from jaxmetric.references import References
+from jaxmetric.numerics import masked_logsumexp, softplus
+from jaxmetric.references import PairMasks, References
 
 
 def angular_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     angle: float = math.pi / 4,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -34,12 +34,13 @@ def angular_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       angle: alpha, in radians, in (0, pi / 2): the angle which the one at the negative should not exceed.
       similarity: `"cosine"`, which compares embeddings scaled to length 1; `"dot"`; a function of `[B, D]` and
         `[R, D]`; or an array `[B, R]`.
       references: where positives and negatives come from; the batch itself if not given.
-      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given.
+      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given. With `labels=None`: two masks,
+        `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a pair (a, p) weighs the product of its members'. In the sum over n every
         negative counts once. No gradient flows into the weights.
@@ -87,6 +88,6 @@ def _term(pair: PositivePair, negatives: jax.Array, constants: Any) -> tuple[jax
     reference_weights, squared_tangent = constants
     assert pair.positive_row is not None
     f = 4 * squared_tangent * (pair.anchor_row + pair.positive_row) - 2 * (1 + squared_tangent) * pair.value
-    loss = jax.nn.softplus(masked_logsumexp(f, negatives))
+    loss = softplus(masked_logsumexp(f, negatives))
     weight = reference_weights[pair.positive]
     return weight * loss, jnp.where(loss > 0, weight, 0)

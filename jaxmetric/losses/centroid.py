@@ -72,7 +72,15 @@ def centroid_triplet_loss(
     checks.check_choice("mining", mining, MININGS)
     if not isinstance(distance, str) and not callable(distance):
         raise TypeError(f"distance is {type(distance).__name__}, expected a name or a function: it is of centroids")
-    c = compare(embeddings, labels, references=references, where=where, weights=weights, needs_values=False)
+    c = compare(
+        embeddings,
+        labels,
+        references=references,
+        where=where,
+        weights=weights,
+        needs_values=False,
+        needs_labels=True,
+    )
     if not c.positives.size:
         return reduce_anchors(no_sums(c), reduction, has_aux)
     centroids, own = _centroids(c), _own_centroids(c)

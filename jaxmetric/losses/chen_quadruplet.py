@@ -80,7 +80,14 @@ def chen_quadruplet_loss(
     checks.check_scalar("margin", margin)
     checks.check_scalar("second_margin", second_margin)
     comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+        embeddings,
+        labels,
+        distance=distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        needs_labels=True,
     )
     symmetric = references is None and pairs is None and isinstance(distance, str) and distance in SYMMETRIC_DISTANCES
     triplets = all_triplets(comparison, margin)

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmetric import checks
@@ -49,18 +48,19 @@ def check_columns(
     if not isinstance(vectors, (tuple, list)):
         return [_check_column(embeddings, labels, vectors, options, name, num_axes)]
     shape, class_weights = (embeddings.shape[0], len(vectors)), options.class_weights
-    if not vectors or np.shape(labels) != shape:
-        raise ValueError(f"labels has shape {np.shape(labels)}, expected {shape}: a column for each of the {name}")
+    labels, where = checks.check_integers("labels", labels), options.where
+    if not vectors or labels.shape != shape:
+        raise ValueError(f"labels has shape {labels.shape}, expected {shape}: a column for each of the {name}")
     if class_weights is None:
         class_weights = [None] * len(vectors)
     if not isinstance(class_weights, (tuple, list)) or len(class_weights) != len(vectors):
         raise ValueError(f"class_weights is {_describe(class_weights)}, expected a tuple of {len(vectors)}, as {name}")
-    per_label = np.ndim(options.where) == 2
-    if per_label and np.shape(options.where) != shape:
-        raise ValueError(f"where has shape {np.shape(options.where)}, expected {shape} as labels")
+    where = None if where is None else checks.check_booleans("where", where)
+    if where is not None and where.ndim == 2 and where.shape != shape:
+        raise ValueError(f"where has shape {where.shape}, expected {shape} as labels")
     columns = []
     for t, (of_class, weight) in enumerate(zip(vectors, class_weights, strict=True)):
-        known = options.where[:, t] if per_label else options.where
+        known = where if where is None or where.ndim < 2 else where[:, t]
         of_column = options._replace(class_weights=weight, where=known)
         columns.append(_check_column(embeddings, labels[:, t], of_class, of_column, f"{name}[{t}]", num_axes))
     return columns
@@ -69,7 +69,7 @@ def check_columns(
 def _check_column(
     embeddings: jax.Array, labels: Any, vectors: Any, options: Options, name: str, num_axes: int
 ) -> Column:
-    shape = np.shape(labels)
+    shape = checks.check_integers("labels", labels).shape
     if len(shape) == 2 and shape[1] > 1:
         raise ValueError(f"labels has shape {shape}, expected one column, or {name} as a tuple of {shape[1]} arrays")
     column = checks.check_class_labels(embeddings, labels)
@@ -82,7 +82,8 @@ def _check_column(
     if class_weights is not None:
         if np.shape(class_weights) != (num_classes,):
             raise ValueError(f"class_weights is {_describe(class_weights)}, expected {(num_classes,)}, as {name}")
-        class_weights = checks.check_weights("class_weights", jnp.asarray(class_weights, embeddings.dtype))
+        class_weights = checks.check_array("class_weights", class_weights, "numbers").astype(embeddings.dtype)
+        class_weights = checks.check_weights("class_weights", class_weights)
     return Column(column, vectors, weights, class_weights)
 
 

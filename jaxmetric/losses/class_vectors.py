@@ -32,6 +32,7 @@ from jaxmetric.losses.class_chunks import Chunk, chunk_at, chunk_size, gradients
 from jaxmetric.losses.class_columns import Column, Options, check_columns
 from jaxmetric.losses.class_shard import ClassShard, ClassVectors, held, over_shards, with_rows
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, reduce_each, reduce_stats
+from jaxmetric.numerics import equally_varying, excess, safe_divide, softplus
 
 # (class vectors [c, ...], *operands) -> logits [c, B]. Static under jit, as all functions here: one of a module.
 Score: TypeAlias = Callable[..., jax.Array]
@@ -99,6 +100,7 @@ def _reduced(
     reduction: str,
 ) -> tuple[jax.Array, LossStats]:
     hyper = {name: value if value is None else jnp.asarray(value, embeddings.dtype) for name, value in hyper.items()}
+    embeddings, columns, hyper = equally_varying((embeddings, columns, hyper))
     losses: list[Any] = []
     stats = []
     for column in columns:
@@ -119,7 +121,7 @@ def of_examples(values: jax.Array, column: Column) -> tuple[jax.Array, LossStats
 
 def softmax_loss(right: jax.Array, others: jax.Array) -> jax.Array:
     """-log of the softmax probability of the right class, from its logit and the log-sum-exp of all others: `[B]`."""
-    return jax.nn.softplus(others - right)
+    return softplus(others - right)
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ def partial_softmax(logits: jax.Array, index: jax.Array, counted: jax.Array, lab
     """What consecutive classes `index` `[c]` with `[c, B]` logits add; those not `counted` `[c]` are left out."""
     others = jnp.where(_is_other(index, counted, labels), logits, -jnp.inf)
     largest = jnp.max(others, axis=0)
-    sum_exp = jnp.sum(jnp.exp(others - _finite(largest)[None, :]), axis=0)
+    sum_exp = jnp.sum(jnp.exp(excess(others, _finite(largest)[None, :])), axis=0)
     row = jnp.clip(labels - index[0], 0, index.size - 1)
     is_here = (index[row] == labels) & counted[row]
     return Partial(largest, sum_exp, jnp.where(is_here, logits[row, jnp.arange(labels.size)], 0))
@@ -213,7 +215,9 @@ def join(classes: ClassVectors, here: Partial) -> Partial:
     if not isinstance(classes, ClassShard):
         return here
     largest = jax.lax.pmax(here.largest, classes.axis_name)
-    return Partial(largest, *over_shards(classes, (_sum_relative_to(largest, here), here.right)))
+    whole = Partial(largest, *over_shards(classes, (_sum_relative_to(largest, here), here.right)))
+    # Each device has its own cotangent of it, which the rules below add up.
+    return equally_varying((whole, here))[0]
 
 
 def log_sum_exp(whole: Partial) -> jax.Array:
@@ -223,7 +227,7 @@ def log_sum_exp(whole: Partial) -> jax.Array:
 
 
 def _sum_relative_to(largest: jax.Array, part: Partial) -> jax.Array:
-    return part.sum_exp * jnp.exp(part.largest - _finite(largest))
+    return part.sum_exp * jnp.exp(excess(part.largest, _finite(largest)))
 
 
 def _finite(largest: jax.Array) -> jax.Array:
@@ -239,14 +243,16 @@ def _logit_cotangents(
     index: jax.Array,
     counted: jax.Array,
     labels: jax.Array,
-    others: jax.Array,
+    whole: Partial,
     of_right: jax.Array,
     of_others: jax.Array,
 ) -> jax.Array:
     """The cotangents of `[c, B]` logits, from those of the right class's logit and of the log-sum-exp of the others."""
     is_other = _is_other(index, counted, labels)
-    share = jnp.exp(jnp.where(is_other, logits, -jnp.inf) - _finite(others)[None, :])
-    return jnp.where(is_other, share * of_others[None, :], jnp.where(counted[:, None], of_right[None, :], 0))
+    # Not exp(logits - log_sum_exp), in which the rounding of large numbers makes any share of the largest.
+    terms = jnp.exp(excess(jnp.where(is_other, logits, -jnp.inf), _finite(whole.largest)[None, :]))
+    of_terms = safe_divide(of_others, whole.sum_exp)
+    return jnp.where(is_other, terms * of_terms[None, :], jnp.where(counted[:, None], of_right[None, :], 0))
 
 
 def right_and_others(
@@ -272,21 +278,20 @@ def right_and_others(
 
 @jax.custom_vjp
 def _of_logits(logits: ClassVectors, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    _, ids, counted = single_chunk(logits)
-    whole = join(logits, partial_softmax(held(logits), ids, counted, labels))
-    return whole.right, log_sum_exp(whole)
+    return _of_logits_fwd(logits, labels)[0]
 
 
 def _of_logits_fwd(logits: ClassVectors, labels: jax.Array) -> Any:
-    right, others = _of_logits(logits, labels)
-    return (right, others), (logits, labels, others)
+    _, ids, counted = single_chunk(logits)
+    whole = join(logits, partial_softmax(held(logits), ids, counted, labels))
+    return (whole.right, log_sum_exp(whole)), (logits, labels, whole)
 
 
 def _of_logits_bwd(saved: Any, cotangents: Any) -> Any:
-    logits, labels, others = saved
+    logits, labels, whole = saved
     _, ids, counted = single_chunk(logits)
     cotangents = over_shards(logits, cotangents)  # each device's own loss has a part in the logits of this one
-    return with_rows(logits, _logit_cotangents(held(logits), ids, counted, labels, others, *cotangents)), None
+    return with_rows(logits, _logit_cotangents(held(logits), ids, counted, labels, whole, *cotangents)), None
 
 
 _of_logits.defvjp(_of_logits_fwd, _of_logits_bwd)
@@ -296,29 +301,28 @@ _of_logits.defvjp(_of_logits_fwd, _of_logits_bwd)
 def _chunked_right_and_others(
     score: Score, size: int, classes: ClassVectors, labels: jax.Array, operands: Any
 ) -> tuple[jax.Array, jax.Array]:
+    return _right_and_others_fwd(score, size, classes, labels, operands)[0]
+
+
+def _right_and_others_fwd(score: Score, size: int, classes: ClassVectors, labels: jax.Array, operands: Any) -> Any:
     def add(whole: Partial, chunk: Chunk) -> Partial:
         return merge(whole, partial_softmax(score(chunk.vectors, *operands), chunk.ids, chunk.counted, labels))
 
     dtype = jax.eval_shape(score, held(classes), *operands).dtype
-    nothing = jnp.zeros(labels.shape, dtype)
+    nothing = jnp.zeros_like(labels, dtype)
     whole = join(classes, over_chunks(add, Partial(nothing - jnp.inf, nothing, nothing), classes, size))
-    return whole.right, log_sum_exp(whole)
-
-
-def _right_and_others_fwd(score: Score, size: int, classes: ClassVectors, labels: jax.Array, operands: Any) -> Any:
-    right, others = _chunked_right_and_others(score, size, classes, labels, operands)
-    return (right, others), (classes, labels, operands, others)
+    return (whole.right, log_sum_exp(whole)), (classes, labels, operands, whole)
 
 
 def _right_and_others_bwd(score: Score, size: int, saved: Any, cotangents: Any) -> Any:
-    classes, labels, operands, others = saved
+    classes, labels, operands, whole = saved
     cotangents = over_shards(classes, cotangents)
 
     def logits(chunk: Chunk, operands: Any) -> jax.Array:
         return score(chunk.vectors, *operands)
 
     def of_logits(logits: jax.Array, chunk: Chunk) -> jax.Array:
-        return _logit_cotangents(logits, chunk.ids, chunk.counted, labels, others, *cotangents)
+        return _logit_cotangents(logits, chunk.ids, chunk.counted, labels, whole, *cotangents)
 
     nothing = jax.tree.map(jnp.zeros_like, classes)
     d_classes, d_operands = gradients(logits, of_logits, classes, operands, size, start=nothing)
@@ -362,7 +366,7 @@ def _chunked_sum(terms: Callable[..., Any], size: int, classes: ClassVectors, op
         return jax.tree.map(jnp.add, total, _counted_sum(terms, chunk, operands, fixed))
 
     shapes = jax.eval_shape(partial(_counted_sum, terms), chunk_at(classes, 0, size), operands, fixed)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    nothing = jax.tree.map(jnp.zeros_like, shapes)
     return over_chunks(add, nothing, classes, size), classes
 
 

@@ -24,7 +24,7 @@ from jaxmetric.distances import (
 )
 from jaxmetric.losses.reduction import LossStats
 from jaxmetric.numerics import as_float, safe_divide
-from jaxmetric.references import References, own_pairs
+from jaxmetric.references import PairMasks, References, check_references, own_pairs
 
 _Function: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 # A name, a function of [A, D] and [R, D] that returns [A, R], or an [A, R] array computed beforehand.
@@ -54,10 +54,11 @@ class Comparison(NamedTuple):
       positives: `[A, R]`: which references are alike; booleans, or the share of the labels that agree, in [0, 1].
       negatives: `[A, R]`: which are not; booleans, or the share of the labels that differ. Neither a positive nor a
         negative is an anchor itself, a masked example, or a pair left out by `pairs`.
+      own: `[A, R]`: which reference is the anchor itself, where it is valid and `pairs` does not leave it out.
       anchor_weights: `[A]`, 0 for a masked example.
       reference_weights: `[R]`, 0 for a masked example.
-      anchor_labels: `[A]` (or `[A, T]`).
-      reference_labels: `[R]` (or `[R, T]`).
+      anchor_labels: `[A]` (or `[A, T]`); zeros where masks were given in place of labels.
+      reference_labels: `[R]` (or `[R, T]`); likewise.
     """
 
     anchors: jax.Array
@@ -66,6 +67,7 @@ class Comparison(NamedTuple):
     all_values: jax.Array
     positives: jax.Array
     negatives: jax.Array
+    own: jax.Array
     anchor_weights: jax.Array
     reference_weights: jax.Array
     anchor_labels: jax.Array
@@ -74,32 +76,35 @@ class Comparison(NamedTuple):
 
 def compare(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     distance: Pairwise | None = None,
     similarity: Pairwise | None = None,
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     multi_output: bool = False,
     label_weights: Sequence[float] | None = None,
     needs_values: bool = True,
+    needs_labels: bool = False,
 ) -> Comparison:
     """Checks the arguments of a loss over pairs and compares the batch with the references, or with itself.
 
     Args:
       embeddings: `[B, D]` floats; None if `distance` or `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; with `multi_output` also `[B, T]`.
+      labels: `[B]` or `[B, 1]` integers; with `multi_output` also `[B, T]`; None if `pairs` is two masks.
       distance: a name of `DISTANCES`, a function or an array; at most one of `distance` and `similarity` is given.
       similarity: the same of `SIMILARITIES`.
       references: what to compare with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used; or, with labels None, the positives and the negatives. With
+        `multi_output` these two may also be floats, the shares in [0, 1] by which a pair is alike and different.
       where: `[B]` booleans, with `multi_output` also `[B, T]`: what is valid.
       weights: `[B]` weights >= 0.
       multi_output: whether positives and negatives are shares of the labels instead of booleans.
       label_weights: T static weights of the labels in those shares.
       needs_values: whether `distance` or `similarity` must be given.
+      needs_labels: whether the loss cannot do with masks in place of labels.
 
     Returns:
       The comparison.
@@ -112,23 +117,23 @@ def compare(
     if needs_values and pairwise is None:
         raise TypeError("distance or similarity is None, expected a name, a function or an array")
     matrix = _given_matrix(name, pairwise)
+    _check_labels_or_masks(labels, references, pairs, needs_labels)
     batch = _check_side(embeddings, labels, where, weights, matrix, 0, multi_output=multi_output, prefix="")
-    if references is None:
-        others = batch
-    else:
-        if not isinstance(references, References):
-            raise TypeError(f"references is a {type(references).__name__}, expected jaxmetric.References")
-        others = _check_side(*references[:4], matrix, 1, multi_output=multi_output, prefix="references.")
-        for part in ("labels",) if matrix is not None else ("embeddings", "labels"):
-            ours, theirs = getattr(batch, part).shape[1:], getattr(others, part).shape[1:]
-            if ours != theirs:
-                raise ValueError(f"references.{part} has rows of shape {theirs}, expected {ours} as {part}")
+    others = batch if references is None else _check_references(references, batch, matrix, multi_output)
     shape = (batch.labels.shape[0], others.labels.shape[0])
-    own = own_pairs(references, *shape)
-    _check_pairs(pairs, shape)
-    scale = column_scale(batch.labels.shape[1], label_weights, None) if multi_output else None
-    column_weights = None if scale is None else jnp.asarray([weight for weight, _ in scale], batch.weights.dtype)
-    positives, negatives = _alike_and_not(batch, others, own, pairs, column_weights)
+    allowed, own = _allowed_and_own(batch, others, own_pairs(references, *shape))
+    if isinstance(pairs, tuple):
+        if label_weights is not None:
+            raise ValueError("label_weights weighs columns of labels, and labels is None")
+        masks = _check_masks(pairs, shape, batch.weights.dtype if multi_output else bool)
+        positives, negatives = (jnp.where(allowed, mask, jnp.zeros_like(mask)) for mask in masks)
+    else:
+        if pairs is not None:
+            usable = _check_pairs("pairs", pairs, shape)
+            allowed, own = allowed & usable, own & usable
+        scale = column_scale(batch.labels.shape[1], label_weights, None) if multi_output else None
+        column_weights = None if scale is None else jnp.asarray([weight for weight, _ in scale], batch.weights.dtype)
+        positives, negatives = _alike_and_not(batch, others, allowed, column_weights)
     all_values: Any = None if pairwise is None else _values(name, pairwise, matrix, batch, others, shape)
     compared = (positives + negatives) > 0 if multi_output else positives | negatives
     values: Any = None if pairwise is None else jnp.where(compared, all_values, 0)
@@ -139,6 +144,7 @@ def compare(
         all_values,
         positives,
         negatives,
+        own,
         batch.weights,
         others.weights,
         batch.labels if multi_output else batch.labels[:, 0],
@@ -190,6 +196,65 @@ def pairwise_values(
     return jnp.where(x_valid[:, None] & y_valid[None, :], values, 0)
 
 
+class TripletDistances(NamedTuple):
+    """The distances within N given triplets of an anchor, a positive and a negative.
+
+    Attributes:
+      near: `[N]`, of anchors and positives.
+      far: `[N]`, of anchors and negatives.
+      between: `[N]`, of positives and negatives; None if they were not asked for.
+      weights: `[N]`: the product of the members' weights, 0 where there is no triplet.
+    """
+
+    near: jax.Array
+    far: jax.Array
+    between: jax.Array | None
+    weights: jax.Array
+
+
+def compare_triplets(
+    embeddings: jax.Array | None,
+    triplets: jax.Array,
+    *,
+    distance: Pairwise,
+    references: References | None,
+    where: jax.Array | None,
+    weights: jax.Array | None,
+    between: bool,
+) -> TripletDistances:
+    """Checks the arguments of a loss over given triplets `[N, 3]` and returns their distances.
+
+    A triplet with a negative index is none. A traced index beyond the rows gives NaN, a concrete one is an error.
+    """
+    matrix = _given_matrix("distance", distance)
+    check_references(references)
+    if references is not None and references.labels is not None:
+        raise ValueError("references.labels and triplets are both given, expected one of them")
+    batch = _check_side(embeddings, None, where, weights, matrix, 0, multi_output=False, prefix="")
+    others = batch if references is None else _check_references(references, batch, matrix, False)
+    if between and matrix is not None and references is not None:
+        raise ValueError("distance is an array, expected a name or a function: references are compared with each other")
+    sizes = (batch.weights.size, others.weights.size, others.weights.size)
+    index, exists, inside = _check_triplets(triplets, sizes)
+    members = [side.embeddings[rows] for side, rows in zip((batch, others, others), index, strict=True)]
+    (of_anchor, of_positive, of_negative) = (
+        side.weights[rows] for side, rows in zip((batch, others, others), index, strict=True)
+    )
+    weight = jnp.where(exists, of_anchor * of_positive * of_negative, 0)
+
+    def of_pair(x: jax.Array, y: jax.Array, valid: jax.Array) -> jax.Array:
+        return pairwise_values("distance", distance, x[None], y[None], valid[None], valid[None])[0, 0]
+
+    def distances(first: int, second: int) -> jax.Array:
+        if matrix is None:
+            values = jax.vmap(of_pair)(members[first], members[second], weight > 0)
+        else:
+            values = matrix[index[first], index[second]]
+        return jnp.where(weight > 0, jnp.where(inside, values, jnp.nan), 0)
+
+    return TripletDistances(distances(0, 1), distances(0, 2), distances(1, 2) if between else None, weight)
+
+
 def no_sums(comparison: Comparison) -> LossStats:
     """The sums `[A]` where there are no anchors, or no references for them."""
     return LossStats(*(jnp.zeros_like(comparison.anchor_weights),) * 3)
@@ -207,7 +272,7 @@ class _Side(NamedTuple):
 def _given_matrix(name: str, pairwise: Pairwise | None) -> jax.Array | None:
     if pairwise is None or isinstance(pairwise, str) or callable(pairwise):
         return None
-    matrix = jnp.asarray(pairwise)
+    matrix = checks.check_array(name, pairwise, "a name, a function or an array of floats")
     if not jnp.issubdtype(matrix.dtype, jnp.floating):
         raise TypeError(f"{name} has dtype {matrix.dtype}, expected a name, a function or an array of floats")
     if matrix.ndim != 2:
@@ -215,9 +280,33 @@ def _given_matrix(name: str, pairwise: Pairwise | None) -> jax.Array | None:
     return as_float(matrix)
 
 
+def _check_labels_or_masks(
+    labels: jax.Array | None, references: References | None, pairs: PairMasks | None, needs_labels: bool
+) -> None:
+    """Raises unless what is alike is said once: by labels on every side, or by two masks."""
+    check_references(references)
+    sides = {"labels": labels} if references is None else {"labels": labels, "references.labels": references.labels}
+    for name, side in sides.items():
+        if side is None and needs_labels:
+            raise TypeError(f"{name} is None, expected integers: this loss, as called, compares classes")
+        if side is None and not isinstance(pairs, tuple):
+            raise TypeError(f"{name} is None, expected integers, or pairs=(positives, negatives) in place of labels")
+        if side is not None and isinstance(pairs, tuple):
+            raise ValueError(f"{name} and pairs=(positives, negatives) are both given, expected one of them")
+
+
+def _check_references(references: References, batch: _Side, matrix: jax.Array | None, multi_output: bool) -> _Side:
+    others = _check_side(*references[:4], matrix, 1, multi_output=multi_output, prefix="references.")
+    for part in ("labels",) if matrix is not None else ("embeddings", "labels"):
+        ours, theirs = getattr(batch, part).shape[1:], getattr(others, part).shape[1:]
+        if ours != theirs:
+            raise ValueError(f"references.{part} has rows of shape {theirs}, expected {ours} as {part}")
+    return others
+
+
 def _check_side(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     where: jax.Array | None,
     weights: jax.Array | None,
     matrix: jax.Array | None,
@@ -230,32 +319,79 @@ def _check_side(
         rows = jnp.zeros((matrix.shape[axis], 0), matrix.dtype)
     else:
         rows = checks.check_embeddings(embeddings, f"{prefix}embeddings")
+    if labels is None:
+        labels = jnp.zeros(rows.shape[0], jnp.int32)
     if not multi_output:
         column = checks.check_class_labels(rows, labels, f"{prefix}labels")
         weights = checks.example_weights(rows, where, weights, prefix)
         return _Side(checks.leave_out(rows, weights), column[:, None], weights[:, None] > 0, weights)
+    labels = checks.check_integers(f"{prefix}labels", labels)
     checks.check_rows(rows, **{f"{prefix}labels": labels})
     columns, known = known_labels(labels, where, f"{prefix}labels")
     weights = checks.example_weights(rows, jnp.any(known, axis=1), weights, prefix)
     return _Side(checks.leave_out(rows, weights), columns, known, weights)
 
 
-def _check_pairs(pairs: jax.Array | None, shape: tuple[int, int]) -> None:
-    if pairs is None:
-        return
-    if jnp.asarray(pairs).dtype != bool:
-        raise TypeError(f"pairs has dtype {jnp.asarray(pairs).dtype}, expected bool: a mask {shape}, not indices")
-    if np.shape(pairs) != shape:
-        raise ValueError(f"pairs has shape {np.shape(pairs)}, expected {shape}: anchors and references")
+def _check_pairs(name: str, mask: Any, shape: tuple[int, int]) -> jax.Array:
+    mask = checks.check_booleans(name, mask, f": a mask {shape}, not indices")
+    if mask.shape != shape:
+        raise ValueError(f"{name} has shape {mask.shape}, expected {shape}: anchors and references")
+    return mask
+
+
+def _check_triplets(triplets: jax.Array, sizes: tuple[int, int, int]) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    """The rows `[N]` of anchors, positives and negatives, which triplets exist, and which point at rows there are."""
+    array = checks.check_integers("triplets", triplets)
+    if array.ndim != 2 or array.shape[1] != 3:
+        raise ValueError(f"triplets has shape {array.shape}, expected [N, 3]: anchors, positives and negatives")
+    if not isinstance(triplets, jax.core.Tracer):
+        for size, column in zip(sizes, np.asarray(triplets).T, strict=True):
+            if column.size and column.max() >= size:
+                raise ValueError(f"triplets has the row {column.max()}, expected rows below {size}, or -1 for none")
+    exists = jnp.all(array >= 0, axis=1)
+    inside = jnp.all(array < jnp.asarray(sizes, array.dtype)[None, :], axis=1)
+    rows = [jnp.clip(column, 0, max(size - 1, 0)) for size, column in zip(sizes, array.T, strict=True)]
+    return rows, exists, inside
+
+
+def _check_masks(
+    masks: tuple[jax.Array, jax.Array], shape: tuple[int, int], dtype: jax.typing.DTypeLike
+) -> tuple[jax.Array, jax.Array]:
+    """The positives and the negatives, as booleans or as the shares by which pairs are alike and different."""
+    if len(masks) != 2:
+        raise ValueError(f"pairs is a tuple of {len(masks)}, expected one mask, or two: (positives, negatives)")
+    check = _check_pairs if dtype is bool else _check_shares
+    positives, negatives = (check(f"pairs[{i}]", mask, shape).astype(dtype) for i, mask in enumerate(masks))
+    doubtful = positives & negatives if dtype is bool else positives + negatives > 1 + 1e-5
+    if not isinstance(doubtful, jax.core.Tracer) and np.any(doubtful):
+        raise ValueError(f"pairs has {np.sum(doubtful)} pairs that are positives and negatives, expected either")
+    return positives, negatives
+
+
+def _check_shares(name: str, shares: Any, shape: tuple[int, int]) -> jax.Array:
+    shares = checks.check_array(name, shares, "bool, or shares in [0, 1] as floats")
+    if shares.dtype == bool:
+        return _check_pairs(name, shares, shape)
+    if not jnp.issubdtype(shares.dtype, jnp.floating):
+        raise TypeError(f"{name} has dtype {shares.dtype}, expected bool, or shares in [0, 1] as floats")
+    if shares.shape != shape:
+        raise ValueError(f"{name} has shape {shares.shape}, expected {shape}: anchors and references")
+    if not isinstance(shares, jax.core.Tracer) and not np.all((np.asarray(shares) >= 0) & (np.asarray(shares) <= 1)):
+        raise ValueError(f"{name} goes beyond [0, 1], expected the shares by which pairs are alike and different")
+    return jax.lax.stop_gradient(shares)
+
+
+@jax.jit
+def _allowed_and_own(batch: _Side, others: _Side, own: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`[A, R]`: which pairs of valid examples there are, and which are of an example with itself."""
+    valid = (batch.weights[:, None] > 0) & (others.weights[None, :] > 0)
+    return valid & ~own, valid & own
 
 
 @jax.jit
 def _alike_and_not(
-    batch: _Side, others: _Side, own: jax.Array, pairs: jax.Array | None, column_weights: jax.Array | None
+    batch: _Side, others: _Side, allowed: jax.Array, column_weights: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    allowed = (batch.weights[:, None] > 0) & (others.weights[None, :] > 0) & ~own
-    if pairs is not None:
-        allowed &= pairs
     if column_weights is None:
         same = batch.labels[:, 0, None] == others.labels[None, :, 0]
         return allowed & same, allowed & ~same

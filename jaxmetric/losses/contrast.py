@@ -14,19 +14,19 @@ import jax.numpy as jnp
 from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights, weights_of_complete_anchors
 from jaxmetric.losses.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
-from jaxmetric.numerics import masked_logsumexp, safe_divide, safe_sqrt
-from jaxmetric.references import References
+from jaxmetric.numerics import masked_logsumexp, safe_divide, safe_sqrt, softplus
+from jaxmetric.references import PairMasks, References
 
 
 def ntxent_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     temperature: float = 0.07,
     similarity: Pairwise = "cosine",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -43,12 +43,13 @@ def ntxent_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike.
       temperature: tau > 0.
       similarity: `"cosine"`, `"dot"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
       label_weights: T static weights of the columns in the share of the labels that agree.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
       where: `[B]` or `[B, T]` booleans: which examples, or labels, are valid.
       weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
         whatever its weight (unless that is 0). No gradient flows into them.
@@ -91,11 +92,11 @@ def ntxent_loss(
 
 def n_pairs_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     similarity: Pairwise = "dot",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -111,10 +112,11 @@ def n_pairs_loss(
 
     Args:
       embeddings: `[B, D]` floats, not normalised; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       similarity: `"dot"`, `"cosine"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
         whatever its weight (unless that is 0). No gradient flows into them.
@@ -131,7 +133,7 @@ def n_pairs_loss(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxmetric.references import References
+      >>> from jaxmetric.references import PairMasks, References
       >>> anchors, positives, labels = 2 * jnp.eye(2), jnp.eye(2), jnp.arange(2)
       >>> loss = n_pairs_loss(anchors, labels, references=References(positives, labels))
       >>> round(float(loss), 4)  # log(1 + exp(0 - 2)), twice
@@ -148,13 +150,13 @@ def n_pairs_loss(
 
 def tuplet_margin_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     margin: float = 0.1,
     scale: float = 64.0,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -168,12 +170,13 @@ def tuplet_margin_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       margin: beta, the slack, in radians, in [0, pi / 2).
       scale: s > 0.
       similarity: `"cosine"`, or a function of `[B, D]` and `[R, D]`, or a `[B, R]` array, of cosines.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
         whatever its weight (unless that is 0). No gradient flows into them.
@@ -208,13 +211,13 @@ def tuplet_margin_loss(
 
 def supcon_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     temperature: float = 0.1,
     similarity: Pairwise = "cosine",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -230,12 +233,13 @@ def supcon_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike.
       temperature: tau > 0.
       similarity: `"cosine"`, `"dot"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
       label_weights: T static weights of the columns in the share of the labels that agree.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
       where: `[B]` or `[B, T]` booleans: which examples, or labels, are valid.
       weights: `[B]` example weights >= 0, those of the anchors in the mean over anchors and those of the positives in
         the mean over positives; in the denominator each counts once (unless it weighs 0). No gradient flows into them.
@@ -278,12 +282,12 @@ def supcon_loss(
 
 def nca_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     softmax_scale: float = 1.0,
     distance: Pairwise = "squared_euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -297,12 +301,13 @@ def nca_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       softmax_scale: gamma > 0.
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or a
         `[B, R]` array.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
         gradient flows into them.
@@ -335,12 +340,12 @@ def nca_loss(
 
 def instance_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     gamma: float = 64.0,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -358,11 +363,13 @@ def instance_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; `jnp.arange(B)` makes every example a class.
+      labels: `[B]` or `[B, 1]` integers; `jnp.arange(B)` makes every example a class; None if `pairs` says what is
+        alike.
       gamma: the scale of the similarities, > 0.
       similarity: `"cosine"`, or a function of `[B, D]` and `[R, D]`, or a `[B, R]` array, of cosines.
       references: what the anchors are compared with, besides themselves; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
         gradient flows into them.
@@ -399,7 +406,7 @@ def _ntxent(c: Comparison, temperature: float) -> LossStats:
     against = masked_logsumexp(logits, c.negatives > 0, weights=c.negatives)
     # A pair that is alike in a share pi is also among its own negatives, 1 - pi times: what is missing to 1 is pi.
     log_share = jnp.log(jnp.where(c.positives > 0, c.positives, 1))
-    losses = jax.nn.softplus(against[:, None] - logits - log_share) + log_share
+    losses = softplus(against[:, None] - logits - log_share) + log_share
     return each_pair(losses, pair_weights(c, c.positives))
 
 
@@ -419,7 +426,7 @@ def _tuplet_margin(c: Comparison, margin: float, scale: float) -> LossStats:
 def _each_positive_against_negatives(c: Comparison, positive: jax.Array, negative: jax.Array) -> LossStats:
     """For each pair (a, p), log(1 + sum over n of exp(negative[a, n] - positive[a, p]))."""
     against = masked_logsumexp(negative, c.negatives)
-    return each_pair(jax.nn.softplus(against[:, None] - positive), pair_weights(c, c.positives))
+    return each_pair(softplus(against[:, None] - positive), pair_weights(c, c.positives))
 
 
 @jax.jit
@@ -427,7 +434,8 @@ def _supcon(c: Comparison, temperature: float) -> LossStats:
     logits = c.values / temperature
     shares = c.positives * c.reference_weights[None, :]
     of_positives = safe_divide(jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1), jnp.sum(shares, axis=1))
-    losses = masked_logsumexp(logits, c.positives + c.negatives > 0) - of_positives
+    # Less the mean within the sum, not from its logarithm: large logits cancel before they are rounded.
+    losses = masked_logsumexp(logits - of_positives[:, None], c.positives + c.negatives > 0)
     return each_anchor(losses, weights_of_complete_anchors(c))
 
 
@@ -436,7 +444,7 @@ def _nca(c: Comparison, softmax_scale: float) -> LossStats:
     logits = -softmax_scale * c.values
     exists = jnp.any(c.positives, axis=1)
     alike = jnp.where(exists, masked_logsumexp(logits, c.positives), 0)
-    losses = jax.nn.softplus(masked_logsumexp(logits, c.negatives) - alike)
+    losses = softplus(masked_logsumexp(logits, c.negatives) - alike)
     return each_anchor(losses, jnp.where(exists, c.anchor_weights, 0))
 
 
@@ -444,5 +452,5 @@ def _nca(c: Comparison, softmax_scale: float) -> LossStats:
 def _instance(c: Comparison, gamma: float) -> LossStats:
     logits = gamma * c.values
     alike = jnp.logaddexp(masked_logsumexp(logits, c.positives), gamma)
-    losses = jax.nn.softplus(masked_logsumexp(logits, c.negatives) - alike)
+    losses = softplus(masked_logsumexp(logits, c.negatives) - alike)
     return each_anchor(losses, jnp.where(jnp.any(c.negatives, axis=1), c.anchor_weights, 0))

@@ -23,7 +23,7 @@ from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, e
 from jaxmetric.losses.triplet import sum_over_triplets, triplet_weights
 from jaxmetric.mining import hardest_negatives
 from jaxmetric.numerics import as_float, safe_divide
-from jaxmetric.references import References
+from jaxmetric.references import PairMasks, References
 
 MININGS = ("hard", "all")
 
@@ -46,7 +46,7 @@ class DynamicMarginStats(NamedTuple):
 
 def dynamic_soft_margin_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     histogram: jax.Array | None = None,
     momentum: float = 0.01,
@@ -55,7 +55,7 @@ def dynamic_soft_margin_loss(
     mining: str = "hard",
     distance: Pairwise = "euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -68,7 +68,7 @@ def dynamic_soft_margin_loss(
 
     Args:
       embeddings: `[B, D]` floats of length 1; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       histogram: `[K]` floats >= 0, what the call on the batch before returned in its stats; zeros or None before the
         first: then it is that of this batch.
       momentum: in [0, 1], the share of this batch in the histogram of which F is the running sum.
@@ -80,7 +80,8 @@ def dynamic_soft_margin_loss(
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or an
         array `[B, R]`.
       references: where positives and negatives come from; the batch itself if not given.
-      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given.
+      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given. With `labels=None`: two masks,
+        `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a triplet weighs the product of its members'. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"` (over triplets with a positive loss), `"sum"`, or `"none"`: for each anchor
@@ -112,7 +113,14 @@ def dynamic_soft_margin_loss(
     checks.check_scalar("largest", largest, above=0)
     checks.check_choice("mining", mining, MININGS)
     comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+        embeddings,
+        labels,
+        distance=distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        needs_labels=references is not None and mining == "hard",
     )
     past = _check_histogram(histogram, num_bins, comparison.values.dtype)
     of_positives = None
@@ -129,9 +137,7 @@ def _check_histogram(histogram: jax.Array | None, num_bins: int, dtype: jnp.dtyp
     checks.check_static_integer("num_bins", num_bins, least=2)
     if histogram is None:
         return jnp.zeros(num_bins, dtype)
-    histogram = jnp.asarray(histogram)
-    if not jnp.issubdtype(histogram.dtype, jnp.floating):
-        raise TypeError(f"histogram has dtype {histogram.dtype}, expected a floating-point dtype")
+    histogram = checks.check_floats("histogram", histogram)
     if histogram.ndim != 1 or histogram.size < 2:
         raise ValueError(f"histogram has shape {histogram.shape}, expected [K] with K >= 2")
     return jax.lax.stop_gradient(as_float(histogram).astype(dtype))

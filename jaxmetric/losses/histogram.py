@@ -15,17 +15,17 @@ from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, each_pair, reduce_anchors
 from jaxmetric.numerics import safe_divide
-from jaxmetric.references import References
+from jaxmetric.references import PairMasks, References
 
 
 def histogram_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     num_bins: int = 100,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -40,12 +40,12 @@ def histogram_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       num_bins: R, a static number >= 1: 2 over the width of a bin.
       similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array. Similarities
         outside [-1, 1] count as -1 or 1 and have no gradient.
       references: what the batch is compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a pair weighs the product of its members', in both histograms.
       reduction: `"mean"` over negative pairs, `"mean_active"`, `"sum"`, or `"none"`: for each anchor the sum over its

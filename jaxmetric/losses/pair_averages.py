@@ -11,19 +11,19 @@ import jax.numpy as jnp
 from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_anchor, reduce_anchors
-from jaxmetric.numerics import safe_divide
-from jaxmetric.references import References
+from jaxmetric.numerics import excess, safe_divide
+from jaxmetric.references import PairMasks, References
 
 
 def intra_pair_variance_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     pos_eps: float = 0.01,
     neg_eps: float = 0.01,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -38,12 +38,12 @@ def intra_pair_variance_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       pos_eps: epsilon of the positives, >= 0.
       neg_eps: epsilon of the negatives, >= 0.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` weights >= 0; a pair weighs the product of its members'.
       reduction: `"mean"`, which is the formula; `"mean_active"` and `"sum"`, which are the same, as the loss is one
@@ -87,7 +87,7 @@ def _intra_pair_variance(c: Comparison, pos_eps: float, neg_eps: float) -> LossS
 
 def threshold_consistent_margin_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     pos_margin: float = 0.9,
     neg_margin: float = 0.5,
@@ -95,7 +95,7 @@ def threshold_consistent_margin_loss(
     neg_weight: float = 1.0,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -109,14 +109,14 @@ def threshold_consistent_margin_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       pos_margin: m+, the similarity that alike examples should exceed.
       neg_margin: m-, the similarity below which others should stay.
       pos_weight: lambda+ >= 0.
       neg_weight: lambda- >= 0.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` weights >= 0; a pair weighs the product of its members'.
       reduction: `"mean"`, which is the formula; `"mean_active"` and `"sum"`, which are the same, as the loss is one
@@ -166,7 +166,7 @@ def _threshold_consistent(
 
 def ranked_list_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     margin: float = 0.4,
     alpha: float | None = None,
@@ -175,7 +175,7 @@ def ranked_list_loss(
     neg_weight: float = 0.5,
     distance: Pairwise = "euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -191,7 +191,7 @@ def ranked_list_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised by the network; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       margin: m >= 0, between the two boundaries.
       alpha: the boundary of the negatives; 1 + margin / 2 if not given.
       pos_temperature: T_p >= 0; 0 weighs all positives outside their boundary alike.
@@ -200,7 +200,7 @@ def ranked_list_loss(
       distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
       references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` weights >= 0 of anchors in the mean, and of references in the sums of an anchor.
       reduction: `"mean"` over the anchors that have a positive or a negative, `"mean_active"` over those that lose
@@ -248,14 +248,14 @@ def _ranked_list(
     return each_anchor((1 - neg_weight) * near + neg_weight * far, jnp.where(compared, c.anchor_weights, 0))
 
 
-def _worst_first(excess: jax.Array, selected: jax.Array, weights: jax.Array, temperature: float) -> jax.Array:
+def _worst_first(beyond: jax.Array, selected: jax.Array, weights: jax.Array, temperature: float) -> jax.Array:
     """`[A]`: the average of each anchor's positive excesses `[A, R]`, each weighing exp(temperature excess)."""
-    wrong = selected & ~(excess <= 0)
-    excess = jnp.where(wrong, excess, 0)
-    constant = jax.lax.stop_gradient(excess)
+    wrong = selected & ~(beyond <= 0)
+    beyond = jnp.where(wrong, beyond, 0)
+    constant = jax.lax.stop_gradient(beyond)
     largest = jnp.max(constant, axis=1, keepdims=True, initial=0)
-    shares = jnp.where(wrong, weights[None, :] * jnp.exp(temperature * (constant - largest)), 0)
-    return safe_divide(jnp.sum(shares * excess, axis=1), jnp.sum(shares, axis=1))
+    shares = jnp.where(wrong, weights[None, :] * jnp.exp(temperature * excess(constant, largest)), 0)
+    return safe_divide(jnp.sum(shares * beyond, axis=1), jnp.sum(shares, axis=1))
 
 
 def _average(values: jax.Array, weights: jax.Array) -> jax.Array:

@@ -16,12 +16,12 @@ from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_anchor, each_pair, reduce_anchors
 from jaxmetric.numerics import safe_abs, safe_divide, safe_sqrt
-from jaxmetric.references import References
+from jaxmetric.references import PairMasks, References
 
 
 def contrastive_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     pos_margin: float = 0.0,
     neg_margin: float = 1.0,
@@ -29,7 +29,7 @@ def contrastive_loss(
     distance: Pairwise = "euclidean",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -44,8 +44,8 @@ def contrastive_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `distance` is an array.
-      labels: `[B]` or `[B, T]` integers. With T labels a pair is alike by the share of them that agrees, and different
-        by the rest: it loses both terms, each weighed by its share.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike. With T labels a pair is alike by the share
+        of them that agrees, and different by the rest: it loses both terms, each weighed by its share.
       pos_margin: m+ >= 0, the distance up to which alike examples lose nothing.
       neg_margin: m- >= 0, the distance from which others lose nothing.
       power: 2 for the paper's squared hinges, 1 for linear ones.
@@ -53,7 +53,8 @@ def contrastive_loss(
         `[A, R]` array.
       label_weights: T static weights of the labels.
       references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`, or the
+        shares in [0, 1] by which pairs are alike and different.
       where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
       weights: `[B]` weights >= 0; a pair weighs the product of its members'.
       reduction: `"mean"` over all pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for
@@ -110,14 +111,14 @@ def _contrastive(c: Comparison, pos_margin: float, neg_margin: float, *, power: 
 
 def snr_contrastive_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     pos_margin: float = 0.0,
     neg_margin: float = 1.0,
     zero_mean: float = 0.0,
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -132,14 +133,16 @@ def snr_contrastive_loss(
 
     Args:
       embeddings: `[B, D]` floats with D >= 2.
-      labels: `[B]` or `[B, T]` integers. With T labels a pair is alike by the share of them that agrees.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike. With T labels a pair is alike by the share
+        of them that agrees.
       pos_margin: m+ >= 0; the paper's formula has none.
       neg_margin: m- >= 0, alpha of the paper.
       zero_mean: lambda >= 0, the weight of the regulariser. It is part of every pair's loss, so that `"mean"` contains
         its mean over the anchors, and every pair counts for `"mean_active"`.
       label_weights: T static weights of the labels.
       references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`, or the
+        shares in [0, 1] by which pairs are alike and different.
       where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
       weights: `[B]` weights >= 0; a pair weighs the product of its members'.
       reduction: `"mean"` over all pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for
@@ -190,14 +193,14 @@ def _snr_contrastive(c: Comparison, pos_margin: float, neg_margin: float, zero_m
 
 def siglip_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     scale: jax.Array | float = 10.0,
     bias: jax.Array | float = -10.0,
     similarity: Pairwise = "cosine",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -211,14 +214,15 @@ def siglip_loss(
 
     Args:
       embeddings: `[B, D]` floats, images for example; None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers; `jnp.arange(B)` on both sides for images and their texts. With T labels a pair
-        is alike by the share of them that agrees, and different by the rest.
+      labels: `[B]` or `[B, T]` integers; `jnp.arange(B)` on both sides for images and their texts; None if `pairs` says
+        what is alike. With T labels a pair is alike by the share of them that agrees, and different by the rest.
       scale: t > 0, static or learned; the paper learns its logarithm, from log 10.
       bias: b, static or learned; the paper starts from -10, where most pairs, being different, lose little.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       label_weights: T static weights of the labels.
       references: what to compare the batch with, texts for example; the batch itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`, or the
+        shares in [0, 1] by which pairs are alike and different.
       where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
       weights: `[B]` weights >= 0; a reference's counts relative to the mean of the references' weights.
       reduction: `"mean"` of the anchors' losses, the paper's: the sum over all pairs divided by the batch, not by the
@@ -235,7 +239,7 @@ def siglip_loss(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxmetric.references import References
+      >>> from jaxmetric.references import PairMasks, References
       >>> images = texts = jnp.eye(2)
       >>> loss = siglip_loss(images, jnp.arange(2), scale=2.0, bias=-1.0, references=References(texts, jnp.arange(2)))
       >>> round(float(loss), 4)  # similarities 1 and 0, logits 1 and -1: 2 log(1 + exp(-1)) for each image
@@ -277,14 +281,14 @@ def _siglip(c: Comparison, scale: jax.Array, bias: jax.Array) -> LossStats:
 
 def margin_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     beta: jax.Array | float,
     *,
     margin: float = 0.2,
     nu: float = 0.0,
     distance: Pairwise = "euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -299,14 +303,15 @@ def margin_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised by the network; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers, in [0, C) if `beta` is `[C]`.
+      labels: `[B]` or `[B, 1]` integers, in [0, C) if `beta` is `[C]`; None if `pairs` says what is alike.
       beta: a scalar or `[C]`, static or learned; the paper starts from 1.2.
       margin: alpha >= 0.
       nu: >= 0, the weight of the regulariser, which draws a learned beta down.
       distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
       references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used. The paper draws negatives by their distance.
+      pairs: `[B, R]` booleans: which pairs may be used. The paper draws negatives by their distance. With
+        `labels=None`: two masks, `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` weights >= 0; a triplet weighs the product of its members'.
       reduction: `"mean"` over the pairs of all triplets, two each; `"mean_active"`, the authors' choice, over those
@@ -335,8 +340,16 @@ def margin_loss(
     check_reduction(reduction, "none")
     checks.check_scalar("margin", margin, least=0)
     checks.check_scalar("nu", nu, least=0)
+    beta = _check_beta(beta)
     comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+        embeddings,
+        labels,
+        distance=distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        needs_labels=beta.ndim > 0,
     )
     boundary = _boundaries(comparison, beta)
     return reduce_anchors(_margin(comparison, boundary, margin, nu), reduction, has_aux)
@@ -355,13 +368,17 @@ def _margin(c: Comparison, beta: jax.Array, margin: float, nu: float) -> LossSta
     return LossStats(total + jnp.where(triplets > 0, nu * triplets * beta, 0), valid, active)
 
 
-def _boundaries(c: Comparison, beta: Any) -> jax.Array:
-    """The boundary of each anchor, `[A]`; NaN where a traced label has none."""
-    beta = jnp.asarray(beta)
+def _check_beta(beta: Any) -> jax.Array:
+    beta = checks.check_array("beta", beta, "floats")
     if not jnp.issubdtype(beta.dtype, jnp.floating) and not jnp.issubdtype(beta.dtype, jnp.integer):
         raise TypeError(f"beta has dtype {beta.dtype}, expected floats")
     if beta.ndim > 1 or beta.size == 0:
         raise ValueError(f"beta has shape {beta.shape}, expected a scalar or [C]")
+    return beta
+
+
+def _boundaries(c: Comparison, beta: jax.Array) -> jax.Array:
+    """The boundary of each anchor, `[A]`; NaN where a traced label has none."""
     beta = beta.astype(c.values.dtype)
     if beta.ndim == 0:
         return jnp.broadcast_to(beta, c.anchor_weights.shape)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxmetric.numerics import equally_varying
+
 
 class PositivePair(NamedTuple):
     """What a term sees of one anchor a and one of its positives p.
@@ -57,7 +59,7 @@ def sum_over_positives(
     Returns:
       The tree of `term` with sums `[A, ...]`, 0 for an anchor without positives.
     """
-    return _sums(term, values, others, positives, rows, constants)
+    return _sums(term, *equally_varying((values, others, positives, rows, constants)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -70,7 +72,7 @@ def _sums(
 
     nobody = jnp.zeros(values.shape[0], bool), jnp.zeros(values.shape[0], jnp.int32)
     shapes = jax.eval_shape(lambda: _terms(term, values, others, *nobody, rows, constants))
-    return _in_turns(turn, positives, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+    return _in_turns(turn, positives, jax.tree.map(jnp.zeros_like, shapes))
 
 
 def _sums_forward(

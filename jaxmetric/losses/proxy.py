@@ -18,7 +18,7 @@ from jaxmetric.losses.class_vectors import (
     sum_over_classes,
 )
 from jaxmetric.losses.reduction import LossResult, LossStats
-from jaxmetric.numerics import safe_divide, safe_normalize
+from jaxmetric.numerics import excess, safe_divide, safe_normalize
 
 
 def normalized_softmax_loss(
@@ -291,5 +291,5 @@ def _log_1_plus_sum(logits: jax.Array, where: jax.Array, counts: jax.Array) -> j
     """log(1 + the sum of counts exp(logits)) over the examples `where`, for each class: `[c]`."""
     selected = jnp.where(where, logits, -jnp.inf)
     largest = jax.lax.stop_gradient(jnp.max(selected, axis=1, initial=0))  # the 0 is the logit of the one
-    total = jnp.sum(counts[None, :] * jnp.exp(selected - largest[:, None]), axis=1)
+    total = jnp.sum(counts[None, :] * jnp.exp(excess(selected, largest[:, None])), axis=1)
     return largest + jnp.log1p(jnp.expm1(-largest) + total)

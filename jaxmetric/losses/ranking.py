@@ -18,17 +18,17 @@ from jaxmetric.losses.comparison import Comparison, Pairwise, compare
 from jaxmetric.losses.positive_pairs import PositivePair, Term, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, each_anchor, reduce_anchors
 from jaxmetric.numerics import safe_divide
-from jaxmetric.references import References, own_pairs
+from jaxmetric.references import PairMasks, References
 
 
 def smooth_ap_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     temperature: float = 0.01,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -44,11 +44,12 @@ def smooth_ap_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers, in any order and number.
+      labels: `[B]` or `[B, 1]` integers, in any order and number; None if `pairs` says what is alike.
       temperature: tau > 0, in similarity; the smaller, the nearer to average precision and the sparser the gradient.
       similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
       references: what each query ranks; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked.
+      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
+        `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0: of queries, and of positives in a query's mean; among the ranked every valid
         example counts once.
@@ -79,13 +80,13 @@ def smooth_ap_loss(
     comparison = compare(
         embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
     )
-    ranking = _ranking(comparison, _own(comparison, references, pairs))
+    ranking = _ranking(comparison, comparison.own)
     return reduce_anchors(_mean_over_positives(ranking, temperature, term=_precision_lost), reduction, has_aux)
 
 
 def pnp_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     variant: str = "O",
     alpha: float = 1.0,
@@ -93,7 +94,7 @@ def pnp_loss(
     temperature: float = 0.01,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -115,14 +116,15 @@ def pnp_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       variant: f, one of the five above.
       alpha: > 0, of `"Dq"`.
       b: > 0, of `"Ib"`.
       temperature: tau > 0, in similarity.
       similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
       references: what each query ranks; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked.
+      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
+        `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0: of queries, and of positives in a query's mean; among the negatives every
         valid example counts once.
@@ -154,21 +156,21 @@ def pnp_loss(
     comparison = compare(
         embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
     )
-    ranking = _ranking(comparison, _own(comparison, references, pairs))
+    ranking = _ranking(comparison, comparison.own)
     per_anchor = _mean_over_positives(ranking, temperature, alpha, b, term=_PNP_TERMS[variant])
     return reduce_anchors(per_anchor, reduction, has_aux)
 
 
 def recall_at_k_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     ks: Sequence[int] = (1, 2, 4, 8, 16),
     temperature: float = 0.01,
     rank_temperature: float = 1.0,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -183,13 +185,14 @@ def recall_at_k_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       ks: K, static numbers >= 1.
       temperature: tau_2 > 0, in similarity.
       rank_temperature: tau_1 > 0, in ranks.
       similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
       references: what each query ranks; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked.
+      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
+        `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0: of queries, and of the positives among each other; among the ranked every
         valid example counts once.
@@ -226,12 +229,12 @@ def recall_at_k_loss(
 
 def fast_ap_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     num_bins: int = 10,
     distance: Pairwise = "squared_euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -245,12 +248,13 @@ def fast_ap_loss(
     Args:
       embeddings: `[B, D]` normalised floats, whose squared distances lie in [0, 4]: larger ones count as 4 and have no
         gradient. None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       num_bins: L, a static number >= 1.
       distance: `"squared_euclidean"` or any other in [0, 4]: a name, a function `(x [A, D], y [R, D]) -> [A, R]`, or an
         `[A, R]` array.
       references: what each query ranks; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked.
+      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
+        `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0: of queries, and of positives in a query's mean; in H every valid example
         counts once.
@@ -298,13 +302,6 @@ def _ranking(comparison: Comparison, own: jax.Array | None = None) -> _Ranking:
     positives = positives if own is None else positives | own
     values = jnp.where(positives | comparison.negatives, comparison.all_values, 0)
     return _Ranking(values, positives, comparison.negatives, weights, comparison.reference_weights)
-
-
-def _own(comparison: Comparison, references: References | None, pairs: jax.Array | None) -> jax.Array:
-    """`[A, R]`: which reference is the query itself, where it is valid and `pairs` does not leave it out."""
-    own = own_pairs(references, *comparison.positives.shape)
-    valid = (comparison.anchor_weights[:, None] > 0) & (comparison.reference_weights[None, :] > 0)
-    return own & valid if pairs is None else own & valid & pairs
 
 
 class _Masks(NamedTuple):

@@ -21,13 +21,13 @@ from jaxmetric.losses.comparison import (
     weights_of_complete_anchors,
 )
 from jaxmetric.losses.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
-from jaxmetric.numerics import masked_logsumexp
-from jaxmetric.references import References
+from jaxmetric.numerics import masked_logsumexp, softplus
+from jaxmetric.references import PairMasks, References
 
 
 def multi_similarity_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     alpha: float = 2.0,
     beta: float = 50.0,
@@ -35,7 +35,7 @@ def multi_similarity_loss(
     similarity: Pairwise = "cosine",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -52,14 +52,15 @@ def multi_similarity_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike.
       alpha: how sharply hard positives stand out, > 0.
       beta: how sharply hard negatives stand out, > 0.
       base: lambda, the similarity between positives and negatives: 1 in the paper's text, 0.5 in its code.
       similarity: `"cosine"`, `"dot"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
       label_weights: T static weights of the columns in the share of the labels that agree.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
       where: `[B]` or `[B, T]` booleans: which examples, or labels, are valid.
       weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
         gradient flows into them.
@@ -104,13 +105,13 @@ def multi_similarity_loss(
 
 def circle_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     margin: float = 0.4,
     gamma: float = 80.0,
     similarity: Pairwise = "cosine",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -124,13 +125,14 @@ def circle_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       margin: m: positives should be more similar than 1 - m, negatives less than m.
       gamma: the scale, > 0. The paper takes m = 0.4, gamma = 80 for fine-grained retrieval and m = 0.25, gamma = 256
         for faces.
       similarity: `"cosine"`, or a function of `[B, D]` and `[R, D]`, or a `[B, R]` array, of cosines.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
         gradient flows into them.
@@ -166,12 +168,12 @@ def circle_loss(
 
 def lifted_structure_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     margin: float = 1.0,
     distance: Pairwise = "euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -188,12 +190,13 @@ def lifted_structure_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       margin: alpha.
       distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or, of a
         batch without references, a `[B, B]` array.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
         whatever its weight (unless that is 0). No gradient flows into them.
@@ -221,7 +224,14 @@ def lifted_structure_loss(
     """
     checks.check_scalar("margin", margin)
     comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+        embeddings,
+        labels,
+        distance=distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        needs_labels=references is not None,
     )
     others = None if references is None else between_references("distance", distance, comparison, references)
     return reduce_anchors(_lifted_structure(comparison, others, margin), reduction, has_aux)
@@ -229,12 +239,12 @@ def lifted_structure_loss(
 
 def generalized_lifted_structure_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     margin: float = 1.0,
     distance: Pairwise = "euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -247,12 +257,13 @@ def generalized_lifted_structure_loss(
 
     Args:
       embeddings: `[B, D]` floats; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       margin: m.
       distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or a
         `[B, R]` array.
       references: what the anchors are compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
         gradient flows into them.
@@ -288,7 +299,7 @@ def _multi_similarity(c: Comparison, alpha: float, beta: float, base: float) -> 
     excess = c.values - base
     alike = masked_logsumexp(-alpha * excess, c.positives > 0, weights=c.positives)
     unlike = masked_logsumexp(beta * excess, c.negatives > 0, weights=c.negatives)
-    losses = jax.nn.softplus(alike) / alpha + jax.nn.softplus(unlike) / beta
+    losses = softplus(alike) / alpha + softplus(unlike) / beta
     return each_anchor(losses, weights_of_complete_anchors(c))
 
 
@@ -298,7 +309,7 @@ def _circle(c: Comparison, margin: float, gamma: float) -> LossStats:
     pull, push = jax.nn.relu(1 + margin - constant), jax.nn.relu(constant + margin)
     alike = masked_logsumexp(-gamma * pull * (c.values - (1 - margin)), c.positives)
     unlike = masked_logsumexp(gamma * push * (c.values - margin), c.negatives)
-    return each_anchor(jax.nn.softplus(alike + unlike), weights_of_complete_anchors(c))
+    return each_anchor(softplus(alike + unlike), weights_of_complete_anchors(c))
 
 
 @jax.jit

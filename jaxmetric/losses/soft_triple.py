@@ -25,7 +25,7 @@ from jaxmetric.losses.class_vectors import (
     sum_over_classes,
 )
 from jaxmetric.losses.reduction import LossResult, LossStats
-from jaxmetric.numerics import safe_normalize, safe_sqrt
+from jaxmetric.numerics import excess, safe_normalize, safe_sqrt
 
 
 def soft_triple_loss(
@@ -322,19 +322,19 @@ def _relaxed_max_fwd(similarity: jax.Array, gamma: jax.Array) -> Any:
     total = excess_sum = jnp.zeros_like(nearest)
     for of_center in of_centers:
         # Relative to the nearest centre, nothing cancels when gamma is small.
-        excess = of_center - nearest
-        share = jnp.exp(excess / gamma)
-        total, excess_sum = total + share, excess_sum + share * excess
+        relative = excess(of_center, nearest)
+        share = jnp.exp(relative / gamma)
+        total, excess_sum = total + share, excess_sum + share * relative
     excess_mean = excess_sum / total
     return nearest + excess_mean, (similarity, gamma, nearest, excess_mean, total)
 
 
 def _relaxed_max_bwd(saved: Any, cotangent: jax.Array) -> Any:
     similarity, gamma, nearest, excess_mean, total = saved
-    excess = similarity - nearest[:, None]
-    share = jnp.exp(excess / gamma) * (cotangent / total)[:, None]
-    deviation = excess - excess_mean[:, None]
-    return share * (1 + deviation / gamma), -jnp.sum(share * jnp.square(deviation / gamma))
+    relative = excess(similarity, nearest[:, None])
+    share = jnp.exp(relative / gamma) * (cotangent / total)[:, None]
+    deviation = (relative - excess_mean[:, None]) / gamma
+    return share * (1 + deviation), -jnp.sum(share * deviation * deviation)
 
 
 _relaxed_max.defvjp(_relaxed_max_fwd, _relaxed_max_bwd)

@@ -11,19 +11,27 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric import checks
-from jaxmetric.losses.comparison import Comparison, Pairwise, between_references, compare, no_sums
+from jaxmetric.losses.comparison import (
+    Comparison,
+    Pairwise,
+    TripletDistances,
+    between_references,
+    compare,
+    compare_triplets,
+    no_sums,
+)
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
-from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_pair, reduce_anchors
+from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_anchor, each_pair, reduce_anchors
 from jaxmetric.mining import hardest_negatives, hardest_positives, semi_hard_negatives
-from jaxmetric.ordering import ordered_hinge_of_rows
-from jaxmetric.references import References
+from jaxmetric.ordering import gap_hinge_of_rows, ordered_hinge_of_rows
+from jaxmetric.references import PairMasks, References
 
-MININGS = ("all", "semi-hard", "hard")
+MININGS = ("all", "all-semi-hard", "all-hard", "semi-hard", "hard")
 
 
 def triplet_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: jax.Array | None,
     *,
     margin: float = 0.2,
     mining: str = "all",
@@ -31,7 +39,8 @@ def triplet_loss(
     swap: bool = False,
     distance: Pairwise = "squared_euclidean",
     references: References | None = None,
-    pairs: jax.Array | None = None,
+    triplets: jax.Array | None = None,
+    pairs: PairMasks | None = None,
     where: jax.Array | None = None,
     weights: jax.Array | None = None,
     reduction: str = "mean",
@@ -44,10 +53,12 @@ def triplet_loss(
 
     Args:
       embeddings: `[B, D]` floats, normalised or not; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike, or `triplets` lists the triplets.
       margin: alpha, in units of the distance.
       mining: `"all"` takes every triplet, exactly, in O(B^2) memory, and in O(B^2 log B) time or, with `soft_margin` or
-        `swap`, in O(B) for each pair of an anchor and a positive; `"semi-hard"` takes for each such pair the nearest
+        `swap`, in O(B) for each pair of an anchor and a positive. At the same cost `"all-hard"` takes every triplet
+        whose negative is not farther than its positive, and `"all-semi-hard"` every one whose negative is farther, but
+        by no more than the margin. `"semi-hard"` takes for each such pair the nearest
         negative that is farther than the positive (the farthest if there is none); `"hard"` takes for each anchor its
         farthest positive and its nearest negative.
       soft_margin: whether to take log(1 + exp(d(a, p) - d(a, n) + alpha)) instead of the hinge. The soft margin of
@@ -56,7 +67,12 @@ def triplet_loss(
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or an
         array `[B, R]`.
       references: where positives and negatives come from; the batch itself if not given.
-      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given.
+      triplets: `[N, 3]` integers, in place of labels: the rows of an anchor in the batch, and of a positive and a
+        negative in the references; -1 marks a row without a triplet. With them `reduction="none"` gives `[N]` losses,
+        and O(N) distances are computed. For three arrays `[N, D]` of anchors, positives and negatives, pass their
+        concatenation and `jnp.arange(3 * N).reshape(3, N).T`.
+      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given. With `labels=None`: two masks,
+        `(positives, negatives)`.
       where: `[B]` booleans: which examples are valid.
       weights: `[B]` example weights >= 0; a triplet weighs the product of its members'. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"` (over triplets with a positive loss), `"sum"`, or `"none"`: for each anchor
@@ -90,12 +106,34 @@ def triplet_loss(
     checks.check_choice("mining", mining, MININGS)
     checks.check_flag("soft_margin", soft_margin)
     checks.check_flag("swap", swap)
+    if mining in _GAPS:
+        checks.check_scalar("margin", margin, least=0)
+    if triplets is not None:
+        _check_alone(labels, pairs, mining)
+        given = compare_triplets(
+            embeddings, triplets, distance=distance, references=references, where=where, weights=weights, between=swap
+        )
+        return reduce_anchors(_given_triplets(given, margin, soft_margin=soft_margin), reduction, has_aux)
     comparison = compare(
         embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
     )
     others = between_references("distance", distance, comparison, references) if swap else None
     per_anchor = _sums_of_anchors(comparison, others, margin, mining=mining, soft_margin=soft_margin)
     return reduce_anchors(per_anchor, reduction, has_aux)
+
+
+def _check_alone(labels: jax.Array | None, pairs: PairMasks | None, mining: str) -> None:
+    if mining != "all":
+        raise ValueError(f"mining is {mining!r}, expected 'all': triplets lists the triplets")
+    for name, given in (("labels", labels), ("pairs", pairs)):
+        if given is not None:
+            raise ValueError(f"{name} and triplets are both given, expected one of them")
+
+
+@partial(jax.jit, static_argnames="soft_margin")
+def _given_triplets(given: TripletDistances, margin: float, *, soft_margin: bool) -> LossStats:
+    far = given.far if given.between is None else jnp.minimum(given.far, given.between)
+    return each_anchor((_soft_hinge if soft_margin else _hinge)(given.near - far, margin), given.weights)
 
 
 def triplet_weights(comparison: Comparison) -> tuple[jax.Array, jax.Array]:
@@ -116,9 +154,13 @@ def _sums_of_anchors(
     elif mining == "semi-hard":
         sums = _semi_hard_triplets(c, others, margin, penalty)
     elif soft_margin or others is not None:
-        sums = sum_over_triplets(penalty, c, others, (jnp.asarray(margin, c.values.dtype),))
-    else:
+        keep = _GAPS.get(mining, _every_gap)
+        sums = sum_over_triplets(penalty, c, others, (jnp.asarray(margin, c.values.dtype),), keep=keep)
+    elif mining == "all":
         sums = _sorted_triplets(c, margin)
+    else:
+        near, far = triplet_weights(c)
+        sums = LossStats(*gap_hinge_of_rows(c.values, near, far, margin=margin, hard=mining == "all-hard"))
     return LossStats(*(c.anchor_weights * jnp.where(c.anchor_weights > 0, each, 0) for each in sums))
 
 
@@ -133,31 +175,51 @@ def _sorted_triplets(c: Comparison, margin: float) -> LossStats:
     return LossStats(*ordered_hinge_of_rows(c.values, level, level, near, far, margin=margin, num_levels=2))
 
 
-def sum_over_triplets(
-    penalty: Callable[..., jax.Array], c: Comparison, others: jax.Array | None, constants: tuple[jax.Array, ...]
-) -> LossStats:
-    """Sums `penalty(d(a, p) - d(a, n), *constants)`, a function of the module, over the triplets of each anchor.
+def _every_gap(near: jax.Array, far: jax.Array, *_: jax.Array) -> jax.Array:
+    return jnp.ones(far.shape, bool)
 
-    With `others` `[R, R]`, the distances among the references, d(p, n) stands for d(a, n) where it is smaller.
+
+# Which triplets a set takes: (d(a, p), d(a, n) [R], margin) to booleans [R].
+_GAPS: dict[str, Callable[..., jax.Array]] = {
+    "all-semi-hard": lambda near, far, margin: (far > near) & (far <= near + margin),
+    "all-hard": lambda near, far, margin: far <= near,
+}
+
+
+def sum_over_triplets(
+    penalty: Callable[..., jax.Array],
+    c: Comparison,
+    others: jax.Array | None,
+    constants: tuple[jax.Array, ...],
+    *,
+    keep: Callable[..., jax.Array] = _every_gap,
+) -> LossStats:
+    """Sums `penalty(d(a, p) - d(a, n), *constants)` over the triplets of each anchor for which `keep` is True.
+
+    `penalty` and `keep` are functions of a module. With `others` `[R, R]`, the distances among the references, d(p, n)
+    stands for d(a, n) in the penalty where it is smaller.
     """
     near, far = triplet_weights(c)
-    total, active = sum_over_positives(
-        partial(_term, penalty), c.values, others, near > 0, far, (c.reference_weights, *constants)
-    )
-    return LossStats(total, jnp.sum(near, axis=1) * jnp.sum(far, axis=1), active)
+    term = partial(_term, penalty, keep)
+    return LossStats(*sum_over_positives(term, c.values, others, near > 0, far, (c.reference_weights, *constants)))
 
 
 def _term(
-    penalty: Callable[..., jax.Array], pair: PositivePair, far: jax.Array, constants: tuple[jax.Array, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """The weighted sum of the losses of all triplets of an anchor and a positive, and the weight of the active ones."""
+    penalty: Callable[..., jax.Array],
+    keep: Callable[..., jax.Array],
+    pair: PositivePair,
+    far: jax.Array,
+    constants: tuple[jax.Array, ...],
+) -> LossStats:
+    """The sums of all triplets of an anchor and a positive."""
     reference_weights, *hyper = constants
     row = pair.anchor_row
     distances = row if pair.positive_row is None else jnp.minimum(row, pair.positive_row)
-    total, _, active = each_pair(
-        penalty(pair.value - distances, *hyper)[None], (reference_weights[pair.positive] * far)[None]
-    )
-    return total[0], active[0]
+    # A NaN is kept, so that it stays visible.
+    kept = keep(pair.value, row, *hyper) | jnp.isnan(pair.value - row)
+    weights = jnp.where(kept, reference_weights[pair.positive] * far, 0)
+    sums = each_pair(penalty(pair.value - distances, *hyper)[None], weights[None])
+    return LossStats(*(each[0] for each in sums))
 
 
 def _hinge(differences: jax.Array, margin: float | jax.Array) -> jax.Array:

@@ -1,19 +1,28 @@
 """What the metrics ask of their labels, said in one line before work starts."""
 
-import jax
+from typing import Any
+
 import numpy as np
 
+from jaxmetric.search import check_integers, host_array
 
-def check_labels(name: str, labels: jax.Array | np.ndarray, num_rows: int) -> np.ndarray:
-    """Return labels `[num_rows, T]`, -1 where missing, as integers on the host."""
-    labels = np.asarray(labels)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"{name} has dtype {labels.dtype}, expected integers")
+
+def check_labels(name: str, labels: Any, num_rows: int) -> np.ndarray:
+    """Return labels `[num_rows, T]`, -1 where missing, as int64 on the host."""
+    labels = check_integers(name, labels)
     if labels.ndim != 2 or labels.shape[0] != num_rows or labels.shape[1] == 0:
         raise ValueError(f"{name} has shape {labels.shape}, expected ({num_rows}, T) with T >= 1")
     if labels.size and labels.min() < -1:
         raise ValueError(f"{name} has the value {labels.min()}, expected values from 0, or -1 where missing")
     return labels
+
+
+def check_label_column(name: str, labels: Any, num_rows: int | None = None) -> np.ndarray:
+    """Return labels `[num_rows]`, or of any number, -1 where missing, as int64 on the host."""
+    labels = check_integers(name, labels)
+    if labels.ndim != 1 or num_rows not in (None, len(labels)):
+        raise ValueError(f"{name} has shape {labels.shape}, expected ({'N' if num_rows is None else num_rows},)")
+    return check_labels(name, labels[:, None], len(labels))[:, 0]
 
 
 def check_same_columns(query_labels: np.ndarray, gallery_labels: np.ndarray) -> None:
@@ -24,9 +33,13 @@ def check_same_columns(query_labels: np.ndarray, gallery_labels: np.ndarray) -> 
         )
 
 
-def check_neighbors(neighbors: np.ndarray, num_gallery: int) -> None:
-    """Raise unless `neighbors` are rows of the gallery, or -1 for none."""
+def check_neighbors(neighbors: Any, num_gallery: int) -> np.ndarray:
+    """Return neighbors `[Q, K]`, rows of the gallery or -1 for none, on the host."""
+    neighbors = host_array("neighbors", neighbors)
+    if neighbors.ndim != 2:
+        raise ValueError(f"neighbors has shape {neighbors.shape}, expected [Q, K]")
     if not np.issubdtype(neighbors.dtype, np.integer):
         raise TypeError(f"neighbors has dtype {neighbors.dtype}, expected integers")
     if neighbors.size and not -1 <= neighbors.min() <= neighbors.max() < num_gallery:
         raise ValueError(f"neighbors go from {neighbors.min()} to {neighbors.max()}, expected -1 to {num_gallery - 1}")
+    return neighbors

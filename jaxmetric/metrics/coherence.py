@@ -10,13 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmetric.distances import pairwise_squared_euclidean
+from jaxmetric.host_distances import all_distances, pair_distances
 from jaxmetric.metrics.checks import check_labels
-from jaxmetric.search import check_embeddings
+from jaxmetric.search import check_count, check_embeddings
 
-_PAIRS_AT_A_TIME = 65_536
-
-_squared_distances = jax.jit(pairwise_squared_euclidean)
+_PAIRS_AT_A_TIME = 4_096
 
 
 def semantic_coherence(
@@ -56,8 +54,7 @@ def semantic_coherence(
     """
     embeddings = check_embeddings("embeddings", embeddings)
     labels = check_labels("labels", labels, len(embeddings))
-    if max_pairs < 1:
-        raise ValueError(f"max_pairs is {max_pairs}, expected at least 1")
+    max_pairs = check_count("max_pairs", max_pairs)
     complete = (labels >= 0).all(axis=1)
     embeddings, labels = embeddings[complete], labels[complete]
     distances, agreement = _pairs(embeddings, labels, max_pairs, seed)
@@ -102,20 +99,19 @@ def _pairs(embeddings: np.ndarray, labels: np.ndarray, max_pairs: int, seed: int
     """Return squared distances and agreements of all pairs of distinct rows, or of `max_pairs` random ones."""
     size = len(embeddings)
     if size < 2:
-        return np.zeros(0, np.float32), np.zeros(0, int)
+        return np.zeros(0), np.zeros(0, int)
     if size * (size - 1) // 2 <= max_pairs:
         first, second = np.triu_indices(size, k=1)
-        distances = np.asarray(_squared_distances(embeddings))[first, second]
+        distances = all_distances(embeddings)[first, second]
     else:
         rng = np.random.default_rng(seed)
         first = rng.integers(0, size, max_pairs)
         second = (first + rng.integers(1, size, max_pairs)) % size
-        distances = np.empty(max_pairs, np.float32)
+        distances = np.empty(max_pairs)
         for start in range(0, max_pairs, _PAIRS_AT_A_TIME):
             some = slice(start, start + _PAIRS_AT_A_TIME)
-            difference = embeddings[first[some]] - embeddings[second[some]]
-            distances[some] = np.einsum("nd,nd->n", difference, difference)
-    agreement = sum(column[first] == column[second] for column in labels.T.astype(np.int32))
+            distances[some] = pair_distances("squared_euclidean", embeddings[first[some]], embeddings[second[some]])
+    agreement = sum(column[first] == column[second] for column in labels.T)
     return distances, np.asarray(agreement)
 
 
@@ -124,7 +120,7 @@ def _centroids(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
     rows, inverse, counts = np.unique(labels, axis=0, return_inverse=True, return_counts=True)
     sums = np.zeros((len(rows), embeddings.shape[1]))
     np.add.at(sums, inverse, embeddings)
-    return (sums / counts[:, None]).astype(np.float32), rows
+    return sums / counts[:, None], rows
 
 
 def _distribution(distances: np.ndarray) -> dict[str, Any]:

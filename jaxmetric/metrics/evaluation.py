@@ -13,7 +13,7 @@ from jaxmetric.metrics.checks import check_labels, check_same_columns
 from jaxmetric.metrics.coherence import semantic_coherence
 from jaxmetric.metrics.labelling import cumulative_match_curve, knn_labels, label_ranks
 from jaxmetric.metrics.retrieval import Score, join_scores, map_at_r, recall_at_k, relevance, relevant_counts
-from jaxmetric.search import check_exclude, check_pair, nearest_rows, offered_rows
+from jaxmetric.search import check_count, check_exclude, check_pair, nearest_rows, offered_rows
 
 _NEIGHBORS_AT_A_TIME = 2**22
 
@@ -60,7 +60,7 @@ def evaluate_embeddings(
 
     Raises:
       ValueError: if shapes or names do not fit, an embedding is not finite, or ks or k are below 1.
-      TypeError: if labels are not integers.
+      TypeError: if labels, k, ks or `exclude` are not integers.
 
     Example:
       >>> import numpy as np
@@ -81,8 +81,9 @@ def evaluate_embeddings(
         raise ValueError(f"{len(queries)} queries have {offered} gallery rows to find, expected at least 1 of each")
     if len(set(column_names)) != query_labels.shape[1] or len(column_names) != query_labels.shape[1]:
         raise ValueError(f"column_names is {tuple(column_names)}, expected {query_labels.shape[1]} distinct names")
-    if k < 1 or not ks or min(ks) < 1:
-        raise ValueError(f"ks is {tuple(ks)} and k is {k}, expected at least one of ks, and all at least 1")
+    ks, k = [check_count("ks", each) for each in ks], check_count("k", k)
+    if not ks:
+        raise ValueError("ks is empty, expected at least one number")
 
     k = min(k, offered)
     neighbor_scores, predicted = _score_neighbors(
@@ -146,12 +147,10 @@ def _score_neighbors(
         relevant_counts(query_labels[:, t], gallery_labels[:, t], exclude).max() for t in range(num_columns)
     )
     length = min(offered, max(*ks, k, most_relevant))
-    rows_at_a_time = max(1, _NEIGHBORS_AT_A_TIME // length)
+    rows_at_a_time = max(1, min(2048, _NEIGHBORS_AT_A_TIME // length))
     blocks: list[list[dict[str, Score]]] = []
     predicted = []
-    for start in range(0, len(queries), rows_at_a_time):
-        rows = slice(start, start + rows_at_a_time)
-        distances, neighbors = nearest_rows(queries[rows], gallery, exclude[rows], length)
+    for rows, distances, neighbors in nearest_rows(queries, gallery, exclude, length, query_block=rows_at_a_time):
         predicted.append(knn_labels(distances[:, :k], neighbors[:, :k], gallery_labels))
         found = [
             relevance(neighbors, query_labels[rows, t], gallery_labels[:, t], exclude=exclude[rows])

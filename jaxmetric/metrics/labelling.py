@@ -9,16 +9,16 @@ References:
   Multi-output Classification Problems, 2020.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jaxmetric.host_distances import DistinctRows, distinct_rows, error_bound, listed_distances, offered_distances
 from jaxmetric.metrics.checks import check_labels, check_neighbors, check_same_columns
-from jaxmetric.search import check_pair, masked_distances, number_blocks, query_blocks, stack_blocks
+from jaxmetric.search import check_count, check_pair, host_array
 
+_DISTANCES_AT_A_TIME = 2**22
 WEIGHTINGS = ("distance", "uniform")
 
 
@@ -54,7 +54,7 @@ def label_ranks(
       query_labels: `[Q, T]` integers, -1 where missing.
       gallery_labels: `[G, T]` integers, -1 where missing.
       exclude: `[Q]` or `[Q, E]` integers, the gallery rows that each query must not use (itself, say), or -1.
-      block_size: rows of queries and of the gallery that are compared at a time.
+      block_size: queries that are compared with the gallery at a time, at most.
 
     Returns:
       A `LabelRanks`.
@@ -74,6 +74,7 @@ def label_ranks(
     query_labels = check_labels("query_labels", query_labels, len(queries))
     gallery_labels = check_labels("gallery_labels", gallery_labels, len(gallery))
     check_same_columns(query_labels, gallery_labels)
+    block_size = check_count("block_size", block_size)
     ranks = np.zeros(query_labels.shape, np.int32)
     values = [np.unique(column[column >= 0]) for column in gallery_labels.T]
     num_values = tuple(map(len, values))
@@ -83,11 +84,15 @@ def label_ranks(
         np.stack([_codes(column, known) for column, known in zip(labels.T, values, strict=True)], axis=1)
         for labels in (query_labels, gallery_labels)
     )
-    gallery_blocks, code_blocks = stack_blocks(gallery, block_size), stack_blocks(gallery_codes, block_size)
-    for rows in query_blocks(len(queries), block_size):
-        ranks[rows] = _rank_block(
-            queries[rows], query_codes[rows], gallery_blocks, code_blocks, len(gallery), exclude[rows], num_values
-        )
+    distinct = distinct_rows(gallery, "squared_euclidean")
+    step = max(1, min(block_size, _DISTANCES_AT_A_TIME // len(gallery)))
+    for start in range(0, len(queries), step):
+        rows = slice(start, start + step)
+        distances, lengths = offered_distances(queries[rows], distinct, exclude[rows])
+        for t, num in enumerate(num_values):
+            ranks[rows, t] = _ranks(
+                queries[rows], query_codes[rows, t], distinct, gallery_codes[:, t], num, distances, lengths
+            )
     return LabelRanks(ranks, num_values)
 
 
@@ -98,34 +103,41 @@ def _codes(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.where(found, codes, len(values)).astype(np.int32)
 
 
-@partial(jax.jit, static_argnames="num_values")
-def _rank_block(
-    queries: jax.Array,
-    query_codes: jax.Array,
-    gallery_blocks: jax.Array,
-    code_blocks: jax.Array,
-    gallery_size: int,
-    exclude: jax.Array,
-    num_values: tuple[int, ...],
-) -> jax.Array:
-    def lower(nearest: list[jax.Array], block: tuple) -> tuple[list[jax.Array], None]:
-        (rows, first_index), codes = block
-        distances, _ = masked_distances(queries, rows, first_index, gallery_size, exclude, "squared_euclidean")
-        return [
-            jnp.minimum(old, jax.ops.segment_min(distances.T, codes[:, t], len(old))) for t, old in enumerate(nearest)
-        ], None
+def _ranks(
+    queries: np.ndarray,
+    query_codes: np.ndarray,
+    gallery: DistinctRows,
+    gallery_codes: np.ndarray,
+    num_values: int,
+    distances: np.ndarray,
+    lengths: np.ndarray,
+) -> np.ndarray:
+    """Return the ranks `[q]` of one column from approximate `distances` `[q, G]`."""
+    order = np.argsort(gallery_codes, kind="stable")
+    starts = np.searchsorted(gallery_codes[order], np.arange(num_values))
+    order = order[: np.searchsorted(gallery_codes[order], num_values)]
+    known = query_codes < num_values
+    if not num_values:
+        return np.zeros(len(queries), np.int32)
 
-    # One more segment takes up what bears no value.
-    start = [jnp.full((num + 1, len(queries)), jnp.inf) for num in num_values]
-    nearest, _ = jax.lax.scan(lower, start, (number_blocks(gallery_blocks), code_blocks))
-    return jnp.stack([_rank(of_value, query_codes[:, t]) for t, of_value in enumerate(nearest)], axis=1)
+    def nearest(distances: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distances of the nearest row of each value, `[rows, V]`, and of the true value, `[rows]`."""
+        of_values = np.minimum.reduceat(np.take(distances, order, axis=1), starts, axis=1)
+        own = np.take_along_axis(of_values, np.where(known[rows], query_codes[rows], 0)[:, None], axis=1)[:, 0]
+        return of_values, np.where(known[rows], own, np.inf)
 
-
-def _rank(nearest: jax.Array, codes: jax.Array) -> jax.Array:
-    """Return ranks `[Q]` from distances `[V + 1, Q]` to the values, the last of which is no value."""
-    nearest = nearest.at[-1].set(jnp.inf)
-    own = jnp.take_along_axis(nearest, codes[None, :], axis=0)
-    return jnp.where(jnp.isfinite(own[0]), jnp.sum(nearest <= own, axis=0), 0)
+    of_values, own = nearest(distances, np.arange(len(queries)))
+    window = 4 * error_bound(lengths, own, gallery.coordinates.shape[1], float)
+    defined = np.isfinite(own)
+    within = np.abs(of_values - np.where(defined, own, -np.inf)[:, None]) <= window[:, None]
+    # The true value is within the window itself; the rank is in doubt where another one is.
+    doubtful = np.flatnonzero(defined & (within.sum(axis=1) > 1))
+    if len(doubtful):
+        some = distances[doubtful]
+        rows, columns = np.nonzero(np.abs(some - own[doubtful, None]) <= window[doubtful, None])
+        some[rows, columns] = listed_distances(queries[doubtful], gallery, rows, columns)
+        of_values[doubtful], own[doubtful] = nearest(some, doubtful)
+    return np.where(defined, (of_values <= own[:, None]).sum(axis=1), 0)
 
 
 def cumulative_match_curve(ranks: np.ndarray, num_values: int) -> np.ndarray | None:
@@ -144,6 +156,11 @@ def cumulative_match_curve(ranks: np.ndarray, num_values: int) -> np.ndarray | N
       >>> cumulative_match_curve(np.array([1, 3, 0, 1]), 3).round(2).tolist()
       [0.67, 0.67, 1.0]
     """
+    ranks = host_array("ranks", ranks)
+    if ranks.ndim != 1 or not np.issubdtype(ranks.dtype, np.integer):
+        raise TypeError(f"ranks has shape {ranks.shape} and dtype {ranks.dtype}, expected [Q] integers")
+    if ranks.size and not 0 <= ranks.min() <= ranks.max() <= num_values:
+        raise ValueError(f"ranks go from {ranks.min()} to {ranks.max()}, expected 0 to num_values, {num_values}")
     ranks = ranks[ranks > 0]
     if not len(ranks):
         return None
@@ -178,15 +195,17 @@ def knn_labels(
       >>> knn_labels(np.array([[1.0, 3.0, 4.0]]), np.array([[0, 1, 2]]), labels, weighting="uniform").tolist()
       [[1, 4]]
     """
-    distances, neighbors = np.asarray(distances), np.asarray(neighbors)
+    distances, neighbors = host_array("distances", distances), host_array("neighbors", neighbors)
     if neighbors.ndim != 2 or neighbors.shape[1] == 0 or distances.shape != neighbors.shape:
         raise ValueError(
             f"distances and neighbors have shapes {distances.shape} and {neighbors.shape}, expected both [Q, k]"
         )
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting is {weighting!r}, expected one of {', '.join(WEIGHTINGS)}")
-    gallery_labels = check_labels("gallery_labels", gallery_labels, len(gallery_labels))
-    check_neighbors(neighbors, len(gallery_labels))
+    if np.isnan(distances).any() or distances.min(initial=0) < 0:
+        raise ValueError("distances has NaN or negative values, expected numbers from 0")
+    gallery_labels = check_labels("gallery_labels", gallery_labels, len(host_array("gallery_labels", gallery_labels)))
+    neighbors = check_neighbors(neighbors, len(gallery_labels))
     labels = np.where(neighbors[..., None] >= 0, gallery_labels[neighbors], -1)
     columns = [_vote(distances, labels[..., t], weighting) for t in range(labels.shape[2])]
     return np.stack(columns, axis=1)

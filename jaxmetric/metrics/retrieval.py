@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxmetric.metrics.checks import check_labels, check_neighbors
-from jaxmetric.search import check_exclude
+from jaxmetric.metrics.checks import check_label_column, check_neighbors
+from jaxmetric.search import check_count, check_exclude
 
 
 class Relevance(NamedTuple):
@@ -90,17 +90,14 @@ def relevance(
       >>> recall.mean, recall.queries, recall.undefined
       (1.0, 1, 1)
     """
-    neighbors = np.asarray(neighbors)
-    if neighbors.ndim != 2:
-        raise ValueError(f"neighbors has shape {neighbors.shape}, expected [Q, K]")
-    query_labels = check_labels("query_labels", np.asarray(query_labels)[:, None], len(neighbors))[:, 0]
-    gallery_labels = np.asarray(gallery_labels)
-    gallery_labels = check_labels("gallery_labels", gallery_labels[:, None], len(gallery_labels))[:, 0]
-    check_neighbors(neighbors, len(gallery_labels))
+    gallery_labels = check_label_column("gallery_labels", gallery_labels)
+    neighbors = check_neighbors(neighbors, len(gallery_labels))
+    query_labels = check_label_column("query_labels", query_labels, len(neighbors))
     exclude = check_exclude(exclude, len(neighbors), len(gallery_labels))
     counts = relevant_counts(query_labels, gallery_labels, exclude)
     known = (query_labels >= 0)[:, None] & (neighbors >= 0)
-    return Relevance(known & (gallery_labels[neighbors] == query_labels[:, None]), counts)
+    found = gallery_labels[neighbors] if len(gallery_labels) else neighbors
+    return Relevance(known & (found == query_labels[:, None]), counts)
 
 
 def relevant_counts(query_labels: np.ndarray, gallery_labels: np.ndarray, exclude: np.ndarray) -> np.ndarray:
@@ -154,8 +151,8 @@ def _score(
     """Apply a formula of (hits, counts) to the first k, or else the first R, neighbours of the defined queries."""
     hits, counts = relevance
     defined = counts > 0
-    wanted = int(counts.max(initial=0)) if k is None else k
-    if not (k is None or k >= 1) or wanted > hits.shape[1]:
+    wanted = int(counts.max(initial=0)) if k is None else check_count("k", k)
+    if wanted > hits.shape[1]:
         raise ValueError(f"neighbour lists have {hits.shape[1]} entries, {'R' if k is None else 'k'} is {wanted}")
     values = np.zeros(len(hits))
     values[defined] = formula(hits[defined, :wanted], counts[defined])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from loss_rows import ROWS, B, C, T, example, takes
 
 import jaxmetric
+from jaxmetric import mining
 from jaxmetric.references import References
 
 
@@ -248,6 +249,48 @@ def test_gradient_is_the_finite_difference(name):
     np.testing.assert_allclose(slope, (above - below) / (2 * step), rtol=3e-6)
 
 
+def sharded(mesh, *arrays_and_specs):
+    return tuple(jax.device_put(x, jax.NamedSharding(mesh, spec)) for x, spec in arrays_and_specs)
+
+
+@every_loss
+def test_on_a_mesh_of_explicit_axes_value_and_gradient_are_those_of_one_device(name):
+    parameters, embeddings, labels = example(name, batch=16)
+    value_and_grad = compiled_without_masks(name)
+    expected = value_and_grad(parameters, embeddings, labels)
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    of_parameters = jax.P(*[None] * (parameters.ndim - 1), "model") if parameters.ndim > 1 else jax.P()
+    everywhere = sharded(
+        mesh, (parameters, of_parameters), (embeddings, jax.P("data", "model")), (labels, jax.P("data"))
+    )
+    assert_close(name, value_and_grad(*everywhere), expected)
+    for gradient, array in zip(value_and_grad(*everywhere)[1], everywhere, strict=False):
+        assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
+    np.testing.assert_allclose(ROWS[name].call(*everywhere), expected[0], rtol=max(ROWS[name].tolerance, 1e-5))
+    for rows, columns in ((("data", "model"), None), ("model", None), (None, "data"), (None, None)):
+        partly = sharded(mesh, (parameters, jax.P()), (embeddings, jax.P(rows, columns)), (labels, jax.P()))
+        with jax.set_mesh(mesh):
+            value, (_, gradient) = jax.eval_shape(jax.value_and_grad(ROWS[name].call, argnums=(0, 1)), *partly)
+        assert (value.shape, gradient.sharding) == ((), jax.typeof(partly[1]).sharding)
+
+
+@every_loss
+def test_on_a_mesh_of_explicit_axes_every_array_may_be_sharded(name):
+    parameters, embeddings, labels = example(name, batch=16)
+    labels = labels[:, :1]
+    arrays = {"where": np.arange(16) % 3 > 0, "weights": np.ones(16, np.float32), "pairs": np.ones((16, 16), bool)}
+    arrays["references"] = References(embeddings, labels, arrays["where"], arrays["weights"], np.arange(16))
+    arrays = {option: array for option, array in arrays.items() if takes(ROWS[name], option)}
+    mesh = jax.make_mesh((8,), ("data",))
+    embeddings, labels, arrays = jax.device_put((embeddings, labels, arrays), jax.NamedSharding(mesh, jax.P("data")))
+
+    def loss(embeddings):
+        return ROWS[name].call(parameters, embeddings, labels, has_aux=True, **arrays)
+
+    (value, stats), gradient = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), embeddings)
+    assert (value.shape, gradient.sharding) == ((), jax.typeof(embeddings).sharding)
+
+
 @pytest.mark.slow
 @every_loss
 def test_vmap_over_seeds_is_a_loop(name):
@@ -361,6 +404,96 @@ def test_masked_rows_and_pairs_never_reach_a_function_or_matrix_that_is_not_safe
         pairs = ~np.eye(B, dtype=bool)
         value_and_grad = jax.jit(jax.value_and_grad(lambda m: call(None, labels, pairs=pairs, **{argument: m})))
         assert_finite(value_and_grad(matrix))
+
+
+def takes_masks(row):
+    return takes(row, "pairs") and row.loss is not jaxmetric.chen_quadruplet_loss
+
+
+@rows_with(takes_masks)
+def test_masks_of_positives_and_negatives_stand_for_labels(name):
+    parameters, embeddings, labels = example(name)
+    row = ROWS[name]._replace(parameters=None)
+    column, boundary = labels[:, 0], [np.float32(0.9)] if row.loss is jaxmetric.margin_loss else []
+    options = inspect.getclosurevars(row.call).nonlocals.get("fixed", {})
+
+    def call(labels, **more):
+        return jax.value_and_grad(lambda x: row.loss(x, labels, *boundary, **(options | more)))(embeddings)
+
+    assert_close(name, call(None, pairs=mining.label_pairs(column)), call(column))
+    if takes(row, "label_weights"):  # graded: the shares of the labels that agree
+        shares = np.float32((labels[:, None] == labels[None]).mean(-1))
+        assert_close(name, call(None, pairs=(shares, 1 - shares)), call(labels))
+
+
+@rows_with(takes_masks)
+def test_masks_that_do_not_fit_are_named(name):
+    _, embeddings, labels = example(name)
+    loss, boundary = ROWS[name].loss, [1.0] if ROWS[name].loss is jaxmetric.margin_loss else []
+    mask, other = np.eye(B, dtype=bool)[::-1], np.zeros((B, B), bool)
+    for arguments, error, came in (
+        ((None, {}), TypeError, r"labels is None, expected integers, or pairs=\(positives, negatives\)"),
+        ((None, {"pairs": mask}), TypeError, "labels is None, expected integers"),
+        ((labels[:, 0], {"pairs": (mask, other)}), ValueError, r"labels and pairs=\(positives, negatives\) are both"),
+        ((None, {"pairs": (mask, other, other)}), ValueError, "pairs is a tuple of 3, expected one mask, or two"),
+        ((None, {"pairs": (mask, mask)}), ValueError, "pairs has 10 pairs that are positives and negatives"),
+        ((None, {"pairs": (mask, other[:3])}), ValueError, r"pairs\[1\] has shape \(3, 10\), expected \(10, 10\)"),
+        ((None, {"pairs": (mask.astype(int), other)}), TypeError, r"pairs\[0\] has dtype int64, expected bool"),
+    ):
+        with pytest.raises(error, match=came) as raised:
+            loss(embeddings, arguments[0], *boundary, **arguments[1])
+        assert "\n" not in str(raised.value)
+
+
+LABELS_THAT_DO_NOT_FIT = {
+    "64 bits": (
+        np.arange(B) << 33,
+        ValueError,
+        "has 77309411328, expected integers that fit int32; number the classes",
+    ),
+    "64 bits, negative": (-(np.arange(B) << 33), ValueError, "has -77309411328, expected integers that fit int32"),
+    "unsigned": (np.full(B, 2**64 - 1, np.uint64), ValueError, "has 18446744073709551615, expected integers that fit"),
+    "a list": ([2**40] * B, ValueError, "has 1099511627776, expected integers that fit int32"),
+    "a list beyond 64 bits": ([2**70] * B, ValueError, "has 1180591620717411303424, expected integers that fit"),
+    "text": (np.array(list("abcdefghij")), TypeError, "has dtype <U1, expected integers; number the classes from 0"),
+    "objects": (np.array([0, 1] * 5, object), TypeError, "has dtype object, expected integers; number the classes"),
+    "unequal rows": ([[0, 1], [2]], TypeError, "is a list of unequal rows, expected integers"),
+    "nothing": (None, TypeError, "is None, expected integers"),
+}
+
+
+@every_loss
+@pytest.mark.parametrize("case", LABELS_THAT_DO_NOT_FIT)
+def test_labels_that_do_not_fit_are_refused_by_name(name, case):
+    if not takes(ROWS[name], "labels"):
+        pytest.skip("it takes no labels")
+    parameters, embeddings, labels = example(name)
+    wrong, error, came = LABELS_THAT_DO_NOT_FIT[case]
+    call = with_labels(name, parameters, embeddings)
+    for run in (call, lambda wrong: jax.jit(lambda: call(wrong))()):  # inside jit, too, where they are constants
+        with pytest.raises(error, match=f"labels {came}") as raised:
+            run(wrong)
+        assert "\n" not in str(raised.value)
+    if takes(ROWS[name], "references"):
+        with pytest.raises(error, match=f"references.labels {came}"):
+            call(labels[:, 0], references=References(embeddings, wrong))
+
+
+def with_labels(name, parameters, embeddings):
+    """The loss of a row as a function of labels alone, whatever they are."""
+    row = ROWS[name]
+    arguments = {"embeddings": embeddings, "key": jax.random.key(0), "num_quadruplets": 8, "num_anchors": 2}
+    arguments |= dict.fromkeys(("centers", "proxies", "beta"), parameters)
+    arguments = {argument: value for argument, value in arguments.items() if takes(row, argument)}
+    return lambda labels, **options: row.loss(labels=labels, **arguments, **options)
+
+
+@rows_with(lambda row: not row.class_vectors)
+def test_64_bit_labels_are_told_apart_where_jax_has_64_bits(name):
+    parameters, embeddings, labels = example(name)
+    with jax.enable_x64(True):
+        small, large = (ROWS[name].call(parameters, embeddings, each) for each in (labels, labels << 33))
+    assert_close(name, large, small)
 
 
 @rows_with(lambda row: row.class_vectors and takes(row, "class_weights"))

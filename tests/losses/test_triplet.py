@@ -10,7 +10,7 @@ from jaxmetric import triplet_loss
 from jaxmetric.distances import pairwise_lp, pairwise_squared_euclidean
 from jaxmetric.references import References
 
-MININGS = ("all", "semi-hard", "hard")
+MININGS = ("all", "all-semi-hard", "all-hard", "semi-hard", "hard")
 
 
 @partial(jax.jit, static_argnames="mining")
@@ -37,7 +37,7 @@ def squared_distances(embeddings):
     return ((embeddings[:, None] - embeddings[None]) ** 2).sum(-1)
 
 
-def triplets(distances, labels, mining):
+def triplets(distances, labels, mining, margin):
     """The triplets (a, p, n) of which the loss is made, by loops over the definition of each mining."""
     everybody = range(len(labels))
     for a in everybody:
@@ -47,6 +47,11 @@ def triplets(distances, labels, mining):
             continue
         if mining == "all":
             yield from ((a, p, n) for p in positives for n in negatives)
+        elif mining == "all-semi-hard":
+            gaps = {(a, p, n): distances[a, n] - distances[a, p] for p in positives for n in negatives}
+            yield from (triplet for triplet, gap in gaps.items() if 0 < gap <= margin)
+        elif mining == "all-hard":
+            yield from ((a, p, n) for p in positives for n in negatives if distances[a, n] <= distances[a, p])
         elif mining == "semi-hard":
             for p in positives:
                 farther = [n for n in negatives if distances[a, n] > distances[a, p]]
@@ -65,7 +70,7 @@ def brute_force(embeddings, labels, mining, margin=0.2, weights=None):
     kept = np.flatnonzero(weights)
     distances = squared_distances(embeddings[kept])
     total, valid, active = np.zeros(len(labels)), 0.0, 0.0
-    for triplet in triplets(distances, labels[kept], mining):
+    for triplet in triplets(distances, labels[kept], mining, margin):
         a, p, n = triplet
         hinge = max(distances[a, p] - distances[a, n] + margin, 0)
         weight = weights[kept[list(triplet)]].prod()
@@ -139,7 +144,7 @@ def test_gradient_is_that_of_the_chosen_triplets(mining):
     x = embeddings.astype(np.float64)
     distances = squared_distances(x)
     expected, count = np.zeros_like(x), 0
-    for a, p, n in triplets(distances, labels, mining):
+    for a, p, n in triplets(distances, labels, mining, 0.2):
         count += 1
         if distances[a, p] - distances[a, n] + 0.2 > 0:
             expected[a] += 2 * (x[a] - x[p]) - 2 * (x[a] - x[n])
@@ -176,7 +181,7 @@ def test_a_nan_stays_visible(mining, alone):
     assert np.isnan([loss, stats.total]).all()
 
 
-@pytest.mark.parametrize("mining", MININGS)
+@pytest.mark.parametrize("mining", [mining for mining in MININGS if mining != "all-semi-hard"])  # all are hard
 def test_a_collapsed_batch_costs_the_margin_and_has_no_gradient(mining):
     _, labels = example()
     same = np.tile(np.float32([0.3, -1.7, 0.9]), (12, 1))
@@ -211,6 +216,10 @@ def brute_force_in_gallery(example, mining, margin, penalty, *, swap):
         nearest = min(negatives, key=lambda n: distances[a, n])
         if mining == "all":
             chosen = [(p, n) for p in positives for n in negatives]
+        elif mining.startswith("all-"):
+            gaps = {(p, n): distances[a, n] - distances[a, p] for p in positives for n in negatives}
+            low, high = (0, margin) if mining == "all-semi-hard" else (-np.inf, 0)
+            chosen = [pair for pair, gap in gaps.items() if low < gap <= high]
         elif mining == "hard":
             chosen = [(max(positives, key=lambda p: distances[a, p]), nearest)]
         else:
@@ -244,6 +253,9 @@ def test_queries_against_a_gallery_with_soft_margin_and_swap(mining, soft_margin
             (value, stats), gradients = jax.tree.map(np.asarray, ours(*example))
         expected = brute_force_in_gallery(example, mining, 0.3, penalty, swap=swap)
         np.testing.assert_allclose(stats, expected, rtol=1e-9, atol=1e-12)
+        if not expected[1]:
+            assert value == 0
+            continue
         np.testing.assert_allclose(value, expected[0] / expected[1], rtol=1e-9)
         for direction in np.random.default_rng(seed).normal(size=(2, 15, 3)):
             ends = []
@@ -293,7 +305,11 @@ def test_all_triplets_need_memory_quadratic_in_the_batch():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"mining": "hardest"}, ValueError, "mining is 'hardest', expected one of all, semi-hard, hard"),
+        (
+            {"mining": "hardest"},
+            ValueError,
+            "mining is 'hardest', expected one of all, all-semi-hard, all-hard, semi-hard",
+        ),
         ({"reduction": "median"}, ValueError, "reduction is 'median', expected one of"),
         ({"margin": np.inf}, ValueError, "margin is inf, expected a finite number"),
         ({"margin": np.ones(2)}, ValueError, r"margin has shape \(2,\), expected a scalar"),
@@ -316,4 +332,116 @@ def test_bad_input_is_one_clear_line(changes, error, message):
     embeddings, labels = example()
     with pytest.raises(error, match=message) as raised:
         triplet_loss(**{"embeddings": embeddings, "labels": labels, **changes})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("mining", ["all-semi-hard", "all-hard"])
+@pytest.mark.parametrize(
+    "options", [{"soft_margin": True}, {"swap": True}, {"soft_margin": True, "swap": True}], ids=str
+)
+def test_sets_of_triplets_are_chosen_by_their_distances_whatever_the_penalty(mining, options):
+    embeddings, labels = example()
+    distances, total, count = squared_distances(embeddings), 0.0, 0
+    for a, p, n in triplets(distances, labels, mining, 0.7):
+        far = min(distances[a, n], distances[p, n]) if "swap" in options else distances[a, n]
+        slack = distances[a, p] - far + 0.7
+        total, count = total + (np.logaddexp(0, slack) if "soft_margin" in options else max(slack, 0)), count + 1
+    loss, stats = triplet_loss(embeddings, labels, mining=mining, margin=0.7, has_aux=True, **options)
+    assert stats.valid == count > 0
+    np.testing.assert_allclose(loss, total / count, rtol=1e-5)
+
+
+def test_a_small_set_of_triplets_keeps_its_digits_beside_many_others():
+    # One anchor at 0, one positive at distance 1, 500 negatives far nearer and one semi-hard at 1 + 2^-10.
+    values = np.float32([[0, 1, *[2.0**-8] * 500, 1 + 2.0**-10]])
+    labels, references = np.array([0]), References(None, np.array([0, 0, *[1] * 501]), own=np.array([0]))
+    loss, stats = triplet_loss(
+        None, labels, distance=values, references=references, mining="all-semi-hard", margin=2.0**-9, has_aux=True
+    )
+    assert (loss, stats.valid, stats.active) == (2.0**-10, 1, 1)
+
+
+def test_sets_of_triplets_need_a_margin_of_at_least_0():
+    for mining in ("all-semi-hard", "all-hard"):
+        with pytest.raises(ValueError, match=r"margin is -0.1, expected a finite number of at least 0"):
+            triplet_loss(*example(), mining=mining, margin=-0.1)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_given_triplets_are_those_and_no_others(seed):
+    embeddings, _ = example(seed)
+    rng = np.random.default_rng(seed)
+    index = rng.integers(-1, 12, (7, 3))
+    weights, where = rng.choice([0, 0.5, 2], 12), rng.random(12) < 0.8
+    distances = squared_distances(embeddings)
+    a, p, n = index.T
+    hinges = np.maximum(distances[a, p] - distances[a, n] + 0.2, 0)
+    each = np.where((index >= 0).all(1), (weights * where)[index].prod(1), 0)
+    embeddings[~where] = np.nan
+    losses, stats = given_triplets(embeddings, index, weights, where)
+    np.testing.assert_allclose(losses, each * hinges, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stats, ((each * hinges).sum(), each.sum(), each[hinges > 0].sum()), rtol=1e-4, atol=1e-5)
+
+
+@jax.jit
+def given_triplets(embeddings, index, weights, where):
+    return triplet_loss(embeddings, None, triplets=index, weights=weights, where=where, reduction="none", has_aux=True)
+
+
+def test_given_triplets_take_every_distance_and_penalty():
+    embeddings, _ = example()
+    gallery, _ = example(seed=1, batch=9)
+    index = np.random.default_rng(0).integers(0, 9, (20, 3))
+    a, p, n = index.T
+    to, between = np.abs(embeddings[:, None] - gallery[None]).sum(-1), np.abs(gallery[:, None] - gallery[None]).sum(-1)
+    slack = to[a, p] - np.minimum(to[a, n], between[p, n]) + 0.5
+    taxicab = partial(pairwise_lp, p=1)
+    loss = triplet_loss(
+        embeddings,
+        None,
+        triplets=index,
+        references=References(gallery, None),
+        distance=taxicab,
+        swap=True,
+        soft_margin=True,
+        margin=0.5,
+    )
+    np.testing.assert_allclose(loss, np.logaddexp(0, slack).mean(), rtol=1e-5)
+    given = {"triplets": index, "references": References(gallery, None), "margin": 0.5}
+    by_matrix = triplet_loss(None, None, distance=to, **given | {"references": References(None, None)})
+    np.testing.assert_allclose(by_matrix, np.maximum(to[a, p] - to[a, n] + 0.5, 0).mean(), rtol=1e-5)
+    np.testing.assert_allclose(triplet_loss(embeddings, None, distance=taxicab, **given), by_matrix, rtol=1e-5)
+
+
+def test_three_arrays_are_triplets_of_their_rows():
+    anchors, positives, negatives = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
+    near, far = ((anchors - others) ** 2 for others in (positives, negatives))
+    expected = np.maximum(near.sum(1) - far.sum(1) + 0.2, 0).mean()
+    stacked, index = np.concatenate([anchors, positives, negatives]), np.arange(15).reshape(3, 5).T
+    np.testing.assert_allclose(triplet_loss(stacked, None, triplets=index), expected, rtol=1e-5)
+
+
+def test_a_triplet_beyond_the_rows_is_an_error_or_where_traced_nan():
+    embeddings, _ = example()
+    index = np.array([[0, 1, 2], [3, 12, 4]])
+    with pytest.raises(ValueError, match="triplets has the row 12, expected rows below 12, or -1 for none"):
+        triplet_loss(embeddings, None, triplets=index)
+    assert np.isnan(jax.jit(lambda x, index: triplet_loss(x, None, triplets=index))(embeddings, index))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"labels": np.zeros(12, int)}, ValueError, "labels and triplets are both given, expected one of them"),
+        ({"pairs": np.ones((12, 12), bool)}, ValueError, "pairs and triplets are both given"),
+        ({"mining": "hard"}, ValueError, "mining is 'hard', expected 'all': triplets lists the triplets"),
+        ({"triplets": np.zeros((3, 2), int)}, ValueError, r"triplets has shape \(3, 2\), expected \[N, 3\]"),
+        ({"triplets": np.zeros((2, 3))}, TypeError, "triplets has dtype float64, expected integers"),
+        ({"references": References(np.ones((2, 3)), np.zeros(2, int))}, ValueError, "references.labels and triplets"),
+    ],
+)
+def test_triplets_that_do_not_fit_are_named(options, error, message):
+    arguments = {"labels": None, "triplets": np.zeros((2, 3), int)} | options
+    with pytest.raises(error, match=message) as raised:
+        triplet_loss(example()[0], **arguments)
     assert "\n" not in str(raised.value)

@@ -185,8 +185,8 @@ GOOD = {
         ({"column_names": ("a", "a")}, r"column_names is \('a', 'a'\), expected 2 distinct names"),
         ({"gallery_labels": np.zeros((3, 1), int)}, "query_labels has 2 columns, gallery_labels has 1"),
         ({"query_labels": np.zeros((2, 2), int)}, r"query_labels has shape \(2, 2\), expected \(3, T\)"),
-        ({"ks": ()}, r"ks is \(\) and k is 5, expected at least one"),
-        ({"k": 0}, r"k is 0, expected .* all at least 1"),
+        ({"ks": ()}, "ks is empty, expected at least one"),
+        ({"k": 0}, "k is 0, expected at least 1"),
         (
             {"gallery_embeddings": np.eye(4)[:, :3], "gallery_labels": np.zeros((4, 2), int), "exclude_self": True},
             r"expected equal shapes, got \(3, 3\) and \(4, 3\)",

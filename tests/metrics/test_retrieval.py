@@ -79,6 +79,12 @@ def test_a_query_that_excludes_the_only_row_with_its_label_is_undefined():
     assert recall_at_k(found, 1).undefined == 1
 
 
+def test_an_absent_neighbor_is_irrelevant():
+    found = relevance(np.array([[0, -1], [-1, -1]]), np.array([5, 5]), np.array([5, 5]))
+    assert found.hits.tolist() == [[True, False], [False, False]]
+    assert relevance(np.full((1, 2), -1), np.array([5]), np.zeros(0, int)).counts.tolist() == [0]
+
+
 def test_missing_labels_do_not_match_each_other():
     found = relevance(np.array([[0, 1]]), np.array([-1]), np.array([-1, 0]))
     assert not found.hits.any()
@@ -102,7 +108,7 @@ def test_lists_too_short_for_the_metric_are_named():
         recall_at_k(found, 5)
     with pytest.raises(ValueError, match="neighbour lists have 2 entries, R is 3"):
         map_at_r(found)
-    with pytest.raises(ValueError, match="neighbour lists have 2 entries, k is 0"):
+    with pytest.raises(ValueError, match="k is 0, expected at least 1"):
         precision_at_k(found, 0)
 
 
@@ -110,9 +116,12 @@ def test_lists_too_short_for_the_metric_are_named():
     ("neighbors", "query_labels", "gallery_labels", "error", "message"),
     [
         ([0, 1], [1], [1, 1], ValueError, r"neighbors has shape \(2,\), expected \[Q, K\]"),
-        ([[0]], [1, 1], [1], ValueError, r"query_labels has shape \(2, 1\), expected \(1, T\)"),
+        ([[0]], [1, 1], [1], ValueError, r"query_labels has shape \(2,\), expected \(1,\)"),
         ([[0]], [-2], [1], ValueError, "query_labels has the value -2, expected"),
         ([[0]], [1], [1.0], TypeError, "gallery_labels has dtype float64, expected integers"),
+        ([[0]], ["a"], [1], TypeError, r"query_labels has dtype <U1, expected integers; np.unique\(labels, return_inv"),
+        ([[1]], [1], [1], ValueError, "neighbors go from 1 to 1, expected -1 to 0"),
+        ([[0.0]], [1], [1], TypeError, "neighbors has dtype float64, expected integers"),
     ],
 )
 def test_bad_input_is_named(neighbors, query_labels, gallery_labels, error, message):

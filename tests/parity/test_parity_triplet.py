@@ -235,3 +235,25 @@ def test_quadruplet_loss_over_label_counts():
 
     ours = jax.jit(jax.value_and_grad(lambda x: quadruplet_loss(x, labels)))(embeddings)
     assert_equal(ours, torch_value_and_gradient(theirs, embeddings, labels))
+
+
+@pytest.mark.parametrize(("kind", "mining"), [("semihard", "all-semi-hard"), ("hard", "all-hard"), ("all", "all")])
+def test_sets_of_triplets_are_those_of_the_triplet_margin_miner(kind, mining):
+    embeddings, labels = example()
+    miner = miners.TripletMarginMiner(margin=0.2, type_of_triplets=kind, distance=torch_euclidean())
+    loss = losses.TripletMarginLoss(margin=0.2, distance=torch_euclidean())
+
+    def theirs(embeddings, labels):
+        return loss(embeddings, labels, miner(embeddings, labels))
+
+    ours = jax.value_and_grad(lambda x: triplet_loss(x, labels, mining=mining, reduction="mean_active"))(embeddings)
+    assert_equal(ours, torch_value_and_gradient(theirs, embeddings, labels))
+
+
+def test_given_triplets_are_those_of_an_indices_tuple():
+    embeddings, labels = example()
+    index = np.random.default_rng(1).integers(0, B, (40, 3))
+    loss = losses.TripletMarginLoss(margin=0.2, distance=torch_euclidean(), reducer=reducers.MeanReducer())
+    theirs = torch_value_and_gradient(loss, embeddings, labels, tuple(torch.tensor(index.T)))
+    ours = jax.value_and_grad(lambda x: triplet_loss(x, None, triplets=index))(embeddings)
+    assert_equal(ours, theirs)
