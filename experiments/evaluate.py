@@ -243,7 +243,8 @@ def _report(
 ) -> Run:
     source = experiment.source
     count = min(max(SHOWN_NEIGHBORS, experiment.config.neighbors), _most_offered(part))
-    distances, neighbors = nearest_rows(*check_pair(trained.queries, trained.gallery, part.exclude), count)
+    blocks = nearest_rows(*check_pair(trained.queries, trained.gallery, part.exclude), count)
+    distances, neighbors = map(np.concatenate, zip(*(found for _, *found in blocks), strict=True))
     voters = min(experiment.config.neighbors, count)
     gallery_labels = source.labels[part.gallery]
     return Run(

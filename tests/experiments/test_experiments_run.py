@@ -348,7 +348,7 @@ def test_nothing_held_out_is_found_before_training(tmp_path, capsys):
     (tmp_path / "people.csv").write_text("\n".join(["image,person,side,split", *rows]))
     words = ["quadruplet_csv", "--csv", str(tmp_path / "people.csv"), "--classes-per-batch", "4"]
     assert train.main([*words, "--workdir", str(tmp_path / "run")]) == 1
-    assert "fewer than two pictures are held out" in capsys.readouterr().err
+    assert "fewer than two images are held out" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
