@@ -77,10 +77,11 @@ def read_splits(table: CsvTable, columns: Columns, problems: Problems) -> np.nda
         return None
     splits = np.full(len(table.rows), LEARNING, np.int8)
     if columns.split is not None:
+        words = f"0, 1, 2, {', '.join(SPLITS[:-1])} or {SPLITS[-1]}" if table.header else "0, 1 or 2, without a header"
         for i, cells in enumerate(table.rows):
-            code = SPLIT_WORDS.get(_split_word(cells[columns.split]))
+            word = _split_word(cells[columns.split])
+            code = SPLIT_WORDS.get(word) if table.header or word in ("0", "1", "2") else None
             if code is None:
-                words = "0, 1, 2, learning, validation, test, query or gallery"
                 problems.add(table.lines[i], f"split must be {words}, got {cells[columns.split]!r}")
             else:
                 splits[i] = code

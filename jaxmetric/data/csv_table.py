@@ -212,8 +212,8 @@ def _is_image_file(cell: str) -> bool:
 
 def _without_repeated_headers(table: CsvTable, problems: Problems) -> CsvTable:
     """The table without the headers of further files that were joined to the first."""
-    header = [plain_name(name) for name in table.header]
-    repeated = [i for i, cells in enumerate(table.rows) if header and [plain_name(cell) for cell in cells] == header]
+    header = [name.lower() for name in table.header]
+    repeated = [i for i, cells in enumerate(table.rows) if header and [cell.lower() for cell in cells] == header]
     if repeated:
         lines = ", ".join(str(table.lines[i]) for i in repeated[:5])
         problems.note(f"the header stands again in {counted(len(repeated), 'line')} ({lines}), left out")
@@ -228,6 +228,8 @@ def _without_empty_rows(table: CsvTable, problems: Problems) -> CsvTable:
 
 
 def _without(table: CsvTable, left_out: list[int]) -> CsvTable:
+    if not left_out:
+        return table
     kept = sorted(set(range(len(table.rows))) - set(left_out))
     return replace(table, lines=[table.lines[i] for i in kept], rows=[table.rows[i] for i in kept])
 

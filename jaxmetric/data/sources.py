@@ -139,9 +139,9 @@ def _column_facts(column: LabelColumn, codes: np.ndarray) -> str:
 
 
 def _check_labels(labels: np.ndarray, columns: tuple[LabelColumn, ...]) -> None:
-    if not isinstance(labels, np.ndarray) or not np.issubdtype(labels.dtype, np.integer):
-        got = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
-        raise TypeError(f"labels must be a NumPy array of integer codes, got {got}; {_CODING}")
+    if not _holds_integers(labels):
+        got = getattr(labels, "dtype", type(labels).__name__)
+        raise TypeError(f"labels must be an array of integer codes, got {got}; {_CODING}")
     if labels.ndim != 2 or 0 in labels.shape:
         raise ValueError(f"labels must be [N, T] with at least one picture and one column, got {labels.shape}")
     if len(columns) != labels.shape[1]:
@@ -157,14 +157,17 @@ def _check_labels(labels: np.ndarray, columns: tuple[LabelColumn, ...]) -> None:
 
 
 def _check_split(split: np.ndarray, pictures: int) -> None:
-    if not isinstance(split, np.ndarray) or not np.issubdtype(split.dtype, np.integer):
-        got = split.dtype if isinstance(split, np.ndarray) else type(split).__name__
-        raise TypeError(f"split must be a NumPy array of integers, got {got}")
+    if not _holds_integers(split):
+        raise TypeError(f"split must be an array of integers, got {getattr(split, 'dtype', type(split).__name__)}")
     if split.shape != (pictures,):
         raise ValueError(f"split must be [{pictures}], one entry per row of labels, got {split.shape}")
     if not np.isin(split, range(len(SPLITS))).all():
         known = ", ".join(f"{code} ({name})" for code, name in enumerate(SPLITS))
         raise ValueError(f"split must hold {known}; got {np.unique(split)}")
+
+
+def _holds_integers(array: np.ndarray) -> bool:
+    return hasattr(array, "dtype") and np.issubdtype(array.dtype, np.integer)
 
 
 def _check_pictures(images: np.ndarray) -> None:

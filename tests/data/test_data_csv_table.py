@@ -10,7 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from jaxmetric.data import ManifestError
-from jaxmetric.data.csv_table import IMAGE_NAMES, SEPARATORS, plain_name, read_table
+from jaxmetric.data.csv_table import IMAGE_NAMES, SEPARATORS, read_table
 from jaxmetric.data.problems import Problems
 
 
@@ -47,7 +47,7 @@ def tables(draw):
     others = draw(st.lists(words.filter(lambda name: not set(name) & set(SEPARATORS)), min_size=1, max_size=3))
     header = draw(st.permutations([image, *others]))
     rows = draw(st.lists(st.lists(words, min_size=len(header), max_size=len(header)), min_size=1, max_size=6))
-    repeats_header = [list(map(plain_name, row)) == list(map(plain_name, header)) for row in rows]
+    repeats_header = [list(map(str.lower, row)) == list(map(str.lower, header)) for row in rows]
     assume(not any(repeats_header))
     return header, rows
 

@@ -74,6 +74,14 @@ def test_the_authors_format(folder):
     ]
 
 
+def test_without_a_header_the_split_is_a_number(folder):
+    found = problems(folder, "0.png,7,1,0\n1.png,7,0,train\n2.png,10,1,3\n")
+    assert found[:2] == [
+        "list.csv:2: split must be 0, 1 or 2, without a header, got 'train'",
+        "list.csv:3: split must be 0, 1 or 2, without a header, got '3'",
+    ]
+
+
 def test_a_header_gives_names_text_labels_and_missing_ones(folder):
     text = "Split,Image,identity,mood\ntrain,0.png,bob,\nLearning,1.png, bob ,gay\n\nval,2.png,,sad\n"
     text += "test,3.png,ann,sad\n2,4.png,ann,\n"

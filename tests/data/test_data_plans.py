@@ -163,3 +163,24 @@ def test_other_bad_arguments_are_refused():
         make_uniform_plan(5, batch_size=2, seed=-1)
     with pytest.raises(ValueError, match="step must not be negative"):
         batch_indices(make_uniform_plan(5, batch_size=2), -1)
+
+
+@given(plans(), st.integers(0, 40))
+@settings(max_examples=20, deadline=None)
+def test_a_plan_tells_large_classes_apart(drawn, step):
+    """Which agree in their lower 32 bits, or as float64."""
+    plan, class_ids = drawn
+    for large in (class_ids * 2**40, class_ids + 2**62, (class_ids + 1).astype(np.uint64) + np.uint64(2**63)):
+        same = make_plan(
+            large,
+            classes_per_batch=plan.classes_per_batch,
+            pictures_per_class=plan.pictures_per_class,
+            seed=plan.seed,
+        )
+        np.testing.assert_array_equal(batch_indices(same, step), batch_indices(plan, step))
+
+
+@pytest.mark.parametrize("class_ids", [np.array(["a", "b"]), np.array([1.0, 2.0]), np.array([2**70, 1])])
+def test_classes_that_are_no_integers_are_refused(class_ids):
+    with pytest.raises(ValueError, match=r"class_ids must be integers \[N\], got .* \(2,\)"):
+        make_plan(class_ids, classes_per_batch=1, pictures_per_class=2)

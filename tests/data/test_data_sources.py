@@ -24,9 +24,9 @@ def good():
         (
             {"labels": np.zeros((2, 2))},
             TypeError,
-            r"labels must be a NumPy array of integer codes, got float64; values, codes = np.unique",
+            r"labels must be an array of integer codes, got float64; values, codes = np.unique",
         ),
-        ({"labels": [[0, 0], [1, 0]]}, TypeError, "labels must be a NumPy array of integer codes, got list"),
+        ({"labels": [[0, 0], [1, 0]]}, TypeError, "labels must be an array of integer codes, got list"),
         ({"labels": np.array([["ann"], ["bob"]])}, TypeError, "got <U3; values, codes = np.unique"),
         ({"labels": np.array([[0, 0], [1, None]])}, TypeError, "got object; values, codes = np.unique"),
         ({"labels": np.array([[2**40, 0], [1, 0]])}, ValueError, r"lie in \[-1, 1\], got 1 to 1099511627776; values"),
@@ -36,8 +36,8 @@ def good():
         ({"labels": np.zeros((2, 3), int)}, ValueError, "labels have 3 columns, but 2 are described"),
         ({"labels": np.array([[2, 0], [0, 0]])}, ValueError, r"'who' must lie in \[-1, 1\], got 0 to 2"),
         ({"columns": (LabelColumn("x", ("1", "2")),) * 2}, ValueError, "column names must differ"),
-        ({"split": np.zeros(2)}, TypeError, "split must be a NumPy array of integers, got float64"),
-        ({"split": [0, 2]}, TypeError, "split must be a NumPy array of integers, got list"),
+        ({"split": np.zeros(2)}, TypeError, "split must be an array of integers, got float64"),
+        ({"split": [0, 2]}, TypeError, "split must be an array of integers, got list"),
         ({"split": np.array([0, 256])}, ValueError, "split must hold 0"),  # 0 in 8 bits
         ({"split": np.zeros(3, int)}, ValueError, r"split must be \[2\].*got \(3,\)"),
         ({"split": np.array([0, 5])}, ValueError, r"split must hold 0 \(learning\), .*, 4 \(gallery\); got \[0 5\]"),
