@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.numerics import as_float, safe_abs, safe_divide, safe_normalize, safe_sqrt
+from jaxmetric.numerics import as_float, equally_varying, replicated, safe_abs, safe_divide, safe_normalize, safe_sqrt
 
 
 def pairwise_dot_product(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
@@ -133,6 +133,7 @@ def pairwise_lp(x: jax.Array, y: jax.Array | None = None, *, p: float, power: fl
     x, y = _matrices(x, y)
     if p == 2:
         return pairwise_squared_euclidean(x, y) if power == 2 else _power(pairwise_euclidean(x, y), power)
+    x, y = equally_varying((x, y))
     columns = y.T  # summing over the first axis lets a CPU work on whole rows of others
 
     def from_anchor(anchor: jax.Array) -> jax.Array:
@@ -179,8 +180,8 @@ def _centered(x: jax.Array) -> jax.Array:
 
 
 def _matrices(x: jax.Array, y: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    x = as_float(x)
-    y = x if y is None else as_float(y)
+    x = replicated(as_float(x))
+    y = x if y is None else replicated(as_float(y))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y have shapes {x.shape} and {y.shape}, expected [A, D] and [B, D]")
     return x, y

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from jaxmetric import distances
 from jaxmetric.distances import (
     pairwise_cosine_distance,
     pairwise_cosine_similarity,
@@ -120,10 +121,10 @@ def test_cosine_of_a_zero_row_is_zero():
 
 def test_cosine_distances_lie_between_0_and_2():
     x = np.random.default_rng(0).normal(size=(50, 7))
-    distances = pairwise_cosine_distance(np.concatenate([x, -x, 0 * x]))
-    assert (distances >= 0).all()
-    assert (distances <= 2 + 1e-6).all()
-    np.testing.assert_array_equal(distances[-1], 1)
+    found = pairwise_cosine_distance(np.concatenate([x, -x, 0 * x]))
+    assert (found >= 0).all()
+    assert (found <= 2 + 1e-6).all()
+    np.testing.assert_array_equal(found[-1], 1)
 
 
 @over_all
@@ -145,8 +146,8 @@ def test_coincident_points_have_distance_and_gradient_zero(function):
 
 @over_all
 def test_a_nan_stays_visible_and_in_its_pairs(function):
-    distances = jitted(function)(np.float32([[1, np.nan], [1, 2], [5, 3]]), np.float32([[4, 2], [np.nan, 3]]))
-    np.testing.assert_array_equal(np.isnan(distances), [[True, True], [False, True], [False, True]])
+    found = jitted(function)(np.float32([[1, np.nan], [1, 2], [5, 3]]), np.float32([[4, 2], [np.nan, 3]]))
+    np.testing.assert_array_equal(np.isnan(found), [[True, True], [False, True], [False, True]])
 
 
 @over_all
@@ -161,6 +162,66 @@ def test_shapes_which_do_not_fit_are_named(function, shapes):
 def test_nothing_is_promoted_implicitly(function):
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         assert jax.eval_shape(function, jnp.ones((2, 3)), jnp.ones((4, 3))).shape == (2, 4)
+
+
+def test_all_public_functions_are_here():
+    public = {name for name in vars(distances) if name.startswith("pairwise_")}
+    assert public == {getattr(function, "func", function).__name__ for function, _ in DEFINITIONS.values()}
+
+
+@over_all
+def test_gradients_promote_nothing_implicitly(function):
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(gradients_of(function), *(jnp.ones(shape) for shape in ((2, 3), (4, 3), (2, 4))))
+
+
+MESHES = {"one axis": ((8,), ("data",)), "two axes": ((4, 2), ("data", "model"))}
+
+
+@over_all
+@pytest.mark.parametrize(
+    ("axes", "spec"),
+    [
+        ("one axis", jax.P("data")),
+        ("one axis", jax.P(None, "data")),
+        ("two axes", jax.P("data", "model")),
+    ],
+)
+def test_rows_on_a_mesh_of_explicit_axes_are_those_of_one_device(function, axes, spec):
+    rng = np.random.default_rng(2)
+    rows = [rng.normal(size=shape).astype(np.float32) for shape in ((8, 16), (16, 16))]
+    cotangent = rng.normal(size=(8, 16)).astype(np.float32)
+    mesh = jax.make_mesh(*MESHES[axes])
+    placed = [jax.device_put(each, jax.NamedSharding(mesh, spec)) for each in rows]
+    expected = jitted(function)(*rows)
+    np.testing.assert_allclose(jitted(function)(*placed), expected, rtol=1e-5, atol=1e-5)
+    if spec == jax.P("data"):
+        np.testing.assert_allclose(function(*placed), expected, rtol=1e-5, atol=1e-5)
+    with jax.set_mesh(mesh):
+        assert jax.eval_shape(function, *placed).shape == (8, 16)
+    everywhere = jax.device_put(cotangent, jax.NamedSharding(mesh, jax.P()))
+    for found, wanted, each in zip(
+        gradients_of(function)(*placed, everywhere), gradients_of(function)(*rows, cotangent), placed, strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        assert found.sharding.is_equivalent_to(each.sharding, 2)
+
+
+@over_all
+def test_shards_of_anchors_against_all_others_are_rows_of_the_whole(function):
+    rng = np.random.default_rng(3)
+    x, y, cotangent = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 5), (16, 5), (8, 16)))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.P("data")
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
+    def sharded(x, y):
+        return function(x, jax.lax.all_gather(y, "data", tiled=True))
+
+    np.testing.assert_allclose(jax.jit(sharded)(x, y), jitted(function)(x, y), rtol=1e-5, atol=1e-5)
+    gradients = jax.jit(jax.grad(lambda x, y: jnp.sum(sharded(x, y) * cotangent), argnums=(0, 1)))(x, y)
+    for found, wanted in zip(gradients, gradients_of(function)(x, y, cotangent), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 @over(*BY_ANCHORS)

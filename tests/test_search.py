@@ -222,7 +222,7 @@ GOOD = {"queries": np.zeros((2, 3)), "gallery": np.zeros((4, 3)), "k": 1}
         ({"k": True}, TypeError, "k is True, expected an integer"),
         ({"exclude": np.array([0, 2**32])}, ValueError, "exclude goes from 0 to 4294967296, expected -1 to 3"),
         ({"exclude": [[0], [1, 2]]}, ValueError, "exclude is a list of rows of different lengths"),
-        ({"queries": [[0, 1, 2], [3]]}, ValueError, "queries is a list of rows of different lengths, expected an array"),
+        ({"queries": [[0, 1, 2], [3]]}, ValueError, "queries is a list of rows of different lengths, expected"),
         ({"queries": np.full((2, 3), "a")}, TypeError, "queries has dtype <U1, expected real numbers"),
         ({"gallery": np.zeros((4, 3), object)}, TypeError, "gallery has dtype object, expected real numbers"),
         ({"gallery": np.zeros((4, 3), complex)}, TypeError, "gallery has dtype complex128, expected real numbers"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -88,7 +89,7 @@ def augment(
       float32 `[B, S, S, 3]`; with the default mean and std in [-1, 1].
 
     Raises:
-      TypeError: if the pictures are not uint8.
+      TypeError: if the pictures are not uint8 or `image_size` is not an integer.
       ValueError: if a shape is wrong.
 
     Example:
@@ -97,13 +98,14 @@ def augment(
       >>> jax.jit(augment, static_argnames="image_size")(keys, pictures, image_size=32).shape
       (4, 32, 32, 3)
     """
-    _check(images, image_size)
+    _check(images, image_size, mean, std)
     if len(keys) != len(images):
         raise ValueError(f"keys must hold one key per picture ({len(images)}), got {len(keys)}")
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
         return augment_image(key, image, image_size=image_size, augmentation=augmentation)
 
+    keys, images = _sharded_alike(keys, jnp.asarray(images))
     return _standardise(jax.vmap(one)(keys, images), mean, std)
 
 
@@ -112,8 +114,9 @@ def augment_image(key: jax.Array, image: jax.Array, *, image_size: int, augmenta
     crop_key, flip_key, colour_key = jax.random.split(key, 3)
     top, left, height, width = _random_box(crop_key, augmentation)
     mirrored = jax.random.bernoulli(flip_key) if augmentation.flip else jnp.array(False)
+    start, extent = jnp.where(mirrored, left + width, left), jnp.where(mirrored, -width, width)
     rows = _resize_weights(image.shape[0], image_size, top, height)
-    columns = _resize_weights(image.shape[1], image_size, left + width * mirrored, width * jnp.where(mirrored, -1, 1))
+    columns = _resize_weights(image.shape[1], image_size, start, extent)
     return _change_colour(colour_key, _resize(image, rows, columns), augmentation.colour)
 
 
@@ -136,34 +139,57 @@ def prepare(
       float32 `[B, S, S, 3]`; with the default mean and std in [-1, 1].
 
     Raises:
-      TypeError: if the pictures are not uint8.
+      TypeError: if the pictures are not uint8 or `image_size` is not an integer.
       ValueError: if a shape is wrong.
 
     Example:
       >>> prepare(jnp.full((1, 4, 4, 3), 255, jnp.uint8), image_size=2)[0, 0, 0].tolist()
       [1.0, 1.0, 1.0]
     """
-    _check(images, image_size)
+    _check(images, image_size, mean, std)
     _, height, width, _ = images.shape
     if (height, width) == (image_size, image_size):
-        return _standardise(images / jnp.float32(255), mean, std)
+        return _standardise(images.astype(jnp.float32) / 255, mean, std)
     rows = _resize_weights(height, image_size, 0.0, 1.0)
     columns = _resize_weights(width, image_size, 0.0, 1.0)
     resized = jax.vmap(_resize, in_axes=(0, None, None))(images, rows, columns)
     return _standardise(jnp.clip(resized, 0.0, 1.0), mean, std)
 
 
-def _check(images: jax.Array, image_size: int) -> None:
+def _sharded_alike(keys: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return both with the explicit sharding of the batch axis of `images`, or else of `keys`, and no other."""
+    shardings = [jax.typeof(each).sharding for each in (images, keys)]
+    sharding = next((each for each in shardings if each.spec[0] is not None), shardings[0])
+    rows = jax.P(sharding.spec[0])
+
+    def resharded(x: jax.Array) -> jax.Array:
+        spec = jax.typeof(x).sharding.spec
+        if spec[0] == rows[0] and not any(spec[1:]):
+            return x
+        return jax.sharding.reshard(x, jax.NamedSharding(sharding.mesh, rows))
+
+    return resharded(keys), resharded(images)
+
+
+def _check(images: jax.Array, image_size: int, mean: float | tuple[float, ...], std: float | tuple[float, ...]) -> None:
+    if not isinstance(images, (jax.Array, np.ndarray)):
+        raise TypeError(f"images must be a uint8 array, got {type(images).__name__}")
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must be [B, H, W, 3], got {images.shape}")
     if images.dtype != jnp.uint8:
         raise TypeError(f"images must be uint8, got {images.dtype}")
+    if isinstance(image_size, bool) or not isinstance(image_size, (int, np.integer)):
+        raise TypeError(f"image_size must be an integer, got {image_size!r}")
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
+    for name, value in (("mean", mean), ("std", std)):
+        if np.shape(value) not in ((), (3,)):
+            raise ValueError(f"{name} must be a number or 3, one for each channel, got shape {np.shape(value)}")
 
 
 def _standardise(images: jax.Array, mean: float | tuple[float, ...], std: float | tuple[float, ...]) -> jax.Array:
-    return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    offset, scale = (jnp.broadcast_to(jnp.asarray(each, jnp.float32), (1, 1, 1, 3)) for each in (mean, std))
+    return (images - offset) / scale
 
 
 def _random_box(key: jax.Array, augmentation: Augmentation) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -182,8 +208,9 @@ def _random_box(key: jax.Array, augmentation: Augmentation) -> tuple[jax.Array, 
 def _resize_weights(source: int, target: int, start: jax.Array | float, extent: jax.Array | float) -> jax.Array:
     """Weights `[target, source]` that resample `[start, start + extent)` of a side; negative extents mirror."""
     step = extent * source / target
-    centers = start * source + (jnp.arange(target) + 0.5) * step - 0.5
-    distances = jnp.abs(centers[:, None] - jnp.arange(source)) / jnp.maximum(jnp.abs(step), 1.0)
+    centers = start * source + (jnp.arange(target, dtype=jnp.float32) + 0.5) * step - 0.5
+    positions = jnp.arange(source, dtype=jnp.float32)
+    distances = jnp.abs(centers[:, None] - positions[None, :]) / jnp.maximum(jnp.abs(step), 1.0)
     weights = jnp.maximum(1.0 - distances, 0.0)
     return weights / weights.sum(axis=1, keepdims=True)
 
@@ -191,7 +218,7 @@ def _resize_weights(source: int, target: int, start: jax.Array | float, extent: 
 def _resize(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """uint8 `[H, W, 3]` -> `[S, S, 3]` in [0, 1], by one matmul per axis."""
     height, width, channels = image.shape
-    by_rows = rows @ (image.reshape(height, width * channels) / jnp.float32(255))
+    by_rows = rows @ (image.reshape(height, width * channels).astype(jnp.float32) / 255)
     return jnp.einsum("ywc,xw->yxc", by_rows.reshape(-1, width, channels), columns)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmetric.host_distances import all_distances, pair_distances
 from jaxmetric.metrics.checks import check_labels
-from jaxmetric.search import check_count, check_embeddings
+from jaxmetric.search import check_count, check_embeddings, host_array
 
 _PAIRS_AT_A_TIME = 4_096
 
@@ -78,6 +78,9 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
       >>> round(spearman(np.array([1.0, 2.0, 3.0]), np.array([5, 5, 9])), 3)
       0.866
     """
+    x, y = host_array("x", x), host_array("y", y)
+    if x.ndim != 1 or x.shape != y.shape:
+        raise ValueError(f"x and y have shapes {x.shape} and {y.shape}, expected two vectors of one length")
     if len(x) < 2:
         return None
     x, y = (ranks - ranks.mean() for ranks in (_average_ranks(x), _average_ranks(y)))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxmetric.metrics.checks import check_label_column, check_neighbors
-from jaxmetric.search import check_count, check_exclude
+from jaxmetric.search import check_count, check_exclude, host_array
 
 
 class Relevance(NamedTuple):
@@ -149,7 +149,7 @@ def _score(
     relevance: Relevance, formula: Callable[[np.ndarray, np.ndarray], np.ndarray], k: int | None = None
 ) -> Score:
     """Apply a formula of (hits, counts) to the first k, or else the first R, neighbours of the defined queries."""
-    hits, counts = relevance
+    hits, counts = host_array("hits", relevance.hits), host_array("counts", relevance.counts)
     defined = counts > 0
     wanted = int(counts.max(initial=0)) if k is None else check_count("k", k)
     if wanted > hits.shape[1]:

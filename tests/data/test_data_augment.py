@@ -1,6 +1,7 @@
 """Augmentation: within its bounds, the same for every batch layout; resizing against Pillow and by hand."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmetric.data import Augmentation, augment, image_keys, prepare
+from jaxmetric.data import Augmentation, augment, augment_image, image_keys, prepare
+
+augmenting = sys.modules[augment.__module__]  # the function hides its module
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (8, 24, 24, 3), dtype=np.uint8)
 KEYS = image_keys(jax.random.key(1), jnp.arange(8))
@@ -135,3 +138,57 @@ def test_bad_arrays_are_refused():
         prepare(jnp.zeros((1, 4, 4, 3), jnp.uint8), image_size=0)
     with pytest.raises(ValueError, match=r"one key per picture \(8\), got 4"):
         augment(KEYS[:4], jnp.asarray(PICTURES), image_size=4)
+    with pytest.raises(TypeError, match="images must be a uint8 array, got list"):
+        prepare(PICTURES.tolist(), image_size=4)
+    with pytest.raises(TypeError, match=r"image_size must be an integer, got 4\.0"):
+        prepare(jnp.asarray(PICTURES), image_size=4.0)
+    with pytest.raises(ValueError, match=r"std must be a number or 3, one for each channel, got shape \(2,\)"):
+        prepare(jnp.asarray(PICTURES), image_size=4, std=(1.0, 1.0))
+
+
+STILL = Augmentation(crop_scale=(1.0, 1.0), flip=False, colour=0.0)
+WORK = {
+    "prepare": lambda keys, images: prepare(images, image_size=16),
+    "prepare at its size": lambda keys, images: prepare(images, image_size=24, mean=(0.1, 0.2, 0.3), std=(1, 2, 3)),
+    "augment": lambda keys, images: augment(keys, images, image_size=16),
+    "augment hardly": lambda keys, images: augment(keys, images, image_size=16, augmentation=STILL),
+    "augment_image": lambda keys, images: augment_image(keys[0], images[0], image_size=16, augmentation=DEFAULT),
+    "image_keys": lambda keys, images: jax.random.key_data(image_keys(keys[0], jnp.arange(8))),
+}
+
+
+def test_all_public_functions_are_here():
+    public = {
+        name for name in vars(augmenting) if getattr(vars(augmenting)[name], "__module__", "") == augment.__module__
+    }
+    assert {name for name in public if not name.startswith("_")} == {*WORK, "Augmentation"} - {
+        "prepare at its size",
+        "augment hardly",
+    }
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_nothing_is_promoted_implicitly(name):
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(WORK[name], KEYS, PICTURES)
+
+
+@pytest.mark.parametrize("name", ["prepare", "prepare at its size", "augment", "augment hardly"])
+@pytest.mark.parametrize("images_spec", [jax.P("data"), jax.P(None, "model"), jax.P("data", "model"), jax.P()])
+def test_batches_on_a_mesh_of_explicit_axes_are_those_of_one_device(name, images_spec):
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    keys = jax.device_put(KEYS, jax.NamedSharding(mesh, jax.P("data")))
+    images = jax.device_put(PICTURES, jax.NamedSharding(mesh, images_spec))
+    function = jax.jit(WORK[name])
+    expected = function(KEYS, PICTURES)
+    np.testing.assert_allclose(function(keys, images), expected, atol=1e-5)
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(function(keys, images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["prepare", "augment"])
+def test_shards_are_changed_as_the_batch_is(name):
+    mesh = jax.make_mesh((8,), ("data",))
+    keys, images = (jax.device_put(each, jax.NamedSharding(mesh, jax.P("data"))) for each in (KEYS, PICTURES))
+    sharded = jax.jit(jax.shard_map(WORK[name], mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data")))
+    np.testing.assert_allclose(sharded(keys, images), jax.jit(WORK[name])(KEYS, PICTURES), atol=1e-5)
