@@ -73,11 +73,12 @@ def _check_width(name: str, value: Any) -> None:
     if isinstance(value, jax.Array) and np.can_cast(value.dtype, limits.dtype):
         return
     try:
-        array = np.asarray(value)
+        # NumPy would make floats of a list that mixes small integers with some above 63 bits.
+        array = np.array(value, object) if isinstance(value, (list, tuple)) else np.asarray(value)
     except (TypeError, ValueError, jax.errors.TracerArrayConversionError):
         return  # what is no array is named by `check_array`
-    is_huge = array.dtype == object and all(isinstance(each, int) for each in array.flat)  # beyond 64 bits
-    if array.size and (is_huge or array.dtype.kind in "iu"):
+    whole = array.dtype.kind in "iu" or (array.dtype == object and all(isinstance(each, int) for each in array.flat))
+    if array.size and whole:
         for extreme in (array.min(), array.max()):
             if not limits.min <= extreme <= limits.max:
                 raise ValueError(f"{name} has {extreme}, expected integers that fit {limits.dtype}; {_NUMBER_CLASSES}")

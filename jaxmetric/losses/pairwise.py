@@ -46,8 +46,9 @@ def contrastive_loss(
       embeddings: `[B, D]` floats; None if `distance` is an array.
       labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike. With T labels a pair is alike by the share
         of them that agrees, and different by the rest: it loses both terms, each weighed by its share.
-      pos_margin: m+ >= 0, the distance up to which alike examples lose nothing.
-      neg_margin: m- >= 0, the distance from which others lose nothing.
+      pos_margin: m+, the distance up to which alike examples lose nothing. A negative one lets coinciding examples lose
+        something, too.
+      neg_margin: m-, the distance from which others lose nothing.
       power: 2 for the paper's squared hinges, 1 for linear ones.
       distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
@@ -79,8 +80,8 @@ def contrastive_loss(
       R. Hadsell, S. Chopra, Y. LeCun, Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006.
     """
     check_reduction(reduction, "none")
-    checks.check_scalar("pos_margin", pos_margin, least=0)
-    checks.check_scalar("neg_margin", neg_margin, least=0)
+    checks.check_scalar("pos_margin", pos_margin)
+    checks.check_scalar("neg_margin", neg_margin)
     if isinstance(checks.check_scalar("power", power), jax.core.Tracer) or power not in (1, 2):
         raise ValueError(f"power is {power!r}, expected 1 or 2")
     # `pairwise_euclidean` calls distances near rounding 0; squared, the same distances still attract.
@@ -135,8 +136,8 @@ def snr_contrastive_loss(
       embeddings: `[B, D]` floats with D >= 2.
       labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike. With T labels a pair is alike by the share
         of them that agrees.
-      pos_margin: m+ >= 0; the paper's formula has none.
-      neg_margin: m- >= 0, alpha of the paper.
+      pos_margin: m+; the paper's formula has none.
+      neg_margin: m-, alpha of the paper.
       zero_mean: lambda >= 0, the weight of the regulariser. It is part of every pair's loss, so that `"mean"` contains
         its mean over the anchors, and every pair counts for `"mean_active"`.
       label_weights: T static weights of the labels.
@@ -167,8 +168,8 @@ def snr_contrastive_loss(
       Learning, CVPR 2019, arXiv 1904.02616.
     """
     check_reduction(reduction, "none")
-    checks.check_scalar("pos_margin", pos_margin, least=0)
-    checks.check_scalar("neg_margin", neg_margin, least=0)
+    checks.check_scalar("pos_margin", pos_margin)
+    checks.check_scalar("neg_margin", neg_margin)
     checks.check_scalar("zero_mean", zero_mean, least=0)
     comparison = compare(
         embeddings,

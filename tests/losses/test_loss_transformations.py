@@ -40,9 +40,7 @@ def on_devices(function, *, check_vma):
 
     mesh = Mesh(jax.devices()[:N], ("data",), axis_types=(AxisType.Auto,))
     in_specs, out_specs = (WHOLE, WHOLE, SHARED, SHARED, SHARED, WHOLE), (SHARED, (WHOLE, WHOLE, SHARED))
-    return jax.jit(
-        jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check_vma)
-    )
+    return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check_vma))
 
 
 def arguments(name, variant):
@@ -72,7 +70,8 @@ def test_every_option_traces_inside_shard_map_with_its_default_check(name):
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_inside_shard_map_each_device_has_its_own_loss_and_shared_parameters_the_sum(name, check_vma):
     for variant, options in variants(name).items():
-        if not variant in (next(iter(variants(name))), "everything"): continue
+        if not variant in (next(iter(variants(name))), "everything"):
+            continue
         each, together = arguments(name, variant)
         function = partial(value_and_gradients, name, options.static)
         alone = [jax.jit(function)(*one) for one in each]

@@ -271,9 +271,46 @@ def test_a_beta_that_does_not_fit_is_named(beta, error, message):
         margin_loss(embeddings, labels, beta)
 
 
-@pytest.mark.parametrize("loss", [contrastive_loss, snr_contrastive_loss, partial(margin_loss, beta=1.2)])
-def test_margins_below_0_are_named(loss):
+def test_a_margin_below_0_is_named_where_it_is_a_width():
     embeddings, labels, *_ = example(columns=1)
-    name = "margin" if isinstance(loss, partial) else "neg_margin"
-    with pytest.raises(ValueError, match=f"{name} is -1, expected a finite number of at least 0"):
-        loss(embeddings, labels, **{name: -1})
+    with pytest.raises(ValueError, match="margin is -1, expected a finite number of at least 0"):
+        margin_loss(embeddings, labels, 1.2, margin=-1)
+
+
+def test_margins_of_similarities_beyond_1_are_negative_margins_of_distances():
+    embeddings, labels, *_ = example(columns=1)
+    labels = labels[:, 0]
+    similarities = np.array([[cosine(x, y) for y in embeddings] for x in embeddings])
+    alike, others = labels[:, None] == labels[None], ~np.eye(B, dtype=bool)
+    hinges = np.where(alike, relu(1.2 - similarities), relu(similarities + 1.1))[others]
+    loss = contrastive_loss(embeddings, labels, distance="cosine", power=1, pos_margin=-0.2, neg_margin=2.1)
+    np.testing.assert_allclose(loss, hinges.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "siglip"])
+def test_masks_say_relations_that_no_labels_can(loss):
+    # 0 is like 1 and 1 like 2, but 0 is not like 2; nothing is said of 3 and 0.
+    embeddings = np.random.default_rng(0).normal(size=(4, D)).astype(np.float32)
+    positives, negatives = np.zeros((2, 4, 4), bool)
+    positives[[0, 1, 1, 2], [1, 0, 2, 1]] = negatives[[0, 2, 1, 3], [2, 0, 3, 1]] = True
+    distances = np.array([[euclidean(x, y) for y in embeddings] for x in embeddings])
+    cosines = np.array([[cosine(x, y) for y in embeddings] for x in embeddings])
+    if loss == "contrastive":
+        expected = (distances[positives] ** 2 / 2).sum() + (relu(1 - distances[negatives]) ** 2 / 2).sum()
+        ours = contrastive_loss(embeddings, None, pairs=(positives, negatives), reduction="sum")
+    else:
+        expected = softplus(10 - 10 * cosines[positives]).sum() + softplus(10 * cosines[negatives] - 10).sum()
+        ours = siglip_loss(embeddings, None, pairs=(positives, negatives), reduction="sum")
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+def test_shares_in_place_of_masks_weigh_both_sides():
+    # The Jaccard similarity of label sets: a pair is alike by the share of its labels that both members bear.
+    embeddings, sets = example()[0].astype(np.float32), np.random.default_rng(1).random((B, 5)) < 0.5
+    shares = (sets[:, None] & sets[None]).sum(-1) / np.maximum((sets[:, None] | sets[None]).sum(-1), 1)
+    distances = np.array([[euclidean(x, y) for y in embeddings] for x in embeddings])
+    losses = shares * distances**2 / 2 + (1 - shares) * relu(1 - distances) ** 2 / 2
+    loss = contrastive_loss(embeddings, None, pairs=(np.float32(shares), np.float32(1 - shares)))
+    np.testing.assert_allclose(loss, losses[~np.eye(B, dtype=bool)].mean(), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"pairs\[0\] goes beyond \[0, 1\], expected the shares"):
+        contrastive_loss(embeddings, None, pairs=(np.float32(2 * shares), np.float32(1 - shares)))

@@ -1,0 +1,102 @@
+"""What every function that takes labels or other arrays owes its users before it computes anything."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxmetric
+from jaxmetric import checks, memory, mining
+from jaxmetric.references import References
+
+KEY = jax.random.key(0)
+EMBEDDINGS = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+LABELS = np.arange(4) % 2
+MEMORY = memory.init(4, 3)
+
+# Outside the losses, every function that takes integers: (name of the argument, function of it).
+TAKE_INTEGERS = {
+    "label_pairs": ("labels", mining.label_pairs),
+    "label_pairs, references": ("references.labels", lambda x: mining.label_pairs(LABELS, References(EMBEDDINGS, x))),
+    "label_pairs, own": ("references.own", lambda x: mining.label_pairs(LABELS, References(EMBEDDINGS, LABELS, own=x))),
+    "label_agreement": ("labels", jaxmetric.label_agreement),
+    "label_agreement, other": ("other", lambda x: jaxmetric.label_agreement(LABELS, x)),
+    "quadruplet_hinge": ("labels4", lambda x: jaxmetric.quadruplet_hinge(EMBEDDINGS, x)),
+    "memory.update": ("labels", lambda x: memory.update(MEMORY, EMBEDDINGS, x)),
+    "memory.as_references": ("labels", lambda x: memory.as_references(MEMORY, EMBEDDINGS, x)),
+    "sample_classes": ("labels", lambda x: jaxmetric.sample_classes(KEY, x, 8, 6)),
+    "triplets": (
+        "triplets",
+        lambda x: jaxmetric.triplet_loss(
+            EMBEDDINGS, None, triplets=[[i] * 3 for i in x] if isinstance(x, list) else np.stack([x] * 3, 1)
+        ),
+    ),
+}
+BEYOND = st.one_of(st.integers(2**31, 2**64 - 1), st.integers(-(2**63), -(2**31) - 1))
+
+
+@pytest.mark.parametrize("name", TAKE_INTEGERS)
+@given(number=BEYOND, place=st.integers(0, 3), as_list=st.booleans())
+def test_integers_that_would_be_cut_are_refused_by_name(name, number, place, as_list):
+    argument, function = TAKE_INTEGERS[name]
+    values = [0, 1, 0, 1]
+    values[place] = number
+    array = values if as_list else np.array(values, np.uint64 if number > 0 else np.int64)
+    with pytest.raises(ValueError, match=f"^{argument} has {number}, expected integers that fit int32") as raised:
+        function(array)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", TAKE_INTEGERS)
+@pytest.mark.parametrize(
+    ("value", "came"),
+    [
+        (np.array(list("abcd")), "has dtype <U1, expected integers; number the classes from 0"),
+        (np.array([0, 1, 0, 1], object), "has dtype object, expected integers; number the classes from 0"),
+        (np.ones(4), "has dtype float64, expected integers"),
+        (np.ones(4, bool), "has dtype bool, expected integers"),
+        ([[0, 1], [1], [0], [1]], "is a list of unequal rows, expected integers"),
+    ],
+)
+def test_what_is_no_array_of_integers_is_named_in_one_line(name, value, came):
+    argument, function = TAKE_INTEGERS[name]
+    with pytest.raises(TypeError, match=f"^{argument} {came}") as raised:
+        function(value)
+    assert "\n" not in str(raised.value)
+
+
+@given(
+    values=st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=5),
+    dtype=st.sampled_from([np.int64, np.int32, list]),
+)
+def test_integers_that_fit_come_through(values, dtype):
+    given = values if dtype is list else np.array(values, dtype)
+    assert checks.check_integers("labels", given).tolist() == values
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.uint32, np.int64])
+def test_labels_have_one_dtype_whatever_they_came_in(dtype):
+    assert checks.check_integers("labels", np.zeros(3, dtype)).dtype == np.int32
+    assert jax.jit(lambda x: checks.check_integers("labels", x))(np.zeros(3, dtype)).dtype == np.int32
+    with jax.enable_x64(True):
+        assert checks.check_integers("labels", np.full(3, 100, dtype)).dtype == np.int64
+
+
+@given(a=st.integers(-(2**31), 2**31 - 1), b=st.integers(-(2**31), 2**31 - 1), largest=st.sampled_from([1, 100, 4000]))
+def test_an_ordinal_difference_never_overflows(a, b, largest):
+    agreement = jaxmetric.label_agreement(np.array([a]), np.array([b]), ordinal=(largest,))
+    assert int(agreement[0, 0]) == 1 - min(abs(a - b), largest)
+
+
+def test_what_is_no_array_is_named():
+    for value in (None, "abc", {"a": 1}, object()):
+        with pytest.raises(TypeError, match=r"^embeddings (is|has) .*, expected a floating-point dtype") as raised:
+            checks.check_embeddings(value)
+        assert "\n" not in str(raised.value)
+
+
+def test_lists_that_hold_traced_values_are_arrays():
+    doubled = jax.jit(lambda x: checks.check_embeddings([[x, 2 * x]]))(jnp.float32(3))
+    assert doubled.tolist() == [[3, 6]]
