@@ -206,6 +206,8 @@ def evaluate_run(
     facts = {"step": int(state.step), "split": SPLITS[split], "unseen_identities": part.unseen}
     if new_list:
         facts = {"csv": new_list, **facts}
+    if experiment.groups is not None:
+        facts["exclude_same"] = experiment.config.data.exclude_same
     result = {**facts, **trained.evaluation, "untrained": untrained}
     if jax.process_index() == 0:
         write_atomically(evaluation, json.dumps(result, indent=2) + "\n")
@@ -328,8 +330,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             csv: Another list of images to evaluate on, into evaluation-LIST.json and report-LIST.html. Its query and
                 gallery images are compared, or its test images, or all if it has no split.
             image_root: The folder that image names of that list start from (the list's own if empty).
-            exclude_same: A column, such as camera: no query finds images of its identity with its value there. As in
-                the run if not given; "" excludes none.
+            exclude_same: A column, such as camera: no query finds images of its identity with its value there; "" is
+                none. The files are named for it. As in the run if not given.
         """
         return Evaluated(workdir, checkpoint, absolute_path(csv), absolute_path(image_root), exclude_same)
 
@@ -351,7 +353,9 @@ def _run(asked: Evaluated) -> None:
     config = load_config(workdir)
     if asked.image_root and not asked.csv:
         raise ConfigError("image_root is given without csv, the list that it belongs to")
-    name = "-".join(filter(None, (Path(asked.csv).stem, "best" * (checkpoint == "best"))))
+    name = "-".join(
+        filter(None, (Path(asked.csv).stem, _other_protocol(config, asked), "best" * (checkpoint == "best")))
+    )
     check_not_of_another_list(named_file(workdir, EVALUATION_FILE, name), asked.csv)
     start_jax()
     experiment = _load_new(config, asked) if asked.csv else _load_own(config, asked)
@@ -365,6 +369,13 @@ def _run(asked: Evaluated) -> None:
     print(evaluate_run(experiment, restored.state, workdir, name=name, new_list=asked.csv))
 
 
+def _other_protocol(config: Config, asked: Evaluated) -> str:
+    """What tells the files of this evaluation from those with the run's own `exclude_same`."""
+    if asked.exclude_same in (None, config.data.exclude_same):
+        return ""
+    return f"exclude-{asked.exclude_same or 'none'}"
+
+
 def _load_own(config: Config, asked: Evaluated) -> Experiment:
     """The run as it was trained, or with another column of images to leave out."""
     check_paths(config, asked.workdir)
@@ -375,7 +386,8 @@ def _load_own(config: Config, asked: Evaluated) -> Experiment:
     names = tuple(column.name for column in experiment.source.columns)
     data = dataclasses.replace(config.data, columns=names, exclude_same=asked.exclude_same)
     _, groups = load_labels(data, seed=config.seed)
-    return dataclasses.replace(experiment, groups=groups)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, exclude_same=asked.exclude_same))
+    return dataclasses.replace(experiment, config=config, groups=groups)
 
 
 def _load_new(config: Config, asked: Evaluated) -> Experiment:

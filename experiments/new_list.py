@@ -66,6 +66,7 @@ def load_new_list(
     if not header.has_split:
         source = dataclasses.replace(source, split=np.full_like(source.split, TEST))
     source, groups = split_off_groups(source, dataclasses.replace(data, columns=tuple(common)))
+    config = dataclasses.replace(config, data=dataclasses.replace(own, exclude_same=same))
     return make_experiment(config, source, groups, np.zeros(1, int))
 
 

@@ -133,6 +133,18 @@ def test_a_list_without_a_split_is_all_test_and_one_without_cameras_needs_a_word
     assert 'plain.csv has person; name one of these, or give --exclude-same "" to' in capsys.readouterr().err
     assert evaluate.main([*words, "--exclude-same", ""]) == 0
     assert "24 held-out images, each compared with 23 of the other held-out images:" in capsys.readouterr().out
+    assert (workdir / "evaluation-plain-exclude-none.json").exists()
+
+
+def test_the_run_with_other_images_left_out_is_evaluated_beside_what_is_there(finished, capsys):
+    workdir, _ = finished
+    before = files(workdir)
+    assert json.loads(before["evaluation.json"])["exclude_same"] == "camera"
+    assert evaluate.main(["--workdir", str(workdir), "--exclude-same", ""]) == 0
+    assert "8 held-out images, each compared with 16 of the gallery:" in capsys.readouterr().out
+    after = files(workdir)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"evaluation-exclude-none.json"}
 
 
 def test_the_evaluation_of_another_list_of_the_same_name_is_not_overwritten(finished, folder, tmp_path, capsys):
