@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import tyro
 
 from experiments.chips import CHIPS, Chip, Cost, cost_of, roofline
+from experiments.comparable import check_comparable
 from experiments.config import Config, ConfigError, check_config, parse
 from experiments.console import first_line, leave, run_command
 from experiments.presets import ABOUT, DEFAULT, PRESETS
@@ -77,7 +78,7 @@ def _run(name: str, config: Config, topology: str) -> int:
     chip, devices = slice_of(topology)
     experiment = load_experiment(config, num_devices=len(devices))
     check_step(experiment)
-    make_batch_plan(config.batch, experiment.source, seed=config.seed)
+    check_comparable(config, experiment.source, make_batch_plan(config.batch, experiment.source, seed=config.seed))
     size = config.batch.size
     print(f"{name} on {topology}: {len(devices)} chips, batch {size}, {size // len(devices)} a chip", flush=True)
     start = time.monotonic()

@@ -7,7 +7,9 @@ a flag of its own name, so `--steps 100 --margin 0.2` works without prefixes.
 import dataclasses
 import json
 import math
+import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,16 +21,45 @@ from jaxmetric.training import read_json, write_atomically
 CONFIG_FILE = "config.json"
 # What changes no step, so that a run may go on with another choice.
 _FREE = ("memory", "remat", "log_every", "evaluate_every", "checkpoint_every")
+PATHS = ("csv", "image_root", "tfds_dir")
 LOSS_WEIGHTS = ("quadruplet_weight", "soft_triple_weight", "softmax_weight", "triplet_weight")
+
+# Options, and the weights of which one must be above 0 for them to have an effect: those that switch to another way of
+# computing a loss, and hyper-parameters, which a preset may have set.
+_CLASS_VECTORS = ("soft_triple_weight", "softmax_weight")
+_SWITCHES = {
+    "quadruplet_samples": ("quadruplet_weight",),
+    "quadruplet_anchors": ("quadruplet_weight",),
+    "shard_classes": _CLASS_VECTORS,
+    "sampled_classes": _CLASS_VECTORS,
+}
+_HYPER_PARAMETERS = {
+    "quadruplet_margin": ("quadruplet_weight",),
+    "quadruplet_agreement": ("quadruplet_weight",),
+    "quadruplet_balance": ("quadruplet_weight",),
+    "label_weights": ("quadruplet_weight",),
+    "centers_per_class": ("soft_triple_weight",),
+    "gamma": ("soft_triple_weight",),
+    "tau": ("soft_triple_weight",),
+    "scale": _CLASS_VECTORS,
+    "margin": _CLASS_VECTORS,
+    "triplet_margin": ("triplet_weight",),
+    "triplet_mining": ("triplet_weight",),
+}
 
 
 class ConfigError(ValueError):
     """The configuration cannot be run; one line that names the field."""
 
 
+def absolute_path(path: str) -> str:
+    """The same place seen from any directory; an empty string and an address such as gs://bucket stay as they are."""
+    return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Pictures and labels."""
+    """Pictures and labels. Paths are made absolute, so that a run can be evaluated from any directory."""
 
     source: Literal["emoji_people", "csv", "tfds"] = "emoji_people"
     """Where pictures come from: the embedded data set, a CSV file of your own, or a prepared TFDS data set."""
@@ -54,6 +85,13 @@ class DataConfig:
     """Side in pixels at which pictures are kept; crops are taken from it."""
     resize: Literal["crop", "squash"] = "crop"
     """How csv and tfds pictures become square: cut off the long side, or squash it."""
+    exclude_same: str = ""
+    """A column, such as camera: in evaluation no query finds images of its identity with its value there, as is usual
+    in re-identification. It is a label to learn only if --columns names it."""
+
+    def __post_init__(self) -> None:
+        for name in PATHS:
+            object.__setattr__(self, name, absolute_path(getattr(self, name)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,16 +322,7 @@ def check_config(config: Config) -> None:
         raise ConfigError(f"label_weights is {loss.label_weights}, expected numbers above 0")
     if config.seed >= 2**32:
         raise ConfigError(f"seed is {config.seed}, expected less than 2^32")
-    for name in ("shard_classes", "sampled_classes"):
-        if getattr(loss, name) and not (loss.soft_triple_weight or loss.softmax_weight):
-            raise ConfigError(f"{name} is {getattr(loss, name)}, but no loss with class vectors has a weight")
-    if loss.quadruplet_anchors and not loss.quadruplet_weight:
-        raise ConfigError(f"quadruplet_anchors is {loss.quadruplet_anchors}, but quadruplet_weight is 0")
-    if loss.triplet_weight and batch.pictures_per_class < 2:
-        raise ConfigError(
-            f"pictures_per_class is {batch.pictures_per_class}, expected at least 2: the triplet loss, whose "
-            f"triplet_weight is {loss.triplet_weight}, compares two pictures of a class"
-        )
+    _check_terms(loss)
     if loss.quadruplet_samples:
         _check_default(
             loss,
@@ -301,6 +330,22 @@ def check_config(config: Config) -> None:
             f"quadruplet_samples is {loss.quadruplet_samples}: drawn quadruplets",
         )
         _check_default(config.data, ("ordinal",), f"quadruplet_samples is {loss.quadruplet_samples}: drawn quadruplets")
+
+
+def _check_terms(loss: LossConfig) -> None:
+    """Raises ConfigError for a switch, and warns of hyper-parameters, of a term that has no weight."""
+    defaults = LossConfig()
+    without_effect = []
+    for name, needed in {**_SWITCHES, **_HYPER_PARAMETERS}.items():
+        value = getattr(loss, name)
+        if value == getattr(defaults, name) or any(getattr(loss, weight) for weight in needed):
+            continue
+        what = f"{name} is {value}, but {' and '.join(needed)} {'are' if len(needed) > 1 else 'is'} 0"
+        if name in _SWITCHES:
+            raise ConfigError(what)
+        without_effect.append(what)
+    if without_effect:
+        warnings.warn(f"without effect: {'; '.join(without_effect)}", stacklevel=2)
 
 
 def _check_source(data: DataConfig) -> None:
@@ -378,15 +423,39 @@ def check_same_config(config: Config, workdir: Path) -> None:
     other = flatten(dataclasses.asdict(load_config(workdir)))
     mine = flatten(dataclasses.asdict(config))
     changed = [
-        f"{name} is {other[name]} there and {mine[name]} here"
+        f"{name} is {other[name]} there and {mine[name]} here{_moved(name, other[name], workdir)}"
         for name in mine
-        if mine[name] != other[name] and name not in _FREE
+        if not _same(name, mine[name], other[name]) and name not in _FREE
     ]
     if changed:
         raise ConfigError(
             f"{workdir} holds a run with another configuration: {'; '.join(changed)}. "
             "Give another --workdir, or the same configuration to go on with it"
         )
+
+
+def _same(name: str, mine: Any, other: Any) -> bool:
+    """Whether two values of a field mean the same: paths may lead to one file through links."""
+    if name in PATHS and mine and other:
+        return os.path.realpath(mine) == os.path.realpath(other)
+    return bool(mine == other)
+
+
+def _moved(name: str, path: Any, workdir: Path) -> str:
+    if name not in PATHS or not path or "://" in path or os.path.exists(path):
+        return ""
+    return f" (which is not there any more; if it has moved, write its new place into {workdir / CONFIG_FILE})"
+
+
+def check_paths(config: Config, workdir: Path) -> None:
+    """Raises ConfigError if a file or folder that the configuration of a run names is not there any more."""
+    for name in PATHS:
+        path = getattr(config.data, name)
+        if path and "://" not in path and not os.path.exists(path):
+            raise ConfigError(
+                f"{name} of the run is {path}, which is not there; if it has moved, write its new place into "
+                f"{workdir / CONFIG_FILE}, or give --csv to evaluate on another list"
+            )
 
 
 def save_config(config: Config, workdir: Path) -> None:

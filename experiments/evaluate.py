@@ -1,12 +1,14 @@
-"""Evaluate a trained run on its held-out pictures and write evaluation.json and report.html.
+"""Evaluate a trained run on its held-out images, or on another list, and write evaluation.json and report.html.
 
-python -m experiments.evaluate --workdir DIR [--checkpoint best]
+python -m experiments.evaluate --workdir DIR [--checkpoint best] [--csv LIST.csv] [--exclude-same camera]
 """
 
 import dataclasses
 import json
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,30 +17,36 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.config import ConfigError, flatten, load_config
+from experiments.config import Config, ConfigError, absolute_path, check_paths, flatten, load_config
 from experiments.console import leave, run_command, start_jax
+from experiments.new_list import load_new_list
 from experiments.setup import (
     CHECKPOINTS,
     Experiment,
     alone_in,
     claim_workdir,
+    described_splits,
     drive_step,
     evaluated_split,
     load_experiment,
+    load_labels,
     make_embedder,
     make_state,
     restorable,
 )
-from jaxmetric.data import LEARNING, SPLITS, VALIDATION
+from jaxmetric.data import GALLERY, LEARNING, QUERY, SPLITS, VALIDATION, describe
 from jaxmetric.metrics import evaluate_embeddings, knn_labels
+from jaxmetric.metrics.retrieval import relevant_counts
 from jaxmetric.report import Run, write_report
 from jaxmetric.report.page import SHOWN_NEIGHBORS
-from jaxmetric.search import nearest_neighbors
+from jaxmetric.report.run import compared_with
+from jaxmetric.search import check_exclude, check_pair, nearest_rows, offered_rows, same_group_rows
 from jaxmetric.training import (
     CheckpointError,
     Embed,
     TrainState,
     open_checkpoints,
+    read_json,
     read_metrics,
     restore_best,
     restore_latest,
@@ -51,15 +59,25 @@ REPORT_FILE = "report.html"
 
 
 class HeldOut(NamedTuple):
-    """Which pictures ask and which answer.
+    """Which images ask, which answer, and which answers a query must not find.
 
-    Where the queries' identities were learnt, the learning pictures answer, as in the quadruplet paper. Where none
-    was, the queries answer each other, each leaving itself out, as in the retrieval of unseen classes.
+    Where the list names queries and a gallery, these are compared. Else, where an identity of the queries was learned,
+    the learning images answer, as in the quadruplet paper. Where none was, the queries answer each other, each leaving
+    itself out, as in the retrieval of unseen classes.
+
+    Attributes:
+      queries: indices `[Q]` of images.
+      gallery: indices `[G]` of images.
+      exclude: `[Q, E]` rows of the gallery that each query leaves out, -1 for none.
+      unseen: whether no identity of the queries was learned.
+      gallery_name: what the gallery is called.
     """
 
     queries: np.ndarray
     gallery: np.ndarray
+    exclude: np.ndarray
     unseen: bool
+    gallery_name: str
 
 
 class Embedded(NamedTuple):
@@ -71,38 +89,85 @@ class Embedded(NamedTuple):
 
 
 def held_out(experiment: Experiment, part: int) -> HeldOut:
-    """Chooses queries and gallery for the pictures of a split."""
-    source = experiment.source
-    queries = np.flatnonzero(source.split == part)
-    learnt = np.flatnonzero(source.split == LEARNING)
+    """Chooses queries and gallery for the images of a split."""
+    source, groups = experiment.source, experiment.groups
+    queries, learned = np.flatnonzero(source.split == part), np.flatnonzero(source.split == LEARNING)
     identities = source.labels[queries, 0]
-    unseen = not np.isin(identities[identities >= 0], source.labels[learnt, 0]).any()
-    return HeldOut(queries, queries if unseen else learnt, unseen)
+    unseen = not np.isin(identities[identities >= 0], source.labels[learned, 0]).any()
+    exclude = []
+    if part == QUERY:
+        gallery, name = np.flatnonzero(source.split == GALLERY), "the gallery"
+    elif unseen:
+        gallery, name = queries, "the other held-out images"
+        exclude.append(np.arange(len(queries))[:, None])
+    else:
+        gallery, name = learned, "the learning set"
+    if groups is not None:
+        exclude.append(same_group_rows(groups[queries], groups[gallery]))
+    rows = np.concatenate(exclude, axis=1) if exclude else np.zeros((len(queries), 0), int)
+    return HeldOut(queries, gallery, check_exclude(rows, len(queries), len(gallery)), unseen, name)
 
 
 def embed_and_evaluate(experiment: Experiment, state: TrainState, embed: Embed, part: HeldOut) -> Embedded:
     """Embeds queries and gallery and computes every metric."""
     source = experiment.source
     queries = embed(state, _Subset(source.images, part.queries))
-    gallery = queries if part.unseen else embed(state, _Subset(source.images, part.gallery))
+    gallery = queries if part.gallery is part.queries else embed(state, _Subset(source.images, part.gallery))
     evaluation = evaluate_embeddings(
         queries,
         source.labels[part.queries],
         gallery,
         source.labels[part.gallery],
         [column.name for column in source.columns],
-        exclude_self=part.unseen,
+        exclude=part.exclude,
         k=experiment.config.neighbors,
         seed=experiment.config.seed,
     )
     return Embedded(queries, gallery, evaluation)
 
 
+def warn_of_evaluation(experiment: Experiment) -> None:
+    """Warns of what the evaluation and, where there is one, the validation of a run cannot tell."""
+    source, evaluated = experiment.source, evaluated_split(experiment.source)
+    warn_of_undefined(experiment, evaluated)
+    if not experiment.config.evaluate_every or evaluated == VALIDATION:
+        return
+    if _is_validated(experiment):
+        warn_of_undefined(experiment, VALIDATION)
+    else:
+        warnings.warn(
+            f"fewer than two validation images ({described_splits(source)}): nothing is validated during training, "
+            "and no checkpoint is the best",
+            stacklevel=2,
+        )
+
+
+def warn_of_undefined(experiment: Experiment, split: int) -> None:
+    """Warns of label columns in which no query of a split has an answer to find."""
+    source, part = experiment.source, held_out(experiment, split)
+    labels, gallery_labels = source.labels[part.queries], source.labels[part.gallery]
+    names = [
+        column.name
+        for t, column in enumerate(source.columns)
+        if not relevant_counts(labels[:, t], gallery_labels[:, t], part.exclude).any()
+    ]
+    if names:
+        warnings.warn(
+            f"no {SPLITS[split]} image has another of its {' or its '.join(names)} to find among {part.gallery_name}: "
+            "figures of that will be undefined",
+            stacklevel=2,
+        )
+
+
+def _is_validated(experiment: Experiment) -> bool:
+    return bool((experiment.source.split == VALIDATION).sum() > 1)
+
+
 def validation_metrics(experiment: Experiment, state: TrainState, embed: Embed) -> dict[str, float | None]:
     """What the learning curves show of the validation pictures; nothing if there are none."""
-    part = held_out(experiment, VALIDATION)
-    if len(part.queries) < 2:
+    if not _is_validated(experiment):
         return {}
+    part = held_out(experiment, VALIDATION)
     evaluation = embed_and_evaluate(experiment, state, embed, part).evaluation
     return {
         **{f"validation/{name}/recall@1": column["recall"]["1"] for name, column in evaluation["columns"].items()},
@@ -116,27 +181,47 @@ def score_of(validation: Mapping[str, float | None]) -> float | None:
     return float(np.mean(recalls)) if recalls else None
 
 
-def evaluate_run(experiment: Experiment, state: TrainState, workdir: Path, *, name: str = "") -> str:
-    """Evaluates a state on the held-out pictures, writes evaluation.json and report.html, and returns a summary.
+def evaluate_run(
+    experiment: Experiment, state: TrainState, workdir: Path, *, name: str = "", new_list: str = ""
+) -> str:
+    """Evaluates a state on the held-out images, writes evaluation.json and report.html, and returns a summary.
 
     Args:
       experiment: see `experiments.setup`.
       state: of any step.
       workdir: of the run.
-      name: put before the suffix of both files, for a state that is not the last.
+      name: put before the suffix of both files, for a state that is not the last, or another list.
+      new_list: the CSV file of the images, if these are not the run's own.
+
+    Raises:
+      ConfigError: if the file would overwrite the evaluation of another list.
     """
+    evaluation, report = (named_file(workdir, file, name) for file in (EVALUATION_FILE, REPORT_FILE))
+    check_not_of_another_list(evaluation, new_list)
     split = evaluated_split(experiment.source)
     part = held_out(experiment, split)
     embed = make_embedder(experiment)
     untrained = embed_and_evaluate(experiment, _untrained(experiment), embed, part).evaluation
     trained = embed_and_evaluate(experiment, state, embed, part)
     facts = {"step": int(state.step), "split": SPLITS[split], "unseen_identities": part.unseen}
+    if new_list:
+        facts = {"csv": new_list, **facts}
+    if experiment.groups is not None:
+        facts["exclude_same"] = experiment.config.data.exclude_same
     result = {**facts, **trained.evaluation, "untrained": untrained}
-    evaluation, report = (_named(workdir / file, name) for file in (EVALUATION_FILE, REPORT_FILE))
     if jax.process_index() == 0:
         write_atomically(evaluation, json.dumps(result, indent=2) + "\n")
-        write_report(report, _report(experiment, workdir, part, trained, untrained))
-    return _summary(trained.evaluation, untrained, report)
+        title = f"{workdir.name} on {Path(new_list).name}" if new_list else workdir.name
+        write_report(report, _report(experiment, workdir, title, part, trained, untrained))
+    return _summary(trained.evaluation, untrained, part, report)
+
+
+def check_not_of_another_list(path: Path, new_list: str) -> None:
+    """Raises ConfigError if an evaluation file is there that is not of this list ("" for the run's own)."""
+    if path.exists() and (there := read_json(path).get("csv", "")) != new_list:
+        raise ConfigError(
+            f"{path} holds the evaluation of {there or 'images of the run itself'}; move it away, or rename the list"
+        )
 
 
 def _untrained(experiment: Experiment) -> TrainState:
@@ -149,21 +234,23 @@ def _untrained(experiment: Experiment) -> TrainState:
     return jax.jit(create)()
 
 
-def _named(path: Path, name: str) -> Path:
+def named_file(workdir: Path, file: str, name: str) -> Path:
+    """A file of the run's directory with a name put before its suffix: `evaluation-best.json`."""
+    path = workdir / file
     return path.with_name(f"{path.stem}-{name}{path.suffix}") if name else path
 
 
 def _report(
-    experiment: Experiment, workdir: Path, part: HeldOut, trained: Embedded, untrained: Mapping[str, Any]
+    experiment: Experiment, workdir: Path, title: str, part: HeldOut, trained: Embedded, untrained: Mapping[str, Any]
 ) -> Run:
     source = experiment.source
-    itself = np.arange(len(part.queries)) if part.unseen else None
-    count = min(max(SHOWN_NEIGHBORS, experiment.config.neighbors), len(part.gallery) - part.unseen)
-    distances, neighbors = nearest_neighbors(trained.queries, trained.gallery, count, exclude=itself)
+    count = min(max(SHOWN_NEIGHBORS, experiment.config.neighbors), _most_offered(part))
+    blocks = nearest_rows(*check_pair(trained.queries, trained.gallery, part.exclude), count)
+    distances, neighbors = map(np.concatenate, zip(*(found for _, *found in blocks), strict=True))
     voters = min(experiment.config.neighbors, count)
     gallery_labels = source.labels[part.gallery]
     return Run(
-        name=workdir.name,
+        name=title,
         config=flatten(dataclasses.asdict(experiment.config)),
         history=read_metrics(workdir),
         evaluation=trained.evaluation,
@@ -179,7 +266,8 @@ def _report(
         neighbor_distances=np.asarray(distances),
         predictions=knn_labels(distances[:, :voters], neighbors[:, :voters], gallery_labels),
         environment=_environment(),
-        gallery_name="the other held-out pictures" if part.unseen else "the learning set",
+        exclude=part.exclude,
+        gallery_name=part.gallery_name,
     )
 
 
@@ -190,12 +278,17 @@ def _environment() -> dict[str, str]:
     return {"python": platform.python_version(), **versions, "devices": devices}
 
 
-def _summary(evaluation: Mapping[str, Any], untrained: Mapping[str, Any], report: Path) -> str:
+def _most_offered(part: HeldOut) -> int:
+    return int(offered_rows(part.exclude, len(part.gallery)).max())
+
+
+def _summary(evaluation: Mapping[str, Any], untrained: Mapping[str, Any], part: HeldOut, report: Path) -> str:
     def number(value: float | None) -> str:
         return "undefined" if value is None else f"{value:9.3f}"
 
+    others = f"{compared_with(part.exclude, len(part.gallery))} of {part.gallery_name}"
     lines = [
-        f"{evaluation['queries']:,} held-out pictures, each compared with {evaluation['gallery']:,} others:",
+        f"{evaluation['queries']:,} held-out images, each compared with {others}:",
         f"{'':24s}{'trained':>9s}{'untrained':>12s}",
     ]
     for name, column in evaluation["columns"].items():
@@ -222,37 +315,96 @@ class _Subset(Sequence[np.ndarray]):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
 
-    def command(workdir: Path, checkpoint: Literal["latest", "best"] = "latest") -> tuple[Path, str]:
+    def command(
+        workdir: Path,
+        checkpoint: Literal["latest", "best"] = "latest",
+        csv: str = "",
+        image_root: str = "",
+        exclude_same: str | None = None,
+    ) -> Evaluated:
         """Evaluates a checkpoint of a run and writes its report anew.
 
         Args:
             workdir: The run's directory, as given to experiments.train.
             checkpoint: The newest, or the one that did best on the validation pictures (into report-best.html).
+            csv: Another list of images to evaluate on, into evaluation-LIST.json and report-LIST.html. Its query and
+                gallery images are compared, or its test images, or all if it has no split.
+            image_root: The folder that image names of that list start from (the list's own if empty).
+            exclude_same: A column, such as camera: no query finds images of its identity with its value there; "" is
+                none. The files are named for it. As in the run if not given.
         """
-        return workdir, checkpoint
+        return Evaluated(workdir, checkpoint, absolute_path(csv), absolute_path(image_root), exclude_same)
 
-    workdir, checkpoint = tyro.cli(command, args=argv, prog="python -m experiments.evaluate")
-    return run_command(lambda: _run(workdir, checkpoint))
+    return run_command(partial(_run, tyro.cli(command, args=argv, prog="python -m experiments.evaluate")))
 
 
-def _run(workdir: Path, checkpoint: str) -> None:
+class Evaluated(NamedTuple):
+    """What the command line asks for."""
+
+    workdir: Path
+    checkpoint: str
+    csv: str
+    image_root: str
+    exclude_same: str | None
+
+
+def _run(asked: Evaluated) -> None:
+    workdir, checkpoint = asked.workdir, asked.checkpoint
     config = load_config(workdir)
+    if asked.image_root and not asked.csv:
+        raise ConfigError("image_root is given without csv, the list that it belongs to")
+    name = "-".join(
+        filter(None, (Path(asked.csv).stem, _other_protocol(config, asked), "best" * (checkpoint == "best")))
+    )
+    check_not_of_another_list(named_file(workdir, EVALUATION_FILE, name), asked.csv)
     start_jax()
-    experiment = load_experiment(config)
-    claim_workdir(experiment, workdir)
+    experiment = _load_new(config, asked) if asked.csv else _load_own(config, asked)
     with alone_in(workdir) as alone:
-        restored = _restore(experiment, workdir, checkpoint, alone)
+        restored = _restore(experiment, workdir, checkpoint, alone, any_classes=bool(asked.csv))
     if restored is None:
         raise ConfigError(
             f"{workdir} holds no checkpoint that was validated; evaluate_every is {config.evaluate_every}"
         )
     print(f"the {checkpoint} checkpoint is that of step {int(restored.state.step)}")
-    print(evaluate_run(experiment, restored.state, workdir, name="best" if checkpoint == "best" else ""))
+    print(evaluate_run(experiment, restored.state, workdir, name=name, new_list=asked.csv))
 
 
-def _restore(experiment: Experiment, workdir: Path, checkpoint: str, alone: bool) -> Restored | None:
+def _other_protocol(config: Config, asked: Evaluated) -> str:
+    """What tells the files of this evaluation from those with the run's own `exclude_same`."""
+    if asked.exclude_same in (None, config.data.exclude_same):
+        return ""
+    return f"exclude-{asked.exclude_same or 'none'}"
+
+
+def _load_own(config: Config, asked: Evaluated) -> Experiment:
+    """The run as it was trained, or with another column of images to leave out."""
+    check_paths(config, asked.workdir)
+    experiment = load_experiment(config)
+    claim_workdir(experiment, asked.workdir)
+    if asked.exclude_same in (None, config.data.exclude_same):
+        return experiment
+    names = tuple(column.name for column in experiment.source.columns)
+    data = dataclasses.replace(config.data, columns=names, exclude_same=asked.exclude_same)
+    _, groups = load_labels(data, seed=config.seed)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, exclude_same=asked.exclude_same))
+    return dataclasses.replace(experiment, config=config, groups=groups)
+
+
+def _load_new(config: Config, asked: Evaluated) -> Experiment:
+    """The network of the run with the images and labels of another list."""
+    experiment = load_new_list(
+        config, asked.workdir, csv=asked.csv, image_root=asked.image_root, exclude_same=asked.exclude_same
+    )
+    print(f"{asked.csv}:\n{describe(experiment.source)}")
+    warn_of_undefined(experiment, evaluated_split(experiment.source))
+    return experiment
+
+
+def _restore(
+    experiment: Experiment, workdir: Path, checkpoint: str, alone: bool, *, any_classes: bool
+) -> Restored | None:
     """Restores a checkpoint; a run that is under way may delete it meanwhile, having written another."""
-    shapes, resize = restorable(experiment, drive_step(experiment, "shard_map"))
+    shapes, resize = restorable(experiment, drive_step(experiment, "shard_map"), any_classes=any_classes)
     tries_left = 1 if alone else 10
     while True:
         try:

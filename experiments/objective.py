@@ -10,7 +10,7 @@ import numpy as np
 
 import jaxmetric
 from experiments.config import LossConfig
-from jaxmetric import parallel
+from jaxmetric import LossStats, parallel
 from jaxmetric.data import LabelColumn
 from jaxmetric.training.step import Objective
 
@@ -37,9 +37,10 @@ def make_objective(loss: LossConfig, columns: tuple[LabelColumn, ...], *, classe
       classes: the identities that are learnt, ascending; those held out are no classes of a softmax.
 
     Returns:
-      The objective.
+      The objective. With the loss it reports each term's value, `loss/<term>`, and how much the term found to compare
+      in the batch, `valid/<term>`: see `jaxmetric.LossStats`. Where that is 0, a value of 0 is no success.
     """
-    class_of_identity = np.zeros(len(columns[0].values), np.int32)
+    class_of_identity = np.zeros(max(len(columns[0].values), 1), np.int32)  # 1: where all are missing
     class_of_identity[classes] = np.arange(len(classes))
 
     def objective(
@@ -49,7 +50,7 @@ def make_objective(loss: LossConfig, columns: tuple[LabelColumn, ...], *, classe
         identity, where = jnp.asarray(class_of_identity)[labels[:, 0]], known[:, 0]
         if params:
             identity, params = _classes_of_step(loss, jax.random.fold_in(key, 1), identity, where, params, len(classes))
-        terms: dict[str, jax.Array] = {}
+        terms: dict[str, tuple[jax.Array, LossStats]] = {}
         if loss.quadruplet_weight:
             terms["quadruplet"] = _quadruplet(loss, columns, key, embeddings, labels, known)
         if loss.soft_triple_weight:
@@ -62,17 +63,30 @@ def make_objective(loss: LossConfig, columns: tuple[LabelColumn, ...], *, classe
                 margin=loss.margin,
                 tau=loss.tau,
                 where=where,
+                has_aux=True,
             )
         if loss.softmax_weight:
             terms["softmax"] = jaxmetric.normalized_softmax_loss(
-                embeddings, identity, params["proxies"], scale=loss.scale, margin=loss.margin, where=where
+                embeddings,
+                identity,
+                params["proxies"],
+                scale=loss.scale,
+                margin=loss.margin,
+                where=where,
+                has_aux=True,
             )
         if loss.triplet_weight:
             terms["triplet"] = jaxmetric.triplet_loss(
-                embeddings, identity, margin=loss.triplet_margin, mining=loss.triplet_mining, where=where
+                embeddings,
+                identity,
+                margin=loss.triplet_margin,
+                mining=loss.triplet_mining,
+                where=where,
+                has_aux=True,
             )
-        total = sum((getattr(loss, f"{name}_weight") * term for name, term in terms.items()), jnp.zeros(()))
-        return total, terms
+        total = sum((getattr(loss, f"{name}_weight") * value for name, (value, _) in terms.items()), jnp.zeros(()))
+        values = {f"loss/{name}": value for name, (value, _) in terms.items()}
+        return total, values | {f"valid/{name}": stats.valid for name, (_, stats) in terms.items()}
 
     return objective
 
@@ -103,7 +117,7 @@ def _quadruplet(
     embeddings: jax.Array,
     labels: jax.Array,
     known: jax.Array,
-) -> jax.Array:
+) -> tuple[jax.Array, LossStats]:
     if loss.quadruplet_samples:
         return jaxmetric.sampled_quadruplet_loss(
             key,
@@ -112,6 +126,7 @@ def _quadruplet(
             num_quadruplets=loss.quadruplet_samples,
             margin=loss.quadruplet_margin,
             where=known.all(axis=1),
+            has_aux=True,
         )
     quadruplet_loss = jaxmetric.quadruplet_loss
     if loss.quadruplet_anchors:
@@ -130,4 +145,5 @@ def _quadruplet(
         label_weights=loss.label_weights or None,
         ordinal=tuple(len(column.values) - 1 if column.ordinal else 0 for column in columns),
         where=known,
+        has_aux=True,
     )

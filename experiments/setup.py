@@ -27,6 +27,8 @@ from experiments.objective import init_loss_params, make_objective
 from jaxmetric import parallel
 from jaxmetric.data import (
     LEARNING,
+    QUERY,
+    SPLITS,
     TEST,
     VALIDATION,
     Augmentation,
@@ -63,13 +65,18 @@ _GRACE = 30  # seconds that a run which is told to stop may take
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A configuration made real."""
+    """Everything built from a `Config`: data, network, objective, optimizer.
+
+    `groups` `[N, 2]` holds the identity and the value of the column `exclude_same` of every image; None without one.
+    """
 
     config: Config
     source: LabelledImages
+    groups: np.ndarray | None
     encoder: nn.Module
     objective: Objective
     optimizer: optax.GradientTransformation
+    num_classes: int
     num_devices: int
 
     @cached_property
@@ -89,14 +96,36 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
       ConfigError: if the data cannot be learnt from, or evaluated on, as configured.
       ValueError: for bad data, see `jaxmetric.data`, or loss options that do not fit it.
     """
-    source = load_source(config.data, seed=config.seed)
-    if config.loss.label_weights and len(config.loss.label_weights) != len(source.columns):
+    source, groups = load_labels(config.data, seed=config.seed)
+    weights = config.loss.label_weights
+    if config.loss.quadruplet_weight and weights and len(weights) != len(source.columns):
         raise ConfigError(
-            f"label_weights has {len(config.loss.label_weights)} entries, expected one for each of the columns "
+            f"label_weights has {len(weights)} entries, expected one for each of the columns "
             f"{', '.join(column.name for column in source.columns)}"
         )
+    _check_learning(config, source)
     evaluated_split(source)
     _warn_of_small_classes(config, source)
+    return make_experiment(config, source, groups, learnt_identities(source), num_devices=num_devices)
+
+
+def make_experiment(
+    config: Config,
+    source: LabelledImages,
+    groups: np.ndarray | None,
+    classes: np.ndarray,
+    *,
+    num_devices: int | None = None,
+) -> Experiment:
+    """Builds the network, its loss and its optimizer for images that are loaded.
+
+    Args:
+      config: the run.
+      source: the images and labels.
+      groups: see `Experiment`.
+      classes: the codes of the identities that are learned.
+      num_devices: see `load_experiment`.
+    """
     network, update = config.network, config.update
     encoder = make_encoder(
         network.encoder,
@@ -116,8 +145,9 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
         weight_decay=update.weight_decay,
         epsilon=update.epsilon,
     )
-    objective = make_objective(config.loss, source.columns, classes=learnt_identities(source))
-    return Experiment(config, source, encoder, objective, optimizer, num_devices or jax.device_count())
+    objective = make_objective(config.loss, source.columns, classes=classes)
+    devices = num_devices or jax.device_count()
+    return Experiment(config, source, groups, encoder, objective, optimizer, len(classes), devices)
 
 
 def check_step(experiment: Experiment) -> None:
@@ -143,6 +173,34 @@ def learning_rate(config: Config) -> optax.Schedule:
     update = config.update
     warmup = min(update.warmup, config.steps - 1)
     return make_schedule(update.schedule, peak=update.learning_rate, steps=config.steps, warmup=warmup)
+
+
+def load_labels(data: DataConfig, *, seed: int) -> tuple[LabelledImages, np.ndarray | None]:
+    """The images with the labels to learn, and what `Experiment.groups` holds."""
+    name = data.exclude_same
+    extra = (name,) if name and data.columns and name not in data.columns else ()
+    source = load_source(dataclasses.replace(data, columns=(*data.columns, *extra)), seed=seed)
+    return split_off_groups(source, data)
+
+
+def split_off_groups(source: LabelledImages, data: DataConfig) -> tuple[LabelledImages, np.ndarray | None]:
+    """Takes the column that `exclude_same` names out of the labels, unless `columns` names it too.
+
+    Returns:
+      The images with the other labels, and what `Experiment.groups` holds.
+
+    Raises:
+      ConfigError: if there is no such column beside the identity.
+    """
+    name, names = data.exclude_same, [column.name for column in source.columns]
+    if not name:
+        return source, None
+    if name not in names or (names[0] == name and name not in data.columns):
+        raise ConfigError(f"exclude_same is {name!r}, expected a column beside the identity, of {', '.join(names)}")
+    groups = source.labels[:, [0, names.index(name)]]
+    kept = [t for t, other in enumerate(names) if other != name or name in data.columns]
+    columns = tuple(source.columns[t] for t in kept)
+    return dataclasses.replace(source, labels=source.labels[:, kept], columns=columns), groups
 
 
 def load_source(data: DataConfig, *, seed: int) -> LabelledImages:
@@ -183,15 +241,37 @@ def learnt_identities(source: LabelledImages) -> np.ndarray:
 
 
 def evaluated_split(source: LabelledImages) -> int:
-    """The split that evaluation asks: test, or validation where fewer than two pictures are for test.
+    """The split that evaluation asks: queries, or test, or validation where fewer than two images are for test.
 
     Raises:
-      ConfigError: if fewer than two pictures are held out for either.
+      ConfigError: if there are queries but no gallery or the reverse, or fewer than two images are held out.
     """
+    counts = split_sizes(source)
+    if bool(counts["query"]) != bool(counts["gallery"]):
+        there, missing = ("query", "gallery") if counts["query"] else ("gallery", "query")
+        raise ConfigError(
+            f"{counts[there]:,} images have the split {there}, but none has the split {missing}: a query is searched "
+            f"in the gallery; name both, or call them test"
+        )
+    if counts["query"]:
+        return QUERY
     for split in (TEST, VALIDATION):
-        if (source.split == split).sum() > 1:
+        if counts[SPLITS[split]] > 1:
             return split
-    raise ConfigError("fewer than two pictures are held out for validation or test; there is nothing to evaluate")
+    raise ConfigError(
+        f"fewer than two images are held out for validation or test, and none as query and gallery; there is nothing "
+        f"to evaluate among {described_splits(source)}"
+    )
+
+
+def split_sizes(source: LabelledImages) -> dict[str, int]:
+    """How many images each split has, by its name."""
+    return {name: int((source.split == code).sum()) for code, name in enumerate(SPLITS)}
+
+
+def described_splits(source: LabelledImages) -> str:
+    """The splits that have images, as `8 learning, 2 test`."""
+    return ", ".join(f"{size:,} {name}" for name, size in split_sizes(source).items() if size)
 
 
 @contextmanager
@@ -357,14 +437,20 @@ def state_specs(experiment: Experiment) -> TrainState:
     return jax.tree_util.tree_map_with_path(spec, experiment.state_shapes)
 
 
-def restorable(experiment: Experiment, driven: parallel.Driven[TrainState]) -> tuple[TrainState, TrainState]:
+def restorable(
+    experiment: Experiment, driven: parallel.Driven[TrainState], *, any_classes: bool = False
+) -> tuple[TrainState, TrainState]:
     """What `jaxmetric.training.restore_latest` wants to know: the state's arrays, and which may change in length.
 
-    Sharded class vectors are padded to a multiple of the devices, which may be others now.
+    Sharded class vectors are padded to a multiple of the devices, which may be others now. With `any_classes`, for a
+    state of which only the encoder is used, all class vectors may be of other classes than those of the checkpoint.
     """
     shapes = driven.state_shapes(experiment.state_shapes)
-    resize = jax.tree.map(lambda spec: spec != parallel.REPLICATED, state_specs(experiment))
-    return shapes, resize
+
+    def may_change(path: Any, leaf: Any, spec: Any) -> bool:
+        return spec != parallel.REPLICATED or bool(any_classes and leaf.ndim and _is_of_loss(path))
+
+    return shapes, jax.tree_util.tree_map_with_path(may_change, experiment.state_shapes, state_specs(experiment))
 
 
 def make_embedder(experiment: Experiment) -> Embed:
@@ -377,8 +463,7 @@ def _is_of_loss(path: Any) -> bool:
 
 
 def _init_loss_params(key: jax.Array, experiment: Experiment) -> dict[str, jax.Array]:
-    config = experiment.config
-    num_classes = len(learnt_identities(experiment.source))
+    config, num_classes = experiment.config, experiment.num_classes
     params = init_loss_params(key, config.loss, num_classes=num_classes, dim=config.network.embedding_dim)
     if not config.loss.shard_classes:
         return params
@@ -406,24 +491,40 @@ def _trace_objective(experiment: Experiment) -> None:
     )
 
 
+def _check_learning(config: Config, source: LabelledImages) -> None:
+    """Raises ConfigError if there is nothing to learn from."""
+    if (source.split == LEARNING).any():
+        return
+    data = config.data
+    of_list, new = (f"{data.csv} has", f" --csv {data.csv}") if data.source == "csv" else ("the data set has", "")
+    hint = f"; to evaluate a trained run on it: python -m experiments.evaluate --workdir RUN{new}" if new else ""
+    raise ConfigError(
+        f"{of_list} no learning images ({described_splits(source)}); to train, give some rows the split learning{hint}"
+    )
+
+
 def _warn_of_small_classes(config: Config, source: LabelledImages) -> None:
     identities = source.labels[source.split == LEARNING, 0]
     values, counts = np.unique(identities[identities >= 0], return_counts=True)
     if not len(values):
-        raise ConfigError(f"no learning picture has a known {source.columns[0].name}; there is no identity to learn")
+        return
     smallest = int(counts.min())
     name = source.columns[0].values[values[counts.argmin()]]
     loss, batch = config.loss, config.batch
     if loss.soft_triple_weight and loss.centers_per_class > smallest:
         warnings.warn(
             f"centers_per_class is {loss.centers_per_class}, but {source.columns[0].name} {name!r} has "
-            f"{smallest} learning pictures: some centres stay without any",
+            f"{_learning_images(smallest)}: some centres stay without any",
             stacklevel=2,
         )
     if batch.classes_per_batch and batch.pictures_per_class > smallest:
         few = int((counts < batch.pictures_per_class).sum())
         warnings.warn(
-            f"{few} of {len(values)} values of {source.columns[0].name} have fewer than {batch.pictures_per_class} "
-            f"learning pictures ({name!r} has {smallest}); they repeat within a batch",
+            f"{few:,} of {len(values):,} values of {source.columns[0].name} have fewer than "
+            f"{batch.pictures_per_class} learning images ({name!r} has {smallest}); they repeat within a batch",
             stacklevel=2,
         )
+
+
+def _learning_images(count: int) -> str:
+    return f"{count:,} learning image{'s' * (count != 1)}"

@@ -20,9 +20,10 @@ import orbax.checkpoint as ocp
 import tyro
 from tqdm import tqdm
 
+from experiments.comparable import check_comparable
 from experiments.config import Config, ConfigError, Machine, check_config, check_machine, parse
 from experiments.console import leave, run_command, say, start_jax
-from experiments.evaluate import evaluate_run, score_of, validation_metrics
+from experiments.evaluate import evaluate_run, score_of, validation_metrics, warn_of_evaluation
 from experiments.hosts import follow_launcher, join_processes
 from experiments.presets import ABOUT, DEFAULT, PRESETS
 from experiments.setup import (
@@ -38,7 +39,7 @@ from experiments.setup import (
     restorable,
     sole_run,
 )
-from jaxmetric.data import SPLITS, BatchIterator, Plan, batches
+from jaxmetric.data import BatchIterator, Plan, batches, describe
 from jaxmetric.parallel import Driven, placed_ahead
 from jaxmetric.training import (
     MetricWindow,
@@ -55,6 +56,7 @@ from jaxmetric.training import (
 )
 
 DEFAULT_MACHINE = Machine()
+_SOME_STEPS = 20  # after which it is told that no batch had anything to compare
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,6 +110,8 @@ def _run(name: str, config: Config, machine: Machine, workdir: Path) -> int:
             experiment = load_experiment(config)
             check_step(experiment)
             plan = make_batch_plan(config.batch, experiment.source, seed=config.seed)
+            check_comparable(config, experiment.source, plan)
+            warn_of_evaluation(experiment)
             held.enter_context(sole_run(workdir))
             claim_workdir(experiment, workdir)
         say(f"{name} -> {workdir}\n{_describe(experiment)}")
@@ -153,6 +157,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
         start = int(state.step)
         write = _metric_writer(stack, workdir, start)
         show = stack.enter_context(_progress(start, config.steps))
+        watch = _watch_comparisons(start)
         stream = batches(
             experiment.source,
             plan,
@@ -181,6 +186,8 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
                 summary = window.summary() | _input_speed(stream)
                 write(step, summary)
                 show(step, summary)
+                if warning := watch(step, summary, last=last):
+                    _say_beside_bar(warning)
             if evaluate:
                 check_finite(state)
             validation = validation_metrics(experiment, state, embed) if evaluate else {}
@@ -216,6 +223,27 @@ def _begin(
     return driven.place_state(restored.state), restored.extra["input"]
 
 
+def _watch_comparisons(start: int) -> Callable[..., str | None]:
+    """A function `(step, summary, last)` that returns a warning, once, if a term found nothing in any batch so far."""
+    never: set[str] | None = None
+    told = False
+
+    def watch(step: int, summary: Mapping[str, float], *, last: bool) -> str | None:
+        nonlocal never, told
+        nothing = {name for name, value in summary.items() if name.startswith("valid/") and value == 0}
+        never = nothing if never is None else never & nothing
+        if told or not never or not (last or step - start >= _SOME_STEPS):
+            return None
+        told = True
+        terms = " and ".join(sorted(name.removeprefix("valid/") for name in never))
+        return (
+            f"warning: nothing to compare for {terms} in any of the {step - start} batches so far, so that its loss "
+            "was 0; see --classes-per-batch, --pictures-per-class and the missing labels"
+        )
+
+    return watch
+
+
 def _input_speed(stream: BatchIterator) -> dict[str, float]:
     """What the input could give to a step that took no time, and how long the steps waited for it."""
     speed = stream.speed()
@@ -243,13 +271,11 @@ def _metric_writer(stack: ExitStack, workdir: Path, start: int) -> Callable[[int
 
 
 def _describe(experiment: Experiment) -> str:
-    source, config = experiment.source, experiment.config
-    counts = ", ".join(f"{(source.split == code).sum():,} {name}" for code, name in enumerate(SPLITS))
-    labels = ", ".join(f"{column.name} ({len(column.values)})" for column in source.columns)
+    config = experiment.config
     devices = f"{jax.device_count()} {jax.default_backend()} device{'s' * (jax.device_count() > 1)}"
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    network = f"{config.network.encoder} on {devices}{processes}, {config.steps} steps"
-    return f"  pictures: {counts}\n  labels: {labels}\n  network: {network}"
+    network = f"network: {config.network.encoder} on {devices}{processes}, {config.steps} steps"
+    return "\n".join(f"  {line}" for line in (*describe(experiment.source).splitlines(), network))
 
 
 @contextmanager

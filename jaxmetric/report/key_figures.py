@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxmetric.report.markup import WHY_UNDEFINED, color, escape, percent
-from jaxmetric.report.run import Run
+from jaxmetric.report.run import Run, compared_with, excluded_rows
 
 MOST_SOFT_LABELS = 3
 
@@ -39,8 +39,8 @@ def lead(run: Run) -> str:
     """What was compared, what training changed, and whether distances follow agreement."""
     evaluation, identity = run.evaluation, run.columns[0].name
     sentences = [
-        f"{evaluation['queries']:,} held-out pictures, each compared with {evaluation['gallery']:,} pictures "
-        f"of {escape(run.gallery_name)}."
+        f"{evaluation['queries']:,} held-out images, each compared with "
+        f"{compared_with(excluded_rows(run), evaluation['gallery'])} of {escape(run.gallery_name)}."
     ]
     now, before = (_recall_at_1(result, identity) for result in (evaluation, run.baseline))
     if now is not None and before is not None:
@@ -187,13 +187,15 @@ def _recall_at_1(result: Mapping[str, Any] | None, name: str) -> float | None:
 
 
 def _chance(run: Run, column: int) -> float | None:
-    """How often a gallery picture drawn at random has the query's value, over queries that have a match."""
+    """How often a gallery image drawn at random has the query's value, over queries that have a match."""
     queries, gallery = (np.asarray(labels)[:, column] for labels in (run.query_labels, run.gallery_labels))
-    gallery = gallery[gallery >= 0]
-    if not gallery.size:
-        return None
-    counts = np.bincount(gallery, minlength=len(run.columns[column].values))[queries[queries >= 0]]
-    return float(counts[counts > 0].mean() / gallery.size) if counts.any() else None
+    rows = excluded_rows(run)
+    left_out = np.where(rows >= 0, gallery[rows], -1)
+    matches = np.bincount(gallery[gallery >= 0], minlength=max(len(run.columns[column].values), 1))[queries]
+    matches = np.where(queries >= 0, matches - (left_out == queries[:, None]).sum(axis=1), 0)
+    offered = (gallery >= 0).sum() - (left_out >= 0).sum(axis=1)
+    found = matches > 0
+    return float((matches[found] / offered[found]).mean()) if found.any() else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

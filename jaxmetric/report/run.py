@@ -49,6 +49,8 @@ class Run:
         predictions: int [Q, T], the predicted codes; -1 where nothing was predicted.
         environment: versions and devices, by name.
         gallery_name: what the gallery pictures are, as in "the nearest of the learning set".
+        exclude: int [Q, E], rows of the gallery that a query was not compared with, such as itself; -1 for none. None
+            if all were compared with all.
     """
 
     name: str
@@ -68,6 +70,24 @@ class Run:
     predictions: np.ndarray
     environment: Mapping[str, str]
     gallery_name: str = "the learning set"
+    exclude: np.ndarray | None = None
+
+
+def excluded_rows(run: Run) -> np.ndarray:
+    """`[Q, E]` rows of the gallery that each query was not compared with, -1 for none."""
+    return np.zeros((len(run.query_labels), 0), int) if run.exclude is None else np.asarray(run.exclude)
+
+
+def compared_with(exclude: np.ndarray, gallery: int) -> str:
+    """How many of the gallery's rows the queries are compared with, where they leave out the rows `[Q, E]`.
+
+    Example:
+      >>> compared_with(np.array([[0], [1], [2]]), 3), compared_with(np.array([[0, 1], [2, -1]]), 1049)
+      ('2', '1,047 to 1,048')
+    """
+    offered = gallery - (exclude >= 0).sum(axis=1)
+    least, most = offered.min(), offered.max()
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def check_run(run: Run) -> None:
@@ -83,6 +103,7 @@ def check_run(run: Run) -> None:
     if missing:
         raise ValueError(f"evaluation has no column {missing[0]!r}; it has {list(run.evaluation['columns'])}")
     k = np.shape(run.neighbors)[-1] if np.ndim(run.neighbors) else 0
+    excluded = excluded_rows(run)
     expected = {
         "query_names": (queries,),
         "query_labels": (queries, columns),
@@ -91,13 +112,16 @@ def check_run(run: Run) -> None:
         "neighbors": (queries, k),
         "neighbor_distances": (queries, k),
         "predictions": (queries, columns),
+        "exclude": (queries, excluded.shape[-1]),
     }
     for name, shape in expected.items():
-        came = np.shape(getattr(run, name))
+        came = np.shape(excluded if name == "exclude" else getattr(run, name))
         if came != shape:
             raise ValueError(f"{name} has shape {came}, expected {shape}")
     if np.max(run.neighbors, initial=-1) >= gallery:
         raise ValueError(f"neighbors names row {np.max(run.neighbors)} of a gallery of {gallery}")
+    if np.max(excluded, initial=-1) >= gallery:
+        raise ValueError(f"exclude names row {np.max(excluded)} of a gallery of {gallery}")
     found = np.asarray(run.neighbor_distances)[np.asarray(run.neighbors) >= 0]
     for name, numbers in (("query_embeddings", run.query_embeddings), ("neighbor_distances", found)):
         if not np.isfinite(numbers).all():

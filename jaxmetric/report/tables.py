@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxmetric.report.figures import compact
 from jaxmetric.report.markup import color, escape, percent, undefined
-from jaxmetric.report.run import Run
+from jaxmetric.report.run import Run, compared_with, excluded_rows
 
 SHARES = {"map_at_r": "MAP@R", "rank1": "rank-1", "cmc_area": "CMC area", "knn_accuracy": "kNN"}
 COUNTS = ("values", "queries", "undefined")
@@ -44,7 +44,7 @@ def _evaluation(run: Run, evaluation: Mapping[str, Any], baseline: Mapping[str, 
     compared = " Small: the untrained network." if baseline else ""
     return (
         f'<p class="caption"><b>{escape(title)}</b> in %: {evaluation["queries"]:,} queries, '
-        f"{evaluation['gallery']:,} pictures to find.{compared}</p>"
+        f"{compared_with(excluded_rows(run), evaluation['gallery'])} images to find.{compared}</p>"
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}"><table>'
         f"<thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>{_summary(evaluation)}"

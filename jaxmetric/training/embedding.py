@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmetric.parallel import across_processes, all_devices, place_rows
-from jaxmetric.training.state import TrainState
+from jaxmetric.training.state import TrainState, standard_promotion
 
 Embed = Callable[[TrainState, Sequence[np.ndarray]], np.ndarray]
 
@@ -31,7 +31,9 @@ def make_embed(
     """
 
     def embed_batch(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
-        return apply_fn({"params": params, "batch_stats": batch_stats}, prepare(images), train=False)
+        prepared = prepare(images)
+        with standard_promotion():
+            return apply_fn({"params": params, "batch_stats": batch_stats}, prepared, train=False)
 
     mesh = all_devices()
     size = -(-batch_size // mesh.size) * mesh.size

@@ -4,7 +4,8 @@ Parameters are a dict of two: `"encoder"`, the network's, and `"loss"`, those of
 Both live in one state, so that neither the optimiser nor a checkpoint can forget the second.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import flax.linen as nn
@@ -59,13 +60,15 @@ def create_state(
     """
 
     def create(key: jax.Array, loss_params: Any) -> TrainState:
-        variables = encoder.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
-        params = {"encoder": variables["params"], "loss": loss_params}
+        with standard_promotion():
+            variables = encoder.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
+            params = {"encoder": variables["params"], "loss": loss_params}
+            opt_state = optimizer.init(params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
+            opt_state=opt_state,
         )
 
     return jax.jit(create)(key, loss_params)
@@ -100,9 +103,21 @@ def make_schedule(name: str, *, peak: float, steps: int, warmup: int = 0) -> opt
         after = optax.piecewise_constant_schedule(peak, {round(share * steps) - warmup: 0.1 for share in (0.4, 0.8)})
     else:
         raise ValueError(f"schedule is {name!r}, expected one of {', '.join(SCHEDULES)}")
-    if not warmup:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    if warmup:
+        after = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        with standard_promotion():
+            return after(step)
+
+    return schedule
+
+
+@contextmanager
+def standard_promotion() -> Iterator[None]:
+    """Lets flax and optax mix dtypes and ranks, as they are written to do, where jax is told to be strict."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def make_optimizer(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmetric.parallel import Step, average, gather
-from jaxmetric.training.state import TrainState
+from jaxmetric.training.state import TrainState, standard_promotion
 
 Objective = Callable[[jax.Array, Any, jax.Array, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
 Preprocess = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -34,7 +34,7 @@ def make_train_step(
       apply_fn: a Linen module's `apply`: `(variables, images, train=True, mutable=["batch_stats"])` gives `[b, D]`
         embeddings and the updated collections. Batch norm must be synchronised over `parallel.AXIS_NAME`.
       objective: `(key, loss_params, embeddings [B, D], labels [B, T])` gives the loss of the global batch and a dict of
-        its terms.
+        scalars to report with it, such as its terms; their names must differ from those of the metrics below.
       optimizer: transforms the gradients of `state.params`.
       preprocess: `(key, positions [b], images)` gives what the encoder takes, from the pictures of a batch and their
         places in the global one.
@@ -51,8 +51,9 @@ def make_train_step(
 
     Returns:
       `step(state, batch, *, axis_name) -> (state, metrics)`, where the batch holds this device's share of `"image"` and
-      `"label"`. The metrics are the loss and its terms, the norm of the gradient before it is clipped, and whether the
-      loss and that norm are `"finite"`; all are equal on all devices. Whether the new state is, `check_finite` tells.
+      `"label"`. The metrics are `"loss"` and what the objective reports with it, `"gradient_norm"` before it is
+      clipped, and whether the loss and that norm are `"finite"`; all are equal on all devices. Whether the new state
+      is, `check_finite` tells.
 
     Raises:
       ValueError: if `chunks` is below 1 or `clip_norm` is not positive; from the step, if a device's share does not
@@ -80,7 +81,8 @@ def make_train_step(
 
             def embed(positions: jax.Array, images: jax.Array) -> tuple[jax.Array, Any]:
                 images = preprocess(image_key, positions, images)
-                embeddings, updated = apply_fn(variables, images, train=True, mutable=["batch_stats"])
+                with standard_promotion():
+                    embeddings, updated = apply_fn(variables, images, train=True, mutable=["batch_stats"])
                 return embeddings, updated.get("batch_stats", {})
 
             if chunks == 1:
@@ -88,23 +90,24 @@ def make_train_step(
             else:
                 embeddings, updates = _in_chunks(embed, chunks, positions, batch["image"])
                 batch_stats = jax.tree.map(_mean_move, state.batch_stats, updates)
-            loss, terms = objective(loss_key, params["loss"], gather(embeddings, axis_name), labels)
-            return loss, (terms, batch_stats)
+            loss, reported = objective(loss_key, params["loss"], gather(embeddings, axis_name), labels)
+            return loss, (reported, batch_stats)
 
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (terms, batch_stats)), gradients = value_and_grad(state.params)
+        (loss, (reported, batch_stats)), gradients = value_and_grad(state.params)
         gradients = _of_the_batch(gradients, axis_name, class_shards=class_shards)
         norm = _norm(gradients, axis_name, class_shards=class_shards)
         if clip_norm is not None:
             gradients = optax.tree.scale(jnp.minimum(1.0, clip_norm / norm), gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with standard_promotion():
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         new_state = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
         metrics = {
+            **reported,
             "loss": loss,
             "gradient_norm": norm,
             "finite": jnp.isfinite(loss) & jnp.isfinite(norm),
-            **{f"loss/{name}": term for name, term in terms.items()},
         }
         return new_state, metrics
 
@@ -127,7 +130,7 @@ def _in_chunks(
 
 def _mean_move(before: jax.Array, after: jax.Array) -> jax.Array:
     """Where the mean of the chunks moves a statistic; exactly nowhere if it is frozen."""
-    return before + jnp.mean(after - before, axis=0)
+    return before + jnp.mean(after - before[None], axis=0)
 
 
 def _of_the_batch(gradients: dict[str, Any], axis_name: str, *, class_shards: bool) -> dict[str, Any]:

@@ -4,12 +4,16 @@ import dataclasses
 
 import pytest
 
+from experiments import config
 from experiments.config import (
     Config,
     ConfigError,
+    DataConfig,
+    LossConfig,
     Machine,
     check_config,
     check_machine,
+    check_paths,
     check_same_config,
     flatten,
     load_config,
@@ -100,17 +104,22 @@ def test_help_names_every_field(capsys):
         (
             "loss",
             {"soft_triple_weight": 0.0, "shard_classes": True},
-            "shard_classes is True, but no loss with class vectors",
+            "shard_classes is True, but soft_triple_weight and softmax_weight are 0",
         ),
         (
             "loss",
             {"quadruplet_weight": 0.0, "quadruplet_anchors": 4},
             "quadruplet_anchors is 4, but quadruplet_weight is 0",
         ),
+        (
+            "loss",
+            {"quadruplet_weight": 0.0, "quadruplet_samples": 9},
+            "quadruplet_samples is 9, but quadruplet_weight is 0",
+        ),
         ("batch", {"chunks": 0}, "chunks is 0, expected at least 1"),
         ("data", {"source": "csv"}, "source is csv: it needs --csv, which is not given"),
         ("data", {"source": "tfds", "tfds_name": "cars196", "columns": ()}, "it needs --columns, which is not given"),
-        ("data", {"csv": "people.csv"}, "source is emoji_people: it cannot use csv, which is 'people.csv'"),
+        ("data", {"csv": "people.csv"}, "source is emoji_people: it cannot use csv, which is '.*people.csv'"),
     ],
 )
 def test_a_configuration_that_cannot_run_names_the_field(group, fields, message):
@@ -118,11 +127,19 @@ def test_a_configuration_that_cannot_run_names_the_field(group, fields, message)
         check_config(_replace(PRESETS["debug"], group, **fields))
 
 
-def test_a_triplet_needs_two_pictures_of_a_class():
-    config = _replace(_replace(PRESETS["debug"], "loss", triplet_weight=1.0), "batch", pictures_per_class=1)
-    with pytest.raises(ConfigError, match="pictures_per_class is 1, expected at least 2: the triplet loss"):
+def test_options_of_a_term_without_weight_are_told():
+    config = _replace(PRESETS["debug"], "loss", triplet_mining="hard", quadruplet_weight=0.0, label_weights=(3.0, 1.0))
+    both = (
+        r"^without effect: label_weights is \(3.0, 1.0\), but quadruplet_weight is 0; "
+        "triplet_mining is hard, but triplet_weight is 0$"
+    )
+    with pytest.warns(UserWarning, match=both):
         check_config(config)
-    check_config(_replace(config, "batch", classes_per_batch=0, pictures_per_class=8))  # drawn uniformly
+
+
+def test_every_option_of_the_loss_belongs_to_a_term():
+    names = {field.name for field in dataclasses.fields(LossConfig)}
+    assert {*config._SWITCHES, *config._HYPER_PARAMETERS, *config.LOSS_WEIGHTS} == names
 
 
 def test_a_configuration_survives_its_file(tmp_path):
@@ -137,6 +154,65 @@ def test_a_directory_with_another_configuration_is_left_alone(tmp_path):
     save_config(PRESETS["debug"], tmp_path)
     with pytest.raises(ConfigError, match="seed is 0 there and 1 here"):
         check_same_config(dataclasses.replace(PRESETS["debug"], seed=1), tmp_path)
+
+
+def typed_in(directory, monkeypatch, *words):
+    """The configuration that a command line gives in a directory."""
+    monkeypatch.chdir(directory)
+    return read_command_line(["quadruplet_csv", *words])[1][0]
+
+
+def test_paths_mean_the_same_in_every_directory(tmp_path, monkeypatch):
+    for folder in ("home", "lists", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    file = str(tmp_path / "lists" / "l.csv")
+    relative = typed_in(tmp_path / "lists", monkeypatch, "--csv", "l.csv", "--image-root", ".")
+    assert (relative.data.csv, relative.data.image_root) == (file, str(tmp_path / "lists"))
+    roundabout = typed_in(tmp_path / "elsewhere", monkeypatch, "--csv", "../home/../lists/l.csv")
+    assert roundabout.data.csv == file
+    assert typed_in(tmp_path, monkeypatch, "--csv", "~/l.csv").data.csv == str(tmp_path / "home" / "l.csv")
+    save_config(relative, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_config(tmp_path / "run") == relative
+    check_same_config(typed_in(tmp_path, monkeypatch, "--csv", file, "--image-root", "lists/"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", config.PATHS)
+def test_every_path_is_made_absolute_but_addresses_and_no_path(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = {"some/place": str(tmp_path / "some" / "place"), "": "", "gs://bucket/place": "gs://bucket/place"}
+    assert {path: getattr(DataConfig(**{name: path}), name) for path in paths} == paths
+
+
+def test_no_field_that_is_a_path_is_forgotten():
+    about_files = ("csv", "root", "dir", "path", "file", "folder")
+    named = {name for name in flatten(dataclasses.asdict(Config())) if any(word in name for word in about_files)}
+    assert named == set(config.PATHS)
+
+
+def test_a_link_to_the_same_file_is_the_same_configuration(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    first, second = (
+        _replace(PRESETS["quadruplet_csv"], "data", csv=str(tmp_path / folder / "l.csv")) for folder in ("real", "link")
+    )
+    save_config(first, tmp_path / "run")
+    check_same_config(second, tmp_path / "run")
+
+
+def test_a_list_that_has_moved_is_told_with_the_cure(tmp_path):
+    (tmp_path / "new.csv").touch()
+    first, second = (
+        _replace(PRESETS["quadruplet_csv"], "data", csv=str(tmp_path / name)) for name in ("old.csv", "new.csv")
+    )
+    save_config(first, tmp_path / "run")
+    cure = rf"if it has moved, write its new place into {tmp_path}/run/config.json"
+    with pytest.raises(ConfigError, match=f"csv is {tmp_path}/old.csv there and {tmp_path}/new.csv here .*{cure}"):
+        check_same_config(second, tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"csv of the run is {tmp_path}/old.csv, which is not there; {cure}"):
+        check_paths(first, tmp_path / "run")
+    check_paths(second, tmp_path / "run")
 
 
 def test_what_changes_no_step_may_be_other_when_a_run_goes_on(tmp_path):

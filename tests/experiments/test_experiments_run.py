@@ -348,7 +348,7 @@ def test_nothing_held_out_is_found_before_training(tmp_path, capsys):
     (tmp_path / "people.csv").write_text("\n".join(["image,person,side,split", *rows]))
     words = ["quadruplet_csv", "--csv", str(tmp_path / "people.csv"), "--classes-per-batch", "4"]
     assert train.main([*words, "--workdir", str(tmp_path / "run")]) == 1
-    assert "fewer than two pictures are held out" in capsys.readouterr().err
+    assert "fewer than two images are held out" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -368,7 +368,7 @@ def test_held_out_identities_are_no_classes_of_the_softmax(sampled_classes):
     params = {"centers": np.repeat(vectors[:, None], 2, axis=1)}
     _, right = experiment.objective(jax.random.key(0), params, embeddings, labels)
     _, wrong = experiment.objective(jax.random.key(0), params, embeddings[::-1], labels)
-    assert right["soft_triple"] < 0.1 < 5 < wrong["soft_triple"]
+    assert right["loss/soft_triple"] < 0.1 < 5 < wrong["loss/soft_triple"]
 
 
 @pytest.mark.parametrize(

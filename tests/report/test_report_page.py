@@ -129,6 +129,13 @@ def test_page_is_well_formed_for_any_number_of_queries_and_columns(tmp_path, que
     assert len(identifiers) == len(set(identifiers))
 
 
+def test_queries_that_answer_each_other_are_compared_with_all_but_themselves(tmp_path):
+    run = make_run(12, gallery=12, exclude=np.arange(12)[:, None], gallery_name="the other images")
+    text = Page(report(tmp_path, run)).text
+    assert "12 held-out images, each compared with 11 of the other images." in text
+    assert "12 queries, 11 images to find" in text
+
+
 def test_page_requests_nothing(tmp_path):
     source = report(tmp_path, make_run())
     for _, name, value in Page(source).attributes:
@@ -253,6 +260,8 @@ def test_a_failed_write_keeps_the_old_report_and_leaves_nothing_behind(tmp_path,
         ({"predictions": np.zeros((5, 3), int)}, r"predictions has shape \(5, 3\), expected \(5, 2\)"),
         ({"neighbor_distances": np.zeros((5, 1))}, r"neighbor_distances has shape \(5, 1\), expected \(5, 3\)"),
         ({"neighbors": np.full((5, 3), 9)}, "neighbors names row 9 of a gallery of 9"),
+        ({"exclude": np.full((5, 1), 9)}, "exclude names row 9 of a gallery of 9"),
+        ({"exclude": np.zeros((4, 1), int)}, r"exclude has shape \(4, 1\), expected \(5, 1\)"),
         ({"query_labels": np.full((5, 2), 7)}, "query_labels has code 7 in column 'value column 0' of 2 values"),
         ({"query_embeddings": np.full((5, 4), np.nan)}, "query_embeddings has values that are not finite"),
         ({"neighbor_distances": np.full((5, 3), np.inf)}, "neighbor_distances has values that are not finite"),

@@ -18,6 +18,7 @@ from PIL import Image
 from jaxmetric.report.figures import Line, agreement_chart, line_chart, log_ticks, nice_ticks, spread
 from jaxmetric.report.key_figures import _chance, _of_100
 from jaxmetric.report.projection import project
+from jaxmetric.report.run import compared_with
 from jaxmetric.report.thumbnails import sprite_sheets
 
 ranges = st.tuples(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6)).map(lambda pair: (pair[0], pair[0] + pair[1]))
@@ -103,6 +104,7 @@ def test_a_projection_takes_one_thread():
         import numpy as np
         from threadpoolctl import threadpool_info
         from jaxmetric.report.projection import project
+from jaxmetric.report.run import compared_with
 
         threads, svd = [], np.linalg.svd
 
@@ -153,9 +155,32 @@ def test_chance_is_the_mean_share_of_the_querys_value():
         columns=[SimpleNamespace(values=("a", "b", "c"))],
         query_labels=np.array([[0], [1], [1], [2], [-1]]),
         gallery_labels=np.array([[0], [0], [0], [1], [-1]]),
+        exclude=None,
     )
     # a: 3 of 4 known pictures; b twice: 1 of 4; c has no match and -1 is unknown: both count nothing.
     assert _chance(run, 0) == pytest.approx((3 / 4 + 1 / 4 + 1 / 4) / 3)
+
+
+def test_chance_does_not_count_what_a_query_leaves_out():
+    labels = np.array([[0], [0], [0], [1], [-1]])
+    run = SimpleNamespace(
+        columns=[SimpleNamespace(values=("a", "b"))],
+        query_labels=labels,
+        gallery_labels=labels,
+        exclude=np.array([[0, -1], [1, 4], [2, 1], [3, -1], [4, -1]]),
+    )
+    # Each leaves itself out. a: 2 of the 3 known others, the same, and 1 of 2; b is alone, and -1 unknown.
+    assert _chance(run, 0) == pytest.approx((2 / 3 + 2 / 3 + 1 / 2) / 3)
+
+
+@given(st.data())
+def test_the_number_of_others_is_that_of_the_rows_that_are_left(data):
+    gallery, queries = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
+    left_out = [data.draw(st.sets(st.integers(0, gallery - 1), max_size=3)) for _ in range(queries)]
+    exclude = np.array([[*rows, -1, -1, -1][:3] for rows in left_out])
+    others = [gallery - len(rows) for rows in left_out]
+    expected = str(min(others)) if len(set(others)) == 1 else f"{min(others)} to {max(others)}"
+    assert compared_with(exclude, gallery) == expected
 
 
 def test_hits_in_100_say_all_or_none_only_where_it_is_so():

@@ -1,5 +1,6 @@
 """Whatever the training step saves of memory or shares out among devices, it is the same step."""
 
+from contextlib import ExitStack
 from functools import cache, partial
 
 import jax
@@ -13,7 +14,15 @@ import jaxmetric
 from jaxmetric.data import augment, image_keys
 from jaxmetric.encoders import make_encoder
 from jaxmetric.parallel import AXIS_NAME, compile_shard_map, drive_shard_map
-from jaxmetric.training import NonFiniteLossError, TrainState, check_finite, create_state, make_train_step
+from jaxmetric.training import (
+    NonFiniteLossError,
+    TrainState,
+    check_finite,
+    create_state,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+)
 
 B, SIDE, CLASSES, DIM, CHUNKS, STEPS = 12, 8, 3, 4, 3, 2
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
@@ -155,11 +164,45 @@ def test_random_changes_and_the_key_of_the_loss_are_the_same_in_chunks(count):
         state = TrainState(np.zeros((), np.int32), params, {}, OPTIMIZER.init(params))
         batch = {"image": np.random.default_rng(0).integers(0, 256, (B, 6, 6, 3), np.uint8), "label": np.arange(B)}
         _, metrics = drive_shard_map(step, devices=jax.devices()[:count])(state, batch)
-        return jax.device_get((metrics["loss/pictures"], metrics["loss/draw"]))
+        return jax.device_get((metrics["pictures"], metrics["draw"]))
 
     (pictures, draw), (expected_pictures, expected_draw) = seen(CHUNKS, count), seen(1, 1)
     np.testing.assert_allclose(pictures, expected_pictures, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(draw, expected_draw)
+
+
+STRICT = [{"numpy_rank_promotion": "raise"}, {"numpy_dtype_promotion": "strict"}]
+
+
+@pytest.mark.parametrize("options", [*STRICT, STRICT[0] | STRICT[1]], ids=str)
+@pytest.mark.parametrize(
+    ("name", "schedule", "dtype", "clip_norm"),
+    [("adamw", "cosine", "bfloat16", None), ("adam", "step", "float32", 1.0), ("sgd", "constant", "float32", None)],
+)
+def test_a_step_is_traced_where_jax_promotes_nothing(name, schedule, dtype, clip_norm, options):
+    """Tracing raises whatever running would."""
+    optimizer = make_optimizer(name, make_schedule(schedule, peak=0.1, steps=9, warmup=2), weight_decay=1e-4)
+    encoder = tiny_encoder(dtype=jnp.dtype(dtype))
+    centers = jax.ShapeDtypeStruct((CLASSES, 2, DIM), jnp.float32)
+    batch = {"image": jax.ShapeDtypeStruct((B, SIDE, SIDE, 3), jnp.float32), "label": jax.ShapeDtypeStruct((B,), int)}
+    step = make_train_step(
+        apply_fn=encoder.apply,
+        objective=soft_triple,
+        optimizer=optimizer,
+        preprocess=with_noise,
+        seed=0,
+        chunks=CHUNKS,
+        clip_norm=clip_norm,
+    )
+    with ExitStack() as stack:
+        for option, value in options.items():
+            stack.enter_context(getattr(jax, option)(value))
+        create = partial(create_state, encoder=encoder, image_size=SIDE, optimizer=optimizer)
+        state = jax.eval_shape(lambda centers: create(jax.random.key(0), loss_params=centers), centers)
+        mapped = jax.vmap(partial(step, axis_name=AXIS_NAME), in_axes=(None, 0), axis_name=AXIS_NAME, axis_size=1)
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), batch)
+        state, metrics = jax.eval_shape(mapped, state, batch)
+    assert metrics["loss"].shape == (1,)
 
 
 def test_a_share_that_does_not_divide_into_chunks_is_one_clear_line():

@@ -1,0 +1,222 @@
+"""Evaluating a run: from any directory, with queries and a gallery, on another list, without images of one camera."""
+
+import dataclasses
+import json
+from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+
+import numpy as np
+import pytest
+from finished_runs import final_state
+from PIL import Image
+
+from experiments import evaluate, train
+from experiments.config import load_config
+from experiments.evaluate import held_out, warn_of_undefined
+from experiments.setup import load_experiment, make_embedder
+from jaxmetric.data import GALLERY, LEARNING, QUERY, TEST, VALIDATION, LabelColumn, LabelledImages
+
+TINY = ["--encoder", "tiny", "--width", "4", "--image-size", "16", "--stored-size", "16", "--embedding-dim", "8"]
+WORDS = [
+    "soft_triple_csv",
+    *TINY,
+    "--centers-per-class",
+    "2",
+    "--steps",
+    "2",
+    "--classes-per-batch",
+    "4",
+    "--pictures-per-class",
+    "2",
+]
+LEARNED, HELD_OUT, EACH = "abcd", "efgh", 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images of eight people by two cameras, and lists of them."""
+    folder, rng = tmp_path_factory.mktemp("people"), np.random.default_rng(0)
+    people = [(f"{person}{i}.png", person, i) for person in LEARNED + HELD_OUT for i in range(EACH)]
+    for name, _, _ in people:
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / name)
+
+    def split(person, i):
+        return "train" if person in LEARNED else ("query" if i < 2 else "gallery")
+
+    def write(name, header, rows):
+        (folder / name).write_text("\n".join([header, *rows]) + "\n")
+
+    held_out = [row for row in people if row[1] in HELD_OUT]
+    write("l.csv", "image,person,camera,split", [f"{n},{p},{i % 2},{split(p, i)}" for n, p, i in people])
+    write("new.csv", "image,camera,hat,person,split", [f"{n},{i % 3},{i},{p}{p},test" for n, p, i in held_out])
+    write("plain.csv", "image,person", [f"{n},{p}" for n, p, _ in held_out])
+    write("nobody.csv", "image,camera,split", [f"{n},{i % 2},test" for n, p, i in held_out])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A run that was started in the folder of its list, and what it printed."""
+    printed = StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
+        patch.chdir(folder)
+        words = [*WORDS, "--csv", "l.csv", "--columns", "person", "--exclude-same", "camera", "--workdir", "run"]
+        assert train.main(words) == 0
+    return folder / "run", printed.getvalue()
+
+
+def files(workdir):
+    return {path.name: path.read_text() for path in workdir.glob("*.json")}
+
+
+def nearest_is_right(embeddings, labels, allowed):
+    """The share of queries, of those that can be right, whose nearest allowed image has their label."""
+    right = []
+    for q, row in enumerate(allowed):
+        answers = np.flatnonzero(row)
+        if (labels[answers] == labels[q]).any():
+            distances = np.square(embeddings[q].astype(np.float64) - embeddings[answers]).sum(axis=1)
+            right.append(labels[answers[distances.argmin()]] == labels[q])
+    return np.mean(right)
+
+
+def test_queries_search_the_gallery_without_the_images_of_their_person_by_their_camera(finished):
+    workdir, printed = finished
+    experiment = load_experiment(load_config(workdir))
+    source, state = experiment.source, final_state(workdir)
+    assert [column.name for column in source.columns] == ["person"]
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert (evaluation["split"], evaluation["queries"], evaluation["gallery"]) == ("query", 8, 16)
+    embeddings = make_embedder(experiment)(state, source.images)
+    person, camera = source.labels[:, 0], np.array([int(name[1]) % 2 for name in source.names])
+    queries, gallery = source.split == QUERY, source.split == GALLERY
+    same = (person[:, None] == person) & (camera[:, None] == camera)
+    allowed = (queries[:, None] & gallery[None]) & ~same
+    expected = nearest_is_right(embeddings, person, allowed)
+    assert evaluation["columns"]["person"]["recall"]["1"] == pytest.approx(expected)
+    assert "48 images, 8 identities: 24 learning, 8 query, 16 gallery\n" in printed
+    assert "8 held-out images, each compared with 14 of the gallery:" in printed
+    assert "warning: fewer than two validation images (24 learning, 8 query, 16 gallery): nothing is" in printed
+    assert "each compared with 14 of the gallery" in (workdir / "report.html").read_text()
+
+
+def test_a_run_is_evaluated_from_any_directory(finished, tmp_path, monkeypatch):
+    workdir, _ = finished
+    before = files(workdir)
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.main(["--workdir", str(workdir)]) == 0
+    assert files(workdir) == before
+
+
+def test_another_list_of_test_images_is_evaluated_beside_what_is_there(finished, folder, capsys):
+    workdir, _ = finished
+    before = files(workdir)
+    assert evaluate.main(["--workdir", str(workdir), "--csv", str(folder / "new.csv")]) == 0
+    printed = capsys.readouterr().out
+    after = files(workdir)
+    assert set(after) - set(before) == {"evaluation-new.json"}
+    assert {name: after[name] for name in before} == before
+    assert (workdir / "report-new.html").exists()
+    evaluation = json.loads(after["evaluation-new.json"])
+    assert list(evaluation["columns"]) == ["person"]
+    assert (evaluation["queries"], evaluation["csv"]) == (24, str(folder / "new.csv"))
+    assert "new.csv: hat was not learned and is left out\n" in printed
+    # Of 24 images itself and the other of the same person by the same of three cameras are left out.
+    assert "24 held-out images, each compared with 22 of the other held-out images:" in printed
+
+
+def test_a_list_without_a_split_is_all_test_and_one_without_cameras_needs_a_word(finished, folder, capsys):
+    workdir, _ = finished
+    words = ["--workdir", str(workdir), "--csv", str(folder / "plain.csv")]
+    assert evaluate.main(words) == 1
+    assert 'plain.csv has person; name one of these, or give --exclude-same "" to' in capsys.readouterr().err
+    assert evaluate.main([*words, "--exclude-same", ""]) == 0
+    assert "24 held-out images, each compared with 23 of the other held-out images:" in capsys.readouterr().out
+    assert (workdir / "evaluation-plain-exclude-none.json").exists()
+
+
+def test_the_run_with_other_images_left_out_is_evaluated_beside_what_is_there(finished, capsys):
+    workdir, _ = finished
+    before = files(workdir)
+    assert json.loads(before["evaluation.json"])["exclude_same"] == "camera"
+    assert evaluate.main(["--workdir", str(workdir), "--exclude-same", ""]) == 0
+    assert "8 held-out images, each compared with 16 of the gallery:" in capsys.readouterr().out
+    after = files(workdir)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"evaluation-exclude-none.json"}
+
+
+def test_the_evaluation_of_another_list_of_the_same_name_is_not_overwritten(finished, folder, tmp_path, capsys):
+    workdir, _ = finished
+    (tmp_path / "new.csv").write_text((folder / "new.csv").read_text())
+    words = ["--workdir", str(workdir), "--csv", str(tmp_path / "new.csv"), "--image-root", str(folder)]
+    (workdir / "evaluation-new.json").write_text(json.dumps({"csv": str(folder / "new.csv")}))
+    before = files(workdir)
+    assert evaluate.main(words) == 1
+    assert f"evaluation-new.json holds the evaluation of {folder / 'new.csv'}; move it away" in capsys.readouterr().err
+    assert files(workdir) == before
+
+
+def test_a_list_without_the_identity_of_the_run_is_one_line(finished, folder, capsys):
+    assert evaluate.main(["--workdir", str(finished[0]), "--csv", str(folder / "nobody.csv")]) == 1
+    assert "nobody.csv has no column 'person', the identity of the run; it has camera" in capsys.readouterr().err
+
+
+def test_a_list_of_test_images_is_refused_for_training_with_what_to_do(folder, tmp_path, capsys):
+    assert train.main([*WORDS, "--csv", str(folder / "new.csv"), "--workdir", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "new.csv has no learning images (24 test); to train, give some rows the split learning; " in error
+    assert error.endswith(f"python -m experiments.evaluate --workdir RUN --csv {folder / 'new.csv'}")
+    assert not (tmp_path / "run").exists()
+
+
+@dataclasses.dataclass
+class Held:
+    """What `held_out` reads of an experiment."""
+
+    source: LabelledImages
+    groups: np.ndarray | None
+
+
+def images(people, splits, cameras=None):
+    labels = np.array(people, np.int32)[:, None]
+    source = LabelledImages(
+        images=np.zeros((len(labels), 8, 8, 3), np.uint8),
+        labels=labels,
+        columns=(LabelColumn("person", tuple("abcdef")),),
+        split=np.array(splits, np.int8),
+        names=[str(i) for i in range(len(labels))],
+    )
+    return Held(source, None if cameras is None else np.column_stack([labels[:, 0], cameras]))
+
+
+@pytest.mark.parametrize("cameras", [None, [0, 1, 0, 1, 0, 1, 0, 1, -1, 0]])
+@pytest.mark.parametrize(
+    ("part", "people", "splits", "answering"),
+    [
+        (QUERY, [0, 0, 1, 1, 0, 1, 2, -1, 2, 0], [QUERY] * 4 + [GALLERY] * 5 + [LEARNING], range(4, 9)),
+        (TEST, [0, 0, 1, 1, 0, 1, 2, -1, 2, 0], [TEST] * 4 + [LEARNING] * 5 + [VALIDATION], range(4, 9)),
+        (TEST, [3, 3, 4, 4, 0, 1, 2, -1, 2, 0], [TEST] * 4 + [LEARNING] * 6, range(4)),
+        (VALIDATION, [3, 3, 4, 4, 0, 1, 2, -1, 2, 0], [VALIDATION] * 4 + [TEST] * 6, range(4)),
+    ],
+)
+def test_a_query_is_compared_with_all_that_answer_but_itself_and_its_person_by_its_camera(
+    part, people, splits, answering, cameras
+):
+    held = held_out(images(people, splits, cameras), part)
+    assert held.gallery.tolist() == list(answering)
+    for q, left_out in zip(held.queries, held.exclude, strict=True):
+        expected = {
+            row
+            for row, g in enumerate(held.gallery)
+            if q == g or (cameras and people[q] == people[g] and cameras[q] == cameras[g] and cameras[q] >= 0)
+        }
+        assert set(left_out[left_out >= 0].tolist()) == expected
+        assert max(Counter(left_out[left_out >= 0].tolist()).values(), default=1) == 1
+
+
+def test_a_column_without_an_answer_is_told():
+    lonely = images([3, 4, 0, 1], [TEST, TEST, LEARNING, LEARNING])
+    with pytest.warns(UserWarning, match="no test image has another of its person to find among the other held-out"):
+        warn_of_undefined(lonely, TEST)
