@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp as scipy_logsumexp
 
-from jaxmetric.numerics import as_float, masked_logsumexp, safe_abs, safe_divide, safe_normalize, safe_sqrt
+from jaxmetric.numerics import (
+    as_float,
+    equally_varying,
+    excess,
+    masked_logsumexp,
+    safe_abs,
+    safe_divide,
+    safe_normalize,
+    safe_sqrt,
+    softplus,
+)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bfloat16", "float16", "float32"])
@@ -147,3 +157,68 @@ def test_masked_logsumexp_computes_in_float32_and_promotes_nothing_implicitly():
         value = masked_logsumexp(jnp.ones((2, 3)), jnp.ones((2, 1), bool), weights=jnp.ones((1, 3)))
     assert value.shape == (2,)
     assert masked_logsumexp(jnp.ones(3, jnp.bfloat16), True).dtype == jnp.float32
+
+
+def test_softplus_is_log_1_plus_exp_with_a_sigmoid_for_its_gradient():
+    x = np.array([-np.inf, -1e10, -3.0, 0.0, 2.0, 1e10, np.inf], np.float32)
+    values, gradients = jax.vmap(jax.value_and_grad(softplus))(x)
+    np.testing.assert_allclose(values, np.logaddexp(x, 0), rtol=1e-6)
+    np.testing.assert_allclose(gradients, [0, 0, 1 / (1 + np.exp(3)), 0.5, 1 / (1 + np.exp(-2)), 1, 1], rtol=1e-6)
+    assert np.isnan(softplus(np.float32(np.nan)))
+    np.testing.assert_allclose(jax.grad(jax.grad(softplus))(0.0), 0.25, rtol=1e-6)
+
+
+def test_excess_is_the_difference_to_the_largest_and_never_above_zero():
+    x = jnp.array([-jnp.inf, -2.0, 1.0, jnp.nan])
+    np.testing.assert_array_equal(excess(x, jnp.float32(1)), [-np.inf, -3, 0, np.nan])
+    np.testing.assert_array_equal(excess(jnp.float32(jnp.inf), jnp.float32(jnp.inf)), 0)
+    np.testing.assert_array_equal(excess(jnp.float32(1.5), jnp.float32(1)), 0)
+    for value in (-2.0, 1.0):
+        assert jax.grad(excess, argnums=(0, 1))(value, 1.0) == (1, -1)
+
+
+def test_masked_logsumexp_of_products_is_right_where_they_are_large():
+    rng = np.random.default_rng(0)
+    x, factors = rng.normal(size=(2, 64, 32)).astype(np.float32)
+    for scale in np.float32([1e6, 1e12, 1e30]):
+
+        def total(x, scale=scale):
+            return jnp.sum(masked_logsumexp(x * factors * scale, True))
+
+        products = np.float64(x) * factors * scale
+        value, gradient = jax.jit(jax.value_and_grad(total))(x)
+        np.testing.assert_allclose(value, scipy_logsumexp(products, axis=1).sum(), rtol=1e-5)
+        shares = np.exp(products - scipy_logsumexp(products, axis=1, keepdims=True))
+        np.testing.assert_allclose(gradient / (factors * scale), shares, atol=1e-5)
+
+
+def test_masked_logsumexp_has_second_derivatives():
+    x = jnp.array([0.5, -1.0, 2.0])
+    shares = np.exp(x) / np.exp(x).sum()
+    hessian = jax.hessian(lambda x: masked_logsumexp(x, True))(x)
+    np.testing.assert_allclose(hessian, np.diag(shares) - np.outer(shares, shares), atol=1e-6)
+
+
+def test_infinite_terms_of_masked_logsumexp_stay_visible():
+    assert masked_logsumexp(jnp.array([1.0, jnp.inf]), True) == np.inf
+    assert masked_logsumexp(jnp.array([1.0, jnp.inf]), jnp.array([True, False])) == 1
+
+
+def test_arrays_that_vary_equally_have_the_axes_of_all():
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    spec = jax.sharding.PartitionSpec
+
+    def axes_of(*arrays):
+        return [jax.typeof(x).manual_axis_type.varying for x in arrays]
+
+    def on_device(x, y, z):
+        seen.extend(axes_of(*jax.tree.leaves(equally_varying({"x": x, "y": (y, None), "z": z, "one": 1.0}))))
+        return x
+
+    seen = []
+    in_specs = (spec("data"), spec("model"), spec())
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=spec("data"))
+    jax.eval_shape(mapped, *np.ones((3, 4)))
+    assert seen == [{"data", "model"}] * 4
+    tree = {"x": np.ones(2), "one": 1.0}
+    assert equally_varying(tree) == tree

@@ -3,7 +3,8 @@
 What devices know of their own classes only is added up over the mapped axis, in `over_shards`. The gradients follow the
 convention of `jaxmetric.parallel`: the sum of all N devices' losses is differentiated, so that cotangents are added up
 wherever values were. Averaged over devices, gradients of what is replicated are those of the loss; those of the
-vectors, which no other device has a part in, come out N times as large.
+vectors, which no other device has a part in, come out N times as large. Inside `shard_map` with `check_vma=True`, both
+come out N times as large, and right where the average of the loss over devices is differentiated.
 """
 
 import dataclasses
@@ -21,12 +22,13 @@ from jaxmetric import checks
 class ClassShard:
     """The class vectors that one of N devices holds, in place of the `centers` or `proxies` of a loss.
 
-    Device d holds the classes [d S, (d + 1) S) with S = ceil(num_classes / N). Inside `pmap`, `shard_map` (with
-    `check_vma=False`) or `vmap` over the axis, with the embeddings and labels of the global batch, a loss then returns
-    what it would of all class vectors, equal on all devices. Labels and `class_weights` are those of all classes.
+    Device d holds the classes [d S, (d + 1) S) with S = ceil(num_classes / N). Inside `pmap`, `shard_map` or `vmap`
+    over the axis, with the embeddings and labels of the global batch, a loss then returns what it would of all class
+    vectors, equal on all devices. Labels and `class_weights` are those of all classes.
 
     The gradient in `vectors` is N times that of the loss, to be divided by N, where those of parameters that every
-    device has are averaged over devices. See the guide for a whole step.
+    device has are averaged over devices. Inside `shard_map` with `check_vma=True`, its default, differentiate the
+    `pmean` of the loss instead: all gradients are then those of the loss. See the guide for a whole step.
 
     Attributes:
       vectors: `[S, D]`, or `[S, K, D]`. Rows of classes from num_classes on are padding: they count nowhere and have

@@ -71,6 +71,12 @@ def on_shard_map(body):
     return jax.jit(jax.shard_map(on_one, mesh=mesh(), check_vma=False, **specs))
 
 
+def on_checked_shard_map(body):
+    replicated, shared = PartitionSpec(), PartitionSpec(AXIS_NAME)
+    in_specs, out_specs = (replicated, shared, shared), (replicated, (replicated, shared))
+    return jax.jit(jax.shard_map(body, mesh=mesh(), in_specs=in_specs, out_specs=out_specs))
+
+
 def on_mapped_axis(mapped):
     def driven(shared, vectors, features):
         parts = (x.reshape(N, -1, *x.shape[1:]) for x in (vectors, features))
@@ -105,6 +111,20 @@ def step_of_device(loss, labels, options, num_classes=C):
     return body
 
 
+def checked_step_of_device(loss, labels, options, num_classes=C):
+    """The same where `check_vma` is on: the average of the loss over devices has the gradients of the loss."""
+
+    def body(shared, vectors, features):
+        def loss_fn(shared, vectors):
+            embeddings = jax.lax.all_gather(features @ shared["kernel"], AXIS_NAME, tiled=True)
+            shard = ClassShard(vectors, axis_name=AXIS_NAME, num_classes=num_classes)
+            return jax.lax.pmean(loss(embeddings, labels, shard, **shared["hyper"], **options), AXIS_NAME)
+
+        return jax.value_and_grad(loss_fn, argnums=(0, 1))(shared, vectors)
+
+    return body
+
+
 def in_one_place(loss, shared, vectors, features, labels, options):
     def loss_fn(shared, vectors):
         return loss(features @ shared["kernel"], labels, vectors, **shared["hyper"], **options)
@@ -112,15 +132,15 @@ def in_one_place(loss, shared, vectors, features, labels, options):
     return jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1)))(shared, vectors)
 
 
-def assert_sharded_equals_whole(driver, name, **changes):
+def assert_sharded_equals_whole(driver, name, step=step_of_device, **changes):
     loss, num_centers, hyper = LOSSES[name]
     shared, vectors, features, labels, options = example(num_centers)
     shared["hyper"], options = hyper, options | changes
     with jax.enable_x64(True):
         value, (d_shared, d_vectors) = in_one_place(loss, shared, vectors, features, labels, options)
-        on_devices = driver(step_of_device(loss, labels, options))
+        on_devices = driver(step(loss, labels, options))
         values, actual = on_devices(shared, in_rows_of_devices(vectors), features)
-    np.testing.assert_allclose(values, np.full(N, value), rtol=1e-10)
+    np.testing.assert_allclose(values, np.full(values.shape, value), rtol=1e-10)
     expected = d_shared, np.concatenate([d_vectors, np.zeros((N * SIZE - C, *vectors.shape[1:]))])
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-12), actual, expected)
     assert all(np.abs(gradient).max() > 1e-4 for gradient in jax.tree.leaves(expected))
@@ -129,6 +149,11 @@ def assert_sharded_equals_whole(driver, name, **changes):
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_and_its_gradients_are_those_of_all_classes_in_one_place(name):
     assert_sharded_equals_whole(on_shard_map, name)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_so_they_are_inside_shard_map_with_its_default_check(name):
+    assert_sharded_equals_whole(on_checked_shard_map, name, checked_step_of_device)
 
 
 @pytest.mark.parametrize("driver", [on_pmap, on_vmap])
@@ -142,6 +167,7 @@ def test_so_they_are_where_each_device_works_in_chunks(monkeypatch, name):
     monkeypatch.setattr(class_chunks, "CHUNK", 1)
     class_vectors._reduced.clear_cache()  # the sizes of chunks are no argument of it
     assert_sharded_equals_whole(on_vmap, name, class_weights=None)
+    assert_sharded_equals_whole(on_checked_shard_map, name, checked_step_of_device, class_weights=None)
     class_vectors._reduced.clear_cache()
 
 
