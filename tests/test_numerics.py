@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from scipy.special import logsumexp as scipy_logsumexp
 
 from jaxmetric.numerics import (
@@ -9,10 +10,12 @@ from jaxmetric.numerics import (
     equally_varying,
     excess,
     masked_logsumexp,
+    replicated,
     safe_abs,
     safe_divide,
     safe_normalize,
     safe_sqrt,
+    sharded_like,
     softplus,
 )
 
@@ -222,3 +225,23 @@ def test_arrays_that_vary_equally_have_the_axes_of_all():
     assert seen == [{"data", "model"}] * 4
     tree = {"x": np.ones(2), "one": 1.0}
     assert equally_varying(tree) == tree
+
+
+@pytest.mark.parametrize("axes", [(AxisType.Explicit,) * 2, (AxisType.Auto,) * 2], ids=["explicit", "auto"])
+@pytest.mark.parametrize(
+    "spec",
+    [(), ("data",), ("model",), (("data", "model"),), (None, "data"), ("data", "model"), ("model", "data")],
+    ids=str,
+)
+def test_a_replicated_array_has_no_explicit_sharding_and_its_gradient_the_one_it_came_with(axes, spec):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=axes)
+    x = np.arange(64, dtype=np.float32).reshape(8, 8)
+    placed = jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec)))
+    whole = replicated(placed)
+    np.testing.assert_array_equal(whole, x)
+    assert all(axis is None for axis in jax.typeof(whole).sharding.spec)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(replicated(x) @ replicated(x).T)))(placed)
+    np.testing.assert_allclose(gradient, np.tile(2 * x.sum(axis=0), (8, 1)))
+    if axes[0] == AxisType.Explicit:  # else it is chosen by the compiler
+        assert gradient.sharding.is_equivalent_to(placed.sharding, 2)
+    assert jax.typeof(sharded_like(placed, whole)).sharding == jax.typeof(placed).sharding

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -253,25 +254,44 @@ def sharded(mesh, *arrays_and_specs):
     return tuple(jax.device_put(x, jax.NamedSharding(mesh, spec)) for x, spec in arrays_and_specs)
 
 
-@every_loss
-def test_on_a_mesh_of_explicit_axes_value_and_gradient_are_those_of_one_device(name):
+def on_a_mesh(name):
+    """A mesh of explicit axes, and an example of 16 rows with its arrays sharded along as many axes as they have."""
     parameters, embeddings, labels = example(name, batch=16)
-    value_and_grad = compiled_without_masks(name)
-    expected = value_and_grad(parameters, embeddings, labels)
     mesh = jax.make_mesh((4, 2), ("data", "model"))
     of_parameters = jax.P(*[None] * (parameters.ndim - 1), "model") if parameters.ndim > 1 else jax.P()
-    everywhere = sharded(
-        mesh, (parameters, of_parameters), (embeddings, jax.P("data", "model")), (labels, jax.P("data"))
-    )
-    assert_close(name, value_and_grad(*everywhere), expected)
-    for gradient, array in zip(value_and_grad(*everywhere)[1], everywhere, strict=False):
-        assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
-    np.testing.assert_allclose(ROWS[name].call(*everywhere), expected[0], rtol=max(ROWS[name].tolerance, 1e-5))
-    for rows, columns in ((("data", "model"), None), ("model", None), (None, "data"), (None, None)):
-        partly = sharded(mesh, (parameters, jax.P()), (embeddings, jax.P(rows, columns)), (labels, jax.P()))
-        with jax.set_mesh(mesh):
-            value, (_, gradient) = jax.eval_shape(jax.value_and_grad(ROWS[name].call, argnums=(0, 1)), *partly)
-        assert (value.shape, gradient.sharding) == ((), jax.typeof(partly[1]).sharding)
+    specs = of_parameters, jax.P("data", "model"), jax.P("data")
+    return mesh, sharded(mesh, *zip((parameters, embeddings, labels), specs, strict=True))
+
+
+@every_loss
+def test_on_a_mesh_of_explicit_axes_the_gradient_is_sharded_as_the_embeddings_are(name):
+    mesh, everywhere = on_a_mesh(name)
+    parameters, embeddings, labels = example(name, batch=16)
+    partly = sharded(mesh, (parameters, jax.P()), (embeddings, jax.P(None, "data")), (labels, jax.P()))
+    for arrays, context in ((everywhere, nullcontext()), (partly, jax.set_mesh(mesh))):
+        with context:
+            value, gradients = jax.eval_shape(jax.value_and_grad(ROWS[name].call, argnums=(0, 1)), *arrays)
+        assert value.shape == ()
+        assert [x.sharding for x in gradients] == [jax.typeof(x).sharding for x in arrays[:2]]
+
+
+def assert_as_on_one_device(name):
+    _, arrays = on_a_mesh(name)
+    value_and_grad = compiled_without_masks(name)
+    expected = value_and_grad(*example(name, batch=16))
+    assert_close(name, value_and_grad(*arrays), expected)
+    np.testing.assert_allclose(ROWS[name].call(*arrays), expected[0], rtol=max(ROWS[name].tolerance, 1e-5))
+
+
+@pytest.mark.parametrize("name", ["quadruplet", "triplet, all", "smooth AP", "multi-similarity", "soft triple"])
+def test_on_a_mesh_of_explicit_axes_value_and_gradient_are_those_of_one_device(name):
+    assert_as_on_one_device(name)
+
+
+@pytest.mark.slow
+@every_loss
+def test_on_a_mesh_of_explicit_axes_all_values_and_gradients_are_those_of_one_device(name):
+    assert_as_on_one_device(name)
 
 
 @every_loss
@@ -462,21 +482,18 @@ LABELS_THAT_DO_NOT_FIT = {
 }
 
 
-@every_loss
-@pytest.mark.parametrize("case", LABELS_THAT_DO_NOT_FIT)
-def test_labels_that_do_not_fit_are_refused_by_name(name, case):
-    if not takes(ROWS[name], "labels"):
-        pytest.skip("it takes no labels")
+@rows_with(lambda row: takes(row, "labels"))
+def test_labels_that_do_not_fit_are_refused_by_name(name):
     parameters, embeddings, labels = example(name)
-    wrong, error, came = LABELS_THAT_DO_NOT_FIT[case]
     call = with_labels(name, parameters, embeddings)
-    for run in (call, lambda wrong: jax.jit(lambda: call(wrong))()):  # inside jit, too, where they are constants
-        with pytest.raises(error, match=f"labels {came}") as raised:
-            run(wrong)
-        assert "\n" not in str(raised.value)
-    if takes(ROWS[name], "references"):
-        with pytest.raises(error, match=f"references.labels {came}"):
-            call(labels[:, 0], references=References(embeddings, wrong))
+    for wrong, error, came in LABELS_THAT_DO_NOT_FIT.values():
+        for run in (call, lambda wrong: jax.jit(lambda: call(wrong))()):  # inside jit, too, where they are constants
+            with pytest.raises(error, match=f"labels {came}") as raised:
+                run(wrong)
+            assert "\n" not in str(raised.value)
+        if takes(ROWS[name], "references"):
+            with pytest.raises(error, match=f"references.labels {came}"):
+                call(labels[:, 0], references=References(embeddings, wrong))
 
 
 def with_labels(name, parameters, embeddings):
@@ -489,6 +506,7 @@ def with_labels(name, parameters, embeddings):
     return lambda labels, **options: row.loss(labels=labels, **arguments, **options)
 
 
+@pytest.mark.slow
 @rows_with(lambda row: not row.class_vectors)
 def test_64_bit_labels_are_told_apart_where_jax_has_64_bits(name):
     parameters, embeddings, labels = example(name)

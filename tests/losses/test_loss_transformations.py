@@ -45,9 +45,7 @@ def on_devices(function, *, check_vma):
         return value[None], (d_parameters, d_hyper, d_embeddings)
 
     in_specs, out_specs = (WHOLE, WHOLE, SHARED, SHARED, SHARED, WHOLE), (SHARED, (WHOLE, WHOLE, SHARED))
-    return jax.jit(
-        jax.shard_map(on_device, mesh=mesh(), in_specs=in_specs, out_specs=out_specs, check_vma=check_vma)
-    )
+    return jax.jit(jax.shard_map(on_device, mesh=mesh(), in_specs=in_specs, out_specs=out_specs, check_vma=check_vma))
 
 
 def mesh():
