@@ -31,6 +31,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("jaxmetric", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("jaxmetric")
 
+THROUGH_LOSSES = (
+    "test_loss_conformance.py",
+    "test_loss_transformations.py",
+    "test_large_numbers.py",
+    "test_parallel.py",
+)
+
 
 def pytest_collection_modifyitems(config, items):
     """Keeps together what shares compiled programs, and traces them faster."""
@@ -50,5 +57,5 @@ def pytest_runtest_teardown(item, nextitem):
 def group_of(item):
     """The file, and where its tests run through all losses, the loss as well."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
-    runs_through_losses = item.path.name in ("test_loss_conformance.py", "test_parallel.py")
+    runs_through_losses = item.path.name in THROUGH_LOSSES
     return f"{item.path.name} {parameters.get('name', '') if runs_through_losses else ''}"

@@ -28,6 +28,7 @@ def compiled(name):
     return jax.jit(value_and_gradients(name))
 
 
+
 def in_double(name, parameters, embeddings, labels):
     """The value and gradients in float64, and by how much rounding the arguments to float32 can change each."""
     rng = np.random.default_rng(0)
@@ -49,7 +50,7 @@ def largest(x):
 
 def assert_as_in_double(actual, exact, change):
     def close(actual, exact, change):
-        if largest(exact) < np.finfo(np.float32).max:
+        if largest(exact) < float(np.finfo(np.float32).max):
             # What cancels exactly may leave the rounding of sums of ones.
             tolerance = 1e-4 * largest(exact) + 30 * change + (1e-7 if exact.ndim == 1 else 0)
             np.testing.assert_allclose(actual, exact, rtol=0, atol=tolerance)
@@ -73,11 +74,12 @@ def test_at_any_length_values_and_gradients_are_those_in_double_precision(name):
 def test_so_they_are_in_chunks(name, monkeypatch):
     monkeypatch.setattr(class_chunks, "WHOLE", 1)
     monkeypatch.setattr(class_chunks, "CHUNK", 1)
-    for cached in (class_vectors._reduced, compiled(name)):
-        cached.clear_cache()  # the sizes of chunks are no argument of them
+    programs = class_vectors._reduced, compiled(name)
+    for program in programs:
+        program.clear_cache()  # the sizes of chunks are no argument of them
     test_at_any_length_values_and_gradients_are_those_in_double_precision(name)
-    for cached in (class_vectors._reduced, compiled(name)):
-        cached.clear_cache()
+    for program in programs:
+        program.clear_cache()
 
 
 class_losses = [name for name, row in ROWS.items() if row.class_vectors and name != "margin"]
@@ -114,6 +116,6 @@ def test_a_label_that_is_no_class_gives_nan_where_it_is_traced_and_finite_gradie
             assert all(np.isnan(value).all() for value in values.values()), values
             assert all(np.isfinite(gradient).all() for gradient in jax.tree.leaves(gradients))
             if each is not None:
-                np.testing.assert_array_equal(np.isnan(each.reshape(-1, B)), wrong[None, :, 0] == no_class)
+                assert np.all(np.isnan(each.reshape(-1, B)) == (wrong[:, 0] == no_class))
         masked = function(parameters, embeddings, one, np.arange(B) != 4)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(masked))

@@ -87,6 +87,7 @@ def test_every_option_traces_inside_shard_map_with_its_default_check(name):
             raise AssertionError(f"{name}, {variant}") from error
 
 
+@pytest.mark.slow
 @every_loss
 def test_inside_shard_map_each_device_has_its_own_loss_and_what_all_share_the_sum_of_gradients(name):
     assert_each_device_has_its_own_loss(name, "everything", check_vma=True)
@@ -172,7 +173,7 @@ OTHERS = {
     "lengths": lambda x, labels, vectors: jaxmetric.center_invariant_regularizer(vectors[:, 0]),
     "nearest": lambda x, labels, vectors: jaxmetric.regular_face_regularizer(vectors[:, 0]),
     "merging": lambda x, labels, vectors: jaxmetric.soft_triple_regularizer(vectors),
-    "centers": lambda x, labels, vectors: jnp.sum(jaxmetric.effective_centers(vectors)) * jnp.sum(x),
+    "centers": lambda x, labels, vectors: jnp.sum(x) * jnp.sum(jaxmetric.effective_centers(vectors)).astype(x.dtype),
     "columns": lambda x, labels, vectors: jaxmetric.soft_triple_loss(
         x, jnp.stack([labels, labels], axis=1), (vectors, vectors[:, :1]), class_weights=(jnp.ones(C), None)
     ),
@@ -207,7 +208,9 @@ def test_miners_memories_and_regularizers_go_through_shard_map_with_its_default_
     values, (d_embeddings, d_vectors) = jax.jit(jax.shard_map(on_device, mesh=mesh(), **specs))(
         embeddings, labels, vectors
     )
-    alone = [jax.jit(function)(*part, vectors) for part in zip(np.split(embeddings, N), np.split(labels, N))]
+    alone = [
+        jax.jit(function)(*part, vectors) for part in zip(np.split(embeddings, N), np.split(labels, N), strict=True)
+    ]
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     close(values, [value for value, _ in alone])
     close(d_embeddings, np.concatenate([gradients[0] for _, gradients in alone]))
