@@ -28,7 +28,6 @@ def compiled(name):
     return jax.jit(value_and_gradients(name))
 
 
-
 def in_double(name, parameters, embeddings, labels):
     """The value and gradients in float64, and by how much rounding the arguments to float32 can change each."""
     rng = np.random.default_rng(0)
