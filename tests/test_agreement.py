@@ -122,14 +122,14 @@ def test_goes_through_jit():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"labels": PEOPLE / 2}, TypeError, "labels has dtype float32, expected integers"),
+        ({"labels": PEOPLE / 2}, TypeError, "labels has dtype float64, expected integers"),
         ({"labels": PEOPLE > 5}, TypeError, "labels has dtype bool, expected integers"),
         ({"labels": np.ones((3, 0), int)}, ValueError, r"labels has shape \(3, 0\), expected .* T >= 1"),
         ({"labels": np.ones((3, 2, 2), int)}, ValueError, r"labels has shape \(3, 2, 2\), expected"),
         ({"labels": 5}, ValueError, r"labels has shape \(\), expected"),
         ({"other": PEOPLE[:, :2]}, ValueError, "other has 2 label columns, labels has 3"),
-        ({"other": PEOPLE / 2}, TypeError, "other has dtype float32, expected integers"),
-        ({"where": np.ones(3)}, TypeError, "where has dtype float32, expected bool"),
+        ({"other": PEOPLE / 2}, TypeError, "other has dtype float64, expected integers"),
+        ({"where": np.ones(3)}, TypeError, "where has dtype float64, expected bool"),
         ({"where": np.ones(4, bool)}, ValueError, r"where has shape \(4,\), expected \(3,\) or \(3, 3\) as labels"),
         ({"other_where": np.ones(3, bool)}, ValueError, "other_where marks .* not given"),
         (
@@ -137,7 +137,7 @@ def test_goes_through_jit():
             ValueError,
             r"other_where has shape \(2,\), expected \(3,\) or \(3, 3\) as other",
         ),
-        ({"other": PEOPLE, "other_where": np.ones(3)}, TypeError, "other_where has dtype float32, expected bool"),
+        ({"other": PEOPLE, "other_where": np.ones(3)}, TypeError, "other_where has dtype float64, expected bool"),
         ({"label_weights": (1, 2)}, ValueError, "label_weights has 2 entries, expected one for each of 3 columns"),
         ({"label_weights": (1, 0, 2)}, ValueError, r"label_weights is \(1, 0, 2\), expected finite numbers above 0"),
         ({"label_weights": (1, np.nan, 2)}, ValueError, "label_weights is .*nan.*, expected finite numbers above 0"),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxmetric import checks
 from jaxmetric.losses.comparison import Comparison, Pairwise, compare, pair_weights
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_anchor, each_pair, reduce_anchors
-from jaxmetric.numerics import safe_abs, safe_divide, safe_sqrt
+from jaxmetric.numerics import safe_abs, safe_divide, safe_sqrt, softplus
 from jaxmetric.references import PairMasks, References
 
 
@@ -273,7 +273,7 @@ def _siglip(c: Comparison, scale: jax.Array, bias: jax.Array) -> LossStats:
     # p softplus(-z) + n softplus(z) by one softplus, that of the larger share, which keeps the digits of small losses.
     signed = jnp.where(c.positives > c.negatives, -logits, logits)
     valid = c.positives + c.negatives > 0
-    losses = jax.nn.softplus(signed) - jnp.minimum(c.positives, c.negatives) * signed
+    losses = softplus(signed) - jnp.minimum(c.positives, c.negatives) * signed
     count = jnp.sum(c.reference_weights > 0, dtype=c.values.dtype)
     relative = safe_divide(count * c.reference_weights, jnp.sum(c.reference_weights))
     of_anchor = jnp.sum(jnp.where(valid, relative[None, :] * losses, 0), axis=1)
@@ -366,7 +366,9 @@ def _margin(c: Comparison, beta: jax.Array, margin: float, nu: float) -> LossSta
     negatives = each_pair(jax.nn.relu(margin + boundary - c.values), far * num_near[:, None])
     total, valid, active = (jnp.add(*sums) for sums in zip(positives, negatives, strict=True))
     triplets = num_near * num_far
-    return LossStats(total + jnp.where(triplets > 0, nu * triplets * beta, 0), valid, active)
+    total += jnp.where(triplets > 0, nu * triplets * beta, 0)
+    # A label without a boundary stays visible, also where its anchor has no triplet.
+    return LossStats(jnp.where(jnp.isnan(beta) & (c.anchor_weights > 0), jnp.nan, total), valid, active)
 
 
 def _check_beta(beta: Any) -> jax.Array:

@@ -23,6 +23,7 @@ from jaxmetric.losses.comparison import (
 from jaxmetric.losses.positive_pairs import PositivePair, sum_over_positives
 from jaxmetric.losses.reduction import LossResult, LossStats, check_reduction, each_anchor, each_pair, reduce_anchors
 from jaxmetric.mining import hardest_negatives, hardest_positives, semi_hard_negatives
+from jaxmetric.numerics import softplus
 from jaxmetric.ordering import gap_hinge_of_rows, ordered_hinge_of_rows
 from jaxmetric.references import PairMasks, References
 
@@ -227,7 +228,7 @@ def _hinge(differences: jax.Array, margin: float | jax.Array) -> jax.Array:
 
 
 def _soft_hinge(differences: jax.Array, margin: float | jax.Array) -> jax.Array:
-    return jax.nn.softplus(differences + margin)
+    return softplus(differences + margin)
 
 
 def _semi_hard_triplets(

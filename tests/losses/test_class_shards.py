@@ -431,7 +431,7 @@ def test_all_classes_sampled_are_all_classes():
         ({"num_sampled": 10.0}, TypeError, r"num_sampled is 10.0, expected a static integer"),
         ({"num_classes": 0}, ValueError, r"num_classes is 0, expected a static integer of at least 1"),
         ({"labels": np.full(5, 100)}, ValueError, r"labels span \[100, 100\], expected classes in \[0, 100\)"),
-        ({"labels": np.ones(5)}, TypeError, r"labels has dtype float32, expected integers"),
+        ({"labels": np.ones(5)}, TypeError, r"labels has dtype float64, expected integers"),
         ({"labels": np.ones((5, 2), int)}, ValueError, r"labels has shape \(5, 2\), expected one column"),
         ({"where": np.ones(4, bool)}, ValueError, r"where has shape \(4,\), expected \(5,\)"),
         ({"axis_name": "hosts"}, ValueError, r"axis_name is 'hosts', expected an axis of the pmap, shard_map or vmap"),
