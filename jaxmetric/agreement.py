@@ -157,7 +157,7 @@ def known_labels(labels: jax.Array, where: jax.Array | None, name: str = "labels
 
 
 def _columns(name: str, labels: jax.Array, where_name: str, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    labels = checks.check_integers(name, labels)
+    labels = checks.check_labels(name, labels)
     if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] == 0):
         raise ValueError(f"{name} has shape {labels.shape}, expected [B] or [B, T] with T >= 1")
     if labels.ndim == 1:
@@ -208,7 +208,8 @@ def _column_disagreement(a: jax.Array, b: jax.Array, largest: int | bool) -> jax
     difference = jnp.maximum(a, b) - jnp.minimum(a, b)
     # The difference of two integers always fits the unsigned type of their size.
     distance = difference.astype(f"uint{8 * difference.dtype.itemsize}")
-    most = np.iinfo(np.int32).max if largest is True else int(largest)
+    limit = np.iinfo(np.int32).max
+    most = limit if largest is True else min(int(largest), limit)
     return jnp.minimum(distance, most).astype(jnp.int32)
 
 

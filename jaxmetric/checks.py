@@ -18,12 +18,16 @@ def check_array(name: str, value: Any, expected: str) -> jax.Array:
     """Returns numbers or booleans as an array that every device of its mesh holds whole."""
     if not isinstance(value, jax.Array):
         value = _from_host(name, value, expected)
+    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
+        raise TypeError(f"{name} has dtype {value.dtype}, expected {expected}")
     return replicated(value)
 
 
 def _from_host(name: str, value: Any, expected: str) -> jax.Array:
     if value is None or is_dataclass(value):
         raise TypeError(f"{name} is {'None' if value is None else f'a {type(value).__name__}'}, expected {expected}")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, expected {expected} and which of them are valid as `where`")
     if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)):
         return jnp.asarray(value)
     try:
@@ -31,8 +35,7 @@ def _from_host(name: str, value: Any, expected: str) -> jax.Array:
     except (TypeError, ValueError):
         raise TypeError(f"{name} is a {type(value).__name__} of unequal rows, expected {expected}") from None
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-        cure = f"; {_NUMBER_CLASSES}" if expected == "integers" else ""
-        raise TypeError(f"{name} has dtype {array.dtype}, expected {expected}{cure}")
+        raise TypeError(f"{name} has dtype {array.dtype}, expected {expected}")
     return jnp.asarray(array)
 
 
@@ -49,17 +52,22 @@ def check_floats(name: str, value: Any) -> jax.Array:
     return array
 
 
-def check_integers(name: str, value: Any) -> jax.Array:
+def check_labels(name: str, value: Any) -> jax.Array:
+    """Returns labels as `check_integers` does; messages say how to make integers of other labels."""
+    return check_integers(name, value, f"; {_NUMBER_CLASSES}")
+
+
+def check_integers(name: str, value: Any, cure: str = "") -> jax.Array:
     """Returns integers in int32, or in int64 where jax has 64-bit numbers enabled.
 
     Raises for integers that this type cannot hold. JAX alone would keep their low 32 bits, which makes one class of
     several.
     """
     if not isinstance(value, jax.core.Tracer):
-        _check_width(name, value)
-    array = check_array(name, value, "integers")
+        _check_width(name, value, cure)
+    array = check_array(name, value, f"integers{cure}")
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} has dtype {given_dtype(value, array)}, expected integers")
+        raise TypeError(f"{name} has dtype {given_dtype(value, array)}, expected integers{cure}")
     return array.astype(label_dtype())
 
 
@@ -68,9 +76,9 @@ def label_dtype() -> np.dtype:
     return jax.dtypes.canonicalize_dtype(np.int64)
 
 
-def _check_width(name: str, value: Any) -> None:
+def _check_width(name: str, value: Any, cure: str) -> None:
     limits = np.iinfo(label_dtype())
-    if isinstance(value, jax.Array) and np.can_cast(value.dtype, limits.dtype):
+    if isinstance(value, jax.Array) and not (jnp.issubdtype(value.dtype, jnp.unsignedinteger)):
         return
     try:
         # NumPy would make floats of a list that mixes small integers with some above 63 bits.
@@ -81,7 +89,7 @@ def _check_width(name: str, value: Any) -> None:
     if array.size and whole:
         for extreme in (array.min(), array.max()):
             if not limits.min <= extreme <= limits.max:
-                raise ValueError(f"{name} has {extreme}, expected integers that fit {limits.dtype}; {_NUMBER_CLASSES}")
+                raise ValueError(f"{name} has {extreme}, expected integers that fit {limits.dtype}{cure}")
 
 
 def check_booleans(name: str, value: Any, hint: str = "") -> jax.Array:
@@ -112,7 +120,7 @@ def check_rows(embeddings: jax.Array, **arrays: Any) -> None:
 
 def check_class_labels(embeddings: jax.Array, labels: Any, name: str = "labels") -> jax.Array:
     """Returns one integer label for each embedding, `[B]`, from `[B]` or `[B, 1]`."""
-    labels = check_integers(name, labels)
+    labels = check_labels(name, labels)
     if labels.shape not in ((embeddings.shape[0],), (embeddings.shape[0], 1)):
         raise ValueError(
             f"{name} has shape {labels.shape}, expected one column of {embeddings.shape[0]} as embeddings "
@@ -137,13 +145,25 @@ def example_weights(embeddings: jax.Array, where: Any, weights: Any, prefix: str
     """Returns one weight for each embedding, `[B]`: `weights` (default 1), 0 where `where` is False."""
     count = embeddings.shape[0]
     where = None if where is None else check_booleans(f"{prefix}where", where)
-    given = None if weights is None else check_array(f"{prefix}weights", weights, "numbers").astype(embeddings.dtype)
+    given = None if weights is None else check_numbers(f"{prefix}weights", weights, embeddings.dtype)
     for name, array in (("where", where), ("weights", given)):
         if array is not None and array.shape not in ((count,), (count, 1)):
             raise ValueError(f"{prefix}{name} has shape {array.shape}, expected ({count},) as embeddings")
     result = jnp.ones(count, embeddings.dtype) if given is None else given.reshape(count)
     result = result if where is None else jnp.where(where.reshape(count), result, 0)
     return result if weights is None else check_weights(f"{prefix}weights", result)
+
+
+def check_numbers(name: str, value: Any, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Returns numbers in a floating-point dtype. Concrete ones that would become 0 in it are an error."""
+    array = check_array(name, value, "numbers")
+    rounded = array.astype(dtype)
+    if not isinstance(array, jax.core.Tracer):
+        given = np.asarray(value)
+        vanishing = given[(given != 0) & (np.asarray(rounded) == 0)]
+        if vanishing.size:
+            raise ValueError(f"{name} has {vanishing[0]:g}, which is 0 in {rounded.dtype}, expected larger numbers")
+    return rounded
 
 
 def check_weights(name: str, weights: jax.Array) -> jax.Array:
@@ -176,7 +196,7 @@ def check_scalar(
     ):
         raise TypeError(f"{name} is {value!r}, expected a number")
     if not isinstance(value, jax.core.Tracer):
-        number = float(value)
+        number = _in_single_precision(value)
         bounds = [
             (f"above {above}", above is None or number > above),
             (f"of at least {least}", least is None or number >= least),
@@ -185,8 +205,20 @@ def check_scalar(
         ]
         if not (math.isfinite(number) and all(holds for _, holds in bounds)):
             asked = [words for words, _ in bounds if not words.endswith("None")]
-            raise ValueError(f"{name} is {number:g}, expected {' '.join([unit, ' and '.join(asked)]).rstrip()}")
+            given = f"{value}" if isinstance(value, int) else f"{float(value):g}"
+            is_lost = (number == 0 and value != 0) or (math.isinf(number) and abs(value) != math.inf)
+            rounded = f", which is {number:g} in float32" if is_lost else ""
+            raise ValueError(f"{name} is {given}{rounded}, expected {' '.join([unit, ' and '.join(asked)]).rstrip()}")
     return value
+
+
+def _in_single_precision(value: Any) -> float:
+    """A number as float32, the precision in which losses are computed; in float64 where that is enabled."""
+    with np.errstate(over="ignore"):
+        try:
+            return float(value) if label_dtype() == np.int64 else float(np.float32(value))
+        except OverflowError:  # an integer beyond the floats
+            return math.inf
 
 
 def check_static_integer(name: str, value: Any, *, least: int) -> int:

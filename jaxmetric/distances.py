@@ -28,14 +28,12 @@ def pairwise_cosine_similarity(x: jax.Array, y: jax.Array | None = None) -> jax.
 def pairwise_squared_euclidean(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
     """Returns `[A, B]` squared Euclidean distances, at least 0, of the rows of `x` `[A, D]` and `y` `[B, D]` (or `x`).
 
-    An offset that all rows of `y` share is subtracted first, so that it costs no digits.
-
     Example:
       >>> import jax.numpy as jnp
       >>> pairwise_squared_euclidean(jnp.array([[0.0, 0.0], [3.0, 4.0]])).tolist()
       [[0.0, 25.0], [25.0, 0.0]]
     """
-    x, y = _without_offset(*_matrices(x, y))
+    x, y = _matrices(x, y)
     squared = jnp.sum(jnp.square(x), axis=1)[:, None] + jnp.sum(jnp.square(y), axis=1)[None, :]
     # Rounding can push the difference below 0; relu, unlike maximum, has gradient 0 there.
     return jax.nn.relu(squared - 2 * pairwise_dot_product(x, y))
@@ -45,14 +43,14 @@ def pairwise_euclidean(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
     """Returns `[A, B]` Euclidean distances of the rows of `x` `[A, D]` and `y` `[B, D]` (or `x`).
 
     A distance which rounding cannot tell from 0 is 0, with gradient 0. That is one below about 1e-3 of the rows'
-    length in float32, less an offset that all rows of `y` share: the squares are subtracted before the root is taken.
+    length in float32: the squares are subtracted before the root is taken.
 
     Example:
       >>> import jax.numpy as jnp
       >>> pairwise_euclidean(jnp.array([[0.0, 0.0], [3.0, 4.0]])).tolist()
       [[0.0, 5.0], [5.0, 0.0]]
     """
-    x, y = _without_offset(*_matrices(x, y))
+    x, y = _matrices(x, y)
     squared = pairwise_squared_euclidean(x, y)
     lengths = jnp.sum(jnp.square(x), axis=1)[:, None] + jnp.sum(jnp.square(y), axis=1)[None, :]
     noise = jax.lax.stop_gradient(4 * jnp.finfo(x.dtype).eps * lengths)
@@ -179,20 +177,6 @@ def _centered(x: jax.Array) -> jax.Array:
     rounding = 4 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), axis=1, keepdims=True, initial=0)
     equal = jnp.max(jnp.abs(centered), axis=1, keepdims=True, initial=0) <= rounding
     return jnp.where(jax.lax.stop_gradient(equal), 0, centered)
-
-
-def _without_offset(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both less, in each coordinate where all of `y` have one sign and lie closer to each other than to 0, the least.
-
-    That difference is exact for `y`. Other coordinates are returned to the bit as they are.
-    """
-    finite = jnp.isfinite(y)
-    low = jnp.min(y, axis=0, keepdims=True, where=finite, initial=jnp.inf)
-    high = jnp.max(y, axis=0, keepdims=True, where=finite, initial=-jnp.inf)
-    least = jnp.where(low > 0, low, high)
-    offset = jnp.isfinite(least) & ((low > 0) | (high < 0)) & (high - low < jnp.abs(least))
-    constant = jax.lax.stop_gradient(jnp.where(offset, least, 0))
-    return x - constant, y - constant
 
 
 def _matrices(x: jax.Array, y: jax.Array | None) -> tuple[jax.Array, jax.Array]:

@@ -153,7 +153,7 @@ def masked_logsumexp(x: jax.Array, where: jax.Array, *, axis: int = -1, weights:
     # Both the argument and the result are masked: the gradient of exp must not see what is not selected.
     terms = jnp.where(selected, jnp.exp(jnp.where(selected, excess(x, largest), 0)), 0)
     total = jnp.sum(terms, axis=axis)
-    empty = total == 0
+    empty = ~jnp.any(selected, axis=axis)
     return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1, total)) + jnp.squeeze(largest, axis))
 
 

@@ -53,8 +53,8 @@ def test_integers_that_would_be_cut_are_refused_by_name(name, number, place, as_
 @pytest.mark.parametrize(
     ("value", "came"),
     [
-        (np.array(list("abcd")), "has dtype <U1, expected integers; number the classes from 0"),
-        (np.array([0, 1, 0, 1], object), "has dtype object, expected integers; number the classes from 0"),
+        (np.array(list("abcd")), "has dtype <U1, expected integers"),
+        (np.array([0, 1, 0, 1], object), "has dtype object, expected integers"),
         (np.ones(4), "has dtype float64, expected integers"),
         (np.ones(4, bool), "has dtype bool, expected integers"),
         ([[0, 1], [1], [0], [1]], "is a list of unequal rows, expected integers"),
@@ -65,6 +65,8 @@ def test_what_is_no_array_of_integers_is_named_in_one_line(name, value, came):
     with pytest.raises(TypeError, match=f"^{argument} {came}") as raised:
         function(value)
     assert "\n" not in str(raised.value)
+    of_rows = argument in ("references.own", "triplets")  # which no renumbering of classes would mend
+    assert ("number the classes from 0" in str(raised.value)) == (not of_rows)
 
 
 @given(
@@ -100,3 +102,50 @@ def test_what_is_no_array_is_named():
 def test_lists_that_hold_traced_values_are_arrays():
     doubled = jax.jit(lambda x: checks.check_embeddings([[x, 2 * x]]))(jnp.float32(3))
     assert doubled.tolist() == [[3, 6]]
+
+
+def test_a_masked_array_is_refused_for_its_mask_would_be_lost():
+    with pytest.raises(TypeError, match="labels is a masked array, expected integers.* and which of them are valid as"):
+        jaxmetric.supcon_loss(EMBEDDINGS, np.ma.array(LABELS, mask=LABELS > 0))
+
+
+def test_keys_are_no_labels():
+    with pytest.raises(TypeError, match=r"labels has dtype key<fry>, expected integers"):
+        jaxmetric.supcon_loss(EMBEDDINGS, jax.random.split(KEY, 4))
+
+
+@pytest.mark.parametrize("weight", [1e-50, np.float64(1e-60)])
+def test_weights_that_would_become_0_are_named(weight):
+    weights = np.array([1.0, weight, 1.0, 1.0])
+    with pytest.raises(ValueError, match=r"weights has 1e-[56]0, which is 0 in float32, expected larger numbers"):
+        jaxmetric.supcon_loss(EMBEDDINGS, LABELS, weights=weights)
+    centers = np.ones((2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"class_weights has 1e-[56]0, which is 0 in float32"):
+        jaxmetric.arcface_loss(EMBEDDINGS, LABELS, centers, class_weights=weights[:2])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (1e-50, "temperature is 1e-50, which is 0 in float32, expected a finite number above 0"),
+        (1e50, "temperature is 1e.50, which is inf in float32, expected a finite number above 0"),
+        (10**400, "temperature is 10*, which is inf in float32, expected a finite number above 0"),
+        (-0.1, "temperature is -0.1, expected a finite number above 0"),
+    ],
+)
+def test_numbers_that_single_precision_loses_are_named(value, message):
+    with pytest.raises(ValueError, match=message):
+        jaxmetric.supcon_loss(EMBEDDINGS, LABELS, temperature=value)
+
+
+def test_an_ordinal_range_may_be_any_integer():
+    assert jaxmetric.label_agreement(np.array([3]), np.array([8]), ordinal=(2**40,)).tolist() == [[-4]]
+
+
+@pytest.mark.parametrize("loss", [jaxmetric.supcon_loss, jaxmetric.triplet_loss, jaxmetric.contrastive_loss])
+def test_contradictory_masks_are_seen_where_they_are_traced(loss):
+    mask = ~np.eye(4, dtype=bool)
+    assert np.isnan(jax.jit(lambda p, n: loss(EMBEDDINGS, None, pairs=(p, n)))(mask, mask))
+    if loss is jaxmetric.contrastive_loss:
+        shares = np.where(mask, np.float32(3), 0)
+        assert np.isnan(jax.jit(lambda p, n: loss(EMBEDDINGS, None, pairs=(p, n)))(shares, -shares))

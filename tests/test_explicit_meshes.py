@@ -54,7 +54,11 @@ FUNCTIONS = {
         EMBEDDINGS,
         EMBEDDINGS[::-1].copy(),
     ),
-    "triplets": (lambda x, t: jaxmetric.triplet_loss(x, None, triplets=t), EMBEDDINGS, RNG.integers(0, B, (8, 3))),
+    "triplets": (
+        lambda x, t: jaxmetric.triplet_loss(x, None, triplets=t),
+        EMBEDDINGS,
+        np.stack([RNG.permutation(B)[:3] for _ in range(8)]),
+    ),
     "masks": (
         lambda x, p, n: jaxmetric.contrastive_loss(x, None, pairs=(p, n)),
         EMBEDDINGS,

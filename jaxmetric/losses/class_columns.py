@@ -48,7 +48,7 @@ def check_columns(
     if not isinstance(vectors, (tuple, list)):
         return [_check_column(embeddings, labels, vectors, options, name, num_axes)]
     shape, class_weights = (embeddings.shape[0], len(vectors)), options.class_weights
-    labels, where = checks.check_integers("labels", labels), options.where
+    labels, where = checks.check_labels("labels", labels), options.where
     if not vectors or labels.shape != shape:
         raise ValueError(f"labels has shape {labels.shape}, expected {shape}: a column for each of the {name}")
     if class_weights is None:
@@ -69,7 +69,7 @@ def check_columns(
 def _check_column(
     embeddings: jax.Array, labels: Any, vectors: Any, options: Options, name: str, num_axes: int
 ) -> Column:
-    shape = checks.check_integers("labels", labels).shape
+    shape = checks.check_labels("labels", labels).shape
     if len(shape) == 2 and shape[1] > 1:
         raise ValueError(f"labels has shape {shape}, expected one column, or {name} as a tuple of {shape[1]} arrays")
     column = checks.check_class_labels(embeddings, labels)
@@ -82,7 +82,7 @@ def _check_column(
     if class_weights is not None:
         if np.shape(class_weights) != (num_classes,):
             raise ValueError(f"class_weights is {_describe(class_weights)}, expected {(num_classes,)}, as {name}")
-        class_weights = checks.check_array("class_weights", class_weights, "numbers").astype(embeddings.dtype)
+        class_weights = checks.check_numbers("class_weights", class_weights, embeddings.dtype)
         class_weights = checks.check_weights("class_weights", class_weights)
     return Column(column, vectors, weights, class_weights)
 

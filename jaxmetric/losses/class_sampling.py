@@ -101,7 +101,7 @@ def _check_labels(labels: jax.Array, where: jax.Array | None, num_classes: int) 
         raise ValueError(f"labels has shape {columns.shape}, expected one column, [B] or [B, 1]")
     checks.check_class_range(columns, valid, num_classes, "num_classes says")
     column = columns[:, 0]
-    return column if column.dtype.itemsize >= 4 else column.astype(jnp.int32), valid[:, 0]
+    return column, valid[:, 0]
 
 
 def _check_count(num_sampled: int, num_classes: int, devices: int, batch: int) -> int:

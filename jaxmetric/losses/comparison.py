@@ -122,10 +122,11 @@ def compare(
     others = batch if references is None else _check_references(references, batch, matrix, multi_output)
     shape = (batch.labels.shape[0], others.labels.shape[0])
     allowed, own = _allowed_and_own(batch, others, own_pairs(references, *shape))
+    contradictory = None
     if isinstance(pairs, tuple):
         if label_weights is not None:
             raise ValueError("label_weights weighs columns of labels, and labels is None")
-        masks = _check_masks(pairs, shape, batch.weights.dtype if multi_output else bool)
+        *masks, contradictory = _check_masks(pairs, shape, batch.weights.dtype if multi_output else bool)
         positives, negatives = (jnp.where(allowed, mask, jnp.zeros_like(mask)) for mask in masks)
     else:
         if pairs is not None:
@@ -135,6 +136,8 @@ def compare(
         column_weights = None if scale is None else jnp.asarray([weight for weight, _ in scale], batch.weights.dtype)
         positives, negatives = _alike_and_not(batch, others, allowed, column_weights)
     all_values: Any = None if pairwise is None else _values(name, pairwise, matrix, batch, others, shape)
+    if all_values is not None and contradictory is not None:
+        all_values = jnp.where(contradictory & allowed, jnp.nan, all_values)
     compared = (positives + negatives) > 0 if multi_output else positives | negatives
     values: Any = None if pairwise is None else jnp.where(compared, all_values, 0)
     return Comparison(
@@ -224,7 +227,8 @@ def compare_triplets(
 ) -> TripletDistances:
     """Checks the arguments of a loss over given triplets `[N, 3]` and returns their distances.
 
-    A triplet with a negative index is none. A traced index beyond the rows gives NaN, a concrete one is an error.
+    Rows with a negative index are left out. A concrete index beyond the rows, or an example that occurs twice in a
+    triplet, is an error; traced, the first gives NaN and the second is left out.
     """
     matrix = _given_matrix("distance", distance)
     check_references(references)
@@ -235,7 +239,7 @@ def compare_triplets(
     if between and matrix is not None and references is not None:
         raise ValueError("distance is an array, expected a name or a function: references are compared with each other")
     sizes = (batch.weights.size, others.weights.size, others.weights.size)
-    index, exists, inside = _check_triplets(triplets, sizes)
+    index, exists, inside = _check_triplets(triplets, sizes, within_batch=references is None)
     members = [side.embeddings[rows] for side, rows in zip((batch, others, others), index, strict=True)]
     (of_anchor, of_positive, of_negative) = (
         side.weights[rows] for side, rows in zip((batch, others, others), index, strict=True)
@@ -325,7 +329,7 @@ def _check_side(
         column = checks.check_class_labels(rows, labels, f"{prefix}labels")
         weights = checks.example_weights(rows, where, weights, prefix)
         return _Side(checks.leave_out(rows, weights), column[:, None], weights[:, None] > 0, weights)
-    labels = checks.check_integers(f"{prefix}labels", labels)
+    labels = checks.check_labels(f"{prefix}labels", labels)
     checks.check_rows(rows, **{f"{prefix}labels": labels})
     columns, known = known_labels(labels, where, f"{prefix}labels")
     weights = checks.example_weights(rows, jnp.any(known, axis=1), weights, prefix)
@@ -339,16 +343,23 @@ def _check_pairs(name: str, mask: Any, shape: tuple[int, int]) -> jax.Array:
     return mask
 
 
-def _check_triplets(triplets: jax.Array, sizes: tuple[int, int, int]) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+def _check_triplets(
+    triplets: jax.Array, sizes: tuple[int, int, int], *, within_batch: bool
+) -> tuple[list[jax.Array], jax.Array, jax.Array]:
     """The rows `[N]` of anchors, positives and negatives, which triplets exist, and which point at rows there are."""
     array = checks.check_integers("triplets", triplets)
     if array.ndim != 2 or array.shape[1] != 3:
         raise ValueError(f"triplets has shape {array.shape}, expected [N, 3]: anchors, positives and negatives")
-    if not isinstance(triplets, jax.core.Tracer):
-        for size, column in zip(sizes, np.asarray(triplets).T, strict=True):
+    anchors, positives, negatives = array.T
+    repeated = (positives == negatives) | (within_batch & ((anchors == positives) | (anchors == negatives)))
+    exists = jnp.all(array >= 0, axis=1)
+    if not isinstance(array, jax.core.Tracer):
+        for size, column in zip(sizes, np.asarray(array).T, strict=True):
             if column.size and column.max() >= size:
                 raise ValueError(f"triplets has the row {column.max()}, expected rows below {size}, or -1 for none")
-    exists = jnp.all(array >= 0, axis=1)
+        if wrong := np.asarray(array)[np.asarray(exists & repeated)].tolist():
+            raise ValueError(f"triplets has {wrong[0]}, expected three different examples, or -1 for none")
+    exists &= ~repeated
     inside = jnp.all(array < jnp.asarray(sizes, array.dtype)[None, :], axis=1)
     rows = [jnp.clip(column, 0, max(size - 1, 0)) for size, column in zip(sizes, array.T, strict=True)]
     return rows, exists, inside
@@ -356,16 +367,23 @@ def _check_triplets(triplets: jax.Array, sizes: tuple[int, int, int]) -> tuple[l
 
 def _check_masks(
     masks: tuple[jax.Array, jax.Array], shape: tuple[int, int], dtype: jax.typing.DTypeLike
-) -> tuple[jax.Array, jax.Array]:
-    """The positives and the negatives, as booleans or as the shares by which pairs are alike and different."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The positives and the negatives, as booleans or as shares, and which pairs cannot be what both say.
+
+    Where these are concrete, there are none: they are an error.
+    """
     if len(masks) != 2:
         raise ValueError(f"pairs is a tuple of {len(masks)}, expected one mask, or two: (positives, negatives)")
     check = _check_pairs if dtype is bool else _check_shares
     positives, negatives = (check(f"pairs[{i}]", mask, shape).astype(dtype) for i, mask in enumerate(masks))
-    doubtful = positives & negatives if dtype is bool else positives + negatives > 1 + 1e-5
-    if not isinstance(doubtful, jax.core.Tracer) and np.any(doubtful):
-        raise ValueError(f"pairs has {np.sum(doubtful)} pairs that are positives and negatives, expected either")
-    return positives, negatives
+    if dtype is bool:
+        contradictory = positives & negatives
+    else:
+        contradictory = ~((positives >= 0) & (negatives >= 0) & (positives + negatives <= 1 + 1e-5))
+        positives, negatives = (jnp.where(contradictory, 1, shares) for shares in (positives, negatives))
+    if not isinstance(contradictory, jax.core.Tracer) and np.any(contradictory):
+        raise ValueError(f"pairs has {np.sum(contradictory)} pairs that are positives and negatives, expected either")
+    return positives, negatives, contradictory
 
 
 def _check_shares(name: str, shares: Any, shape: tuple[int, int]) -> jax.Array:

@@ -133,7 +133,7 @@ def n_pairs_loss(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxmetric.references import PairMasks, References
+      >>> from jaxmetric.references import References
       >>> anchors, positives, labels = 2 * jnp.eye(2), jnp.eye(2), jnp.arange(2)
       >>> loss = n_pairs_loss(anchors, labels, references=References(positives, labels))
       >>> round(float(loss), 4)  # log(1 + exp(0 - 2)), twice
@@ -434,8 +434,7 @@ def _supcon(c: Comparison, temperature: float) -> LossStats:
     logits = c.values / temperature
     shares = c.positives * c.reference_weights[None, :]
     of_positives = safe_divide(jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1), jnp.sum(shares, axis=1))
-    # Less the mean within the sum, not from its logarithm: large logits cancel before they are rounded.
-    losses = masked_logsumexp(logits - of_positives[:, None], c.positives + c.negatives > 0)
+    losses = masked_logsumexp(logits, c.positives + c.negatives > 0) - of_positives
     return each_anchor(losses, weights_of_complete_anchors(c))
 
 

@@ -120,10 +120,10 @@ def _transitions(points: jax.Array, valid: jax.Array) -> jax.Array:
 def _n_pair(similarities: jax.Array, labels: jax.Array, margin: jax.Array) -> jax.Array:
     right = labels[:, None] == jnp.arange(similarities.shape[1])[None, :]
     own = jnp.sum(jnp.where(right, similarities, 0), axis=1, keepdims=True)
-    excess = similarities - own + margin
-    # Not `excess >= 0`, so that a NaN is counted.
-    counted = ~right & ~(excess < 0)
-    return jnp.log1p(jnp.sum(jnp.where(counted, jnp.exp(jnp.where(counted, excess, 0)), 0), axis=1))
+    beyond = similarities - own + margin
+    # Not `beyond >= 0`, so that a NaN is counted.
+    counted = ~right & ~(beyond < 0)
+    return jnp.log1p(jnp.sum(jnp.where(counted, jnp.exp(jnp.where(counted, beyond, 0)), 0), axis=1))
 
 
 @jax.custom_vjp

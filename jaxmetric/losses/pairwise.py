@@ -240,7 +240,7 @@ def siglip_loss(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxmetric.references import PairMasks, References
+      >>> from jaxmetric.references import References
       >>> images = texts = jnp.eye(2)
       >>> loss = siglip_loss(images, jnp.arange(2), scale=2.0, bias=-1.0, references=References(texts, jnp.arange(2)))
       >>> round(float(loss), 4)  # similarities 1 and 0, logits 1 and -1: 2 log(1 + exp(-1)) for each image

@@ -240,7 +240,7 @@ def labelled_batch(
 ) -> LabelledBatch:
     """Checks the arrays of a loss over `[B, T]` labels."""
     embeddings = checks.check_embeddings(embeddings)
-    labels = checks.check_integers("labels", labels)
+    labels = checks.check_labels("labels", labels)
     checks.check_rows(embeddings, labels=labels)
     labels, known = known_labels(labels, where)
     weights = checks.example_weights(embeddings, jnp.any(known, axis=1), weights)

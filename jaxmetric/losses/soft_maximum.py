@@ -296,9 +296,9 @@ def generalized_lifted_structure_loss(
 
 @jax.jit
 def _multi_similarity(c: Comparison, alpha: float, beta: float, base: float) -> LossStats:
-    excess = c.values - base
-    alike = masked_logsumexp(-alpha * excess, c.positives > 0, weights=c.positives)
-    unlike = masked_logsumexp(beta * excess, c.negatives > 0, weights=c.negatives)
+    beyond = c.values - base
+    alike = masked_logsumexp(-alpha * beyond, c.positives > 0, weights=c.positives)
+    unlike = masked_logsumexp(beta * beyond, c.negatives > 0, weights=c.negatives)
     losses = softplus(alike) / alpha + softplus(unlike) / beta
     return each_anchor(losses, weights_of_complete_anchors(c))
 

@@ -371,7 +371,7 @@ def test_sets_of_triplets_need_a_margin_of_at_least_0():
 def test_given_triplets_are_those_and_no_others(seed):
     embeddings, _ = example(seed)
     rng = np.random.default_rng(seed)
-    index = rng.integers(-1, 12, (7, 3))
+    index = np.stack([rng.permutation(13)[:3] - 1 for _ in range(7)])
     weights, where = rng.choice([0, 0.5, 2], 12), rng.random(12) < 0.8
     distances = squared_distances(embeddings)
     a, p, n = index.T
@@ -391,7 +391,8 @@ def given_triplets(embeddings, index, weights, where):
 def test_given_triplets_take_every_distance_and_penalty():
     embeddings, _ = example()
     gallery, _ = example(seed=1, batch=9)
-    index = np.random.default_rng(0).integers(0, 9, (20, 3))
+    rng = np.random.default_rng(0)
+    index = np.stack([[rng.integers(12), *rng.permutation(9)[:2]] for _ in range(20)])
     a, p, n = index.T
     to, between = np.abs(embeddings[:, None] - gallery[None]).sum(-1), np.abs(gallery[:, None] - gallery[None]).sum(-1)
     slack = to[a, p] - np.minimum(to[a, n], between[p, n]) + 0.5
@@ -426,7 +427,10 @@ def test_a_triplet_beyond_the_rows_is_an_error_or_where_traced_nan():
     index = np.array([[0, 1, 2], [3, 12, 4]])
     with pytest.raises(ValueError, match="triplets has the row 12, expected rows below 12, or -1 for none"):
         triplet_loss(embeddings, None, triplets=index)
-    assert np.isnan(jax.jit(lambda x, index: triplet_loss(x, None, triplets=index))(embeddings, index))
+    traced = jax.jit(lambda x, index: triplet_loss(x, None, triplets=index))
+    assert np.isnan(traced(embeddings, index))
+    index[1] = 5, 5, 4  # no triplet
+    np.testing.assert_allclose(traced(embeddings, index), triplet_loss(embeddings, None, triplets=index[:1]), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -436,12 +440,14 @@ def test_a_triplet_beyond_the_rows_is_an_error_or_where_traced_nan():
         ({"pairs": np.ones((12, 12), bool)}, ValueError, "pairs and triplets are both given"),
         ({"mining": "hard"}, ValueError, "mining is 'hard', expected 'all': triplets lists the triplets"),
         ({"triplets": np.zeros((3, 2), int)}, ValueError, r"triplets has shape \(3, 2\), expected \[N, 3\]"),
+        ({"triplets": [[0, 1, 1]]}, ValueError, r"triplets has \[0, 1, 1\], expected three different examples"),
+        ({"triplets": [[3, 3, 1]]}, ValueError, r"triplets has \[3, 3, 1\], expected three different examples"),
         ({"triplets": np.zeros((2, 3))}, TypeError, "triplets has dtype float64, expected integers"),
         ({"references": References(np.ones((2, 3)), np.zeros(2, int))}, ValueError, "references.labels and triplets"),
     ],
 )
 def test_triplets_that_do_not_fit_are_named(options, error, message):
-    arguments = {"labels": None, "triplets": np.zeros((2, 3), int)} | options
+    arguments = {"labels": None, "triplets": np.array([[0, 1, 2]])} | options
     with pytest.raises(error, match=message) as raised:
         triplet_loss(example()[0], **arguments)
     assert "\n" not in str(raised.value)

@@ -252,7 +252,8 @@ def test_sets_of_triplets_are_those_of_the_triplet_margin_miner(kind, mining):
 
 def test_given_triplets_are_those_of_an_indices_tuple():
     embeddings, labels = example()
-    index = np.random.default_rng(1).integers(0, B, (40, 3))
+    rng = np.random.default_rng(1)
+    index = np.stack([rng.permutation(B)[:3] for _ in range(40)])
     loss = losses.TripletMarginLoss(margin=0.2, distance=torch_euclidean(), reducer=reducers.MeanReducer())
     theirs = torch_value_and_gradient(loss, embeddings, labels, tuple(torch.tensor(index.T)))
     ours = jax.value_and_grad(lambda x: triplet_loss(x, None, triplets=index))(embeddings)
