@@ -149,12 +149,14 @@ def masked_logsumexp(x: jax.Array, where: jax.Array, *, axis: int = -1, weights:
         selected &= weights != 0
         x = x + jnp.log(jnp.where(selected, weights, 1))
     largest = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True, where=selected, initial=-jnp.inf))
-    largest = jnp.where(largest == -jnp.inf, 0, largest)
+    empty = largest == -jnp.inf
+    largest = jnp.where(empty, 0, largest)
     # Both the argument and the result are masked: the gradient of exp must not see what is not selected.
     terms = jnp.where(selected, jnp.exp(jnp.where(selected, excess(x, largest), 0)), 0)
     total = jnp.sum(terms, axis=axis)
-    empty = ~jnp.any(selected, axis=axis)
-    return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1, total)) + jnp.squeeze(largest, axis))
+    # Otherwise 0 only where a compiler computed even the largest term again, and rounded it far below the maximum.
+    logarithm = jnp.log(jnp.where(total == 0, 1, total)) + jnp.squeeze(largest, axis)
+    return jnp.where(jnp.squeeze(empty, axis), -jnp.inf, logarithm)
 
 
 def replicated(x: jax.Array) -> jax.Array:

