@@ -347,6 +347,8 @@ def _check_triplets(
     triplets: jax.Array, sizes: tuple[int, int, int], *, within_batch: bool
 ) -> tuple[list[jax.Array], jax.Array, jax.Array]:
     """The rows `[N]` of anchors, positives and negatives, which triplets exist, and which point at rows there are."""
+    if isinstance(triplets, tuple):
+        triplets = jnp.stack([checks.check_integers(f"triplets[{i}]", rows) for i, rows in enumerate(triplets)], axis=1)
     array = checks.check_integers("triplets", triplets)
     if array.ndim != 2 or array.shape[1] != 3:
         raise ValueError(f"triplets has shape {array.shape}, expected [N, 3]: anchors, positives and negatives")

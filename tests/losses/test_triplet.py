@@ -419,7 +419,8 @@ def test_three_arrays_are_triplets_of_their_rows():
     near, far = ((anchors - others) ** 2 for others in (positives, negatives))
     expected = np.maximum(near.sum(1) - far.sum(1) + 0.2, 0).mean()
     stacked, index = np.concatenate([anchors, positives, negatives]), np.arange(15).reshape(3, 5).T
-    np.testing.assert_allclose(triplet_loss(stacked, None, triplets=index), expected, rtol=1e-5)
+    for triplet_rows in (index, tuple(index.T)):
+        np.testing.assert_allclose(triplet_loss(stacked, None, triplets=triplet_rows), expected, rtol=1e-5)
 
 
 def test_a_triplet_beyond_the_rows_is_an_error_or_where_traced_nan():
