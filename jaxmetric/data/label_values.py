@@ -17,6 +17,9 @@ from jaxmetric.data.sources import LabelColumn
 MISSING_WORDS = frozenset(
     {"NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "#N/A N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"}
 )
+_FOLDED_MISSING_WORDS = frozenset({"", *(word.casefold().replace(" ", "") for word in MISSING_WORDS)})
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # categories of characters
+_VARIATION_SELECTORS = range(0xFE00, 0xFE10)
 _MAX_ORDINAL_RANGE = 100_000
 
 
@@ -45,7 +48,7 @@ def note_values(
     names: Sequence[str], rows: Sequence[Sequence[str]], ordinal: Collection[int], problems: Problems
 ) -> None:
     """Notes columns that tell no two images apart, and values that may be meant otherwise than they are read."""
-    minus_one = []
+    minus_one, like_missing = [], []
     for place, (name, column) in enumerate(zip(names, zip(*rows, strict=True), strict=True)):
         counts = Counter(value for value in column if value)
         if len(counts) < 2:
@@ -53,10 +56,16 @@ def note_values(
             problems.note(f"column {name!r} has {only}; it tells no two images apart")
         if counts["-1"]:
             minus_one.append(f"{name} ({counted(counts['-1'], 'image')})")
+        words = {value: n for value, n in counts.items() if _visible_letters(value) in _FOLDED_MISSING_WORDS}
+        if words:
+            like_missing.append(f"{name} ({sum(words.values()):,} {' or '.join(map(repr, sorted(words)))})")
         if place == 0:
             _note_single_images(name, counts, problems)
         if place not in ordinal:
             _note_equal_numbers(name, counts, problems)
+            _note_similar_values(name, counts, problems)
+    if like_missing:
+        problems.note(f"read as values and not as missing: {some_of(like_missing)}; leave a cell empty or write NA")
     if minus_one:
         problems.note(f"-1 is a value and not missing in {some_of(minus_one)}; leave a cell empty where it is missing")
 
@@ -114,6 +123,29 @@ def _note_equal_numbers(name: str, counts: Counter[str], problems: Problems) -> 
             problems.note(f"{seen[number]!r} and {value!r} are two values of {name}; write them alike if they are one")
             return
         seen[number] = value
+
+
+def _note_similar_values(name: str, counts: Counter[str], problems: Problems) -> None:
+    """Notes Ann and ann, and values that differ only in spaces or in characters that are not seen."""
+    spellings: dict[str, list[str]] = {}
+    for value in counts:
+        spellings.setdefault(_visible_letters(value), []).append(value)
+    similar = [" and ".join(map(repr, values)) for values in spellings.values() if len(values) > 1]
+    if similar:
+        problems.note(
+            f"values of {name} differ only in case, spaces or invisible characters, such as {similar[0]}, in "
+            f"{counted(len(similar), 'group')}; write them alike if they are one"
+        )
+
+
+def _visible_letters(value: str) -> str:
+    """A value without the case of its letters, spaces and characters that are not seen."""
+    shown = (
+        letter
+        for letter in unicodedata.normalize("NFC", value.casefold())
+        if unicodedata.category(letter) not in _INVISIBLE and ord(letter) not in _VARIATION_SELECTORS
+    )
+    return "".join(shown)
 
 
 def _range(name: str, present: set[str], problems: Problems) -> list[str]:

@@ -25,7 +25,8 @@ HEADER = "image,identity,age,split\n"
 NO_LABEL = "no label column: a row needs an image and at least one label"
 NO_FORMAT = (
     "neither a header with a column 'image' (or path, filename, ...), nor a row without a header, which ends in a "
-    "split 0, 1 or 2; name the columns in a header"
+    "split 0, 1 or 2; name the columns in a header such as 'image,identity' (the separator must be one of ',', ';', "
+    "tab, '|', space)"
 )
 READ_AS = "separator ','; header: image, identity, age, split"
 NO_HEADER = "separator ','; header: none (filename, class_1 ... class_T, split)"
@@ -420,6 +421,29 @@ def test_whole_numbers_written_as_floats_are_those_numbers(folder, numbers, wide
             "image,identity\n" + "".join(f"{n},{'07' if w == 'a' else 7}\n" for n, w, _ in ROWS),
             "'07' and '7' are two values of identity; write them alike if they are one",
         ),
+        *[
+            (
+                f"image,identity,mood\n0.png,a,{word}\n" + "".join(f"{n},{w},gay\n" for n, w, _ in ROWS[1:]),
+                f"read as values and not as missing: mood (1 {word!r}); leave a cell empty or write NA",
+            )
+            for word in ("none", "Null", "na", "NAN", "<na>", "N/a", "#N/a n/a", "\u200b", "NA\u200b")
+        ],
+        *[
+            (
+                "image,identity\n" + "".join(f"{n},{other if w == 'a' else 'ann lee'}\n" for n, w, _ in ROWS),
+                f"values of identity differ only in case, spaces or invisible characters, such as {other!r} and "
+                "'ann lee', in 1 group; write them alike if they are one",
+            )
+            for other in (
+                "Ann Lee",
+                "ann  lee",
+                "ann\u00a0lee",
+                "ann lee\u200b",
+                "ann\u00ad lee",
+                "annlee",
+                "ANN LEE\ufe0f",
+            )
+        ],
         (
             "image,identity,subset\n" + "".join(f"{n},{w},{'train' if w == 'a' else 'extra'}\n" for n, w, _ in ROWS),
             "column 'subset' is taken as a label, since its value 'extra' is no split; rename the column 'split' if it "
