@@ -56,7 +56,7 @@ def note_values(
             problems.note(f"column {name!r} has {only}; it tells no two images apart")
         if counts["-1"]:
             minus_one.append(f"{name} ({counted(counts['-1'], 'image')})")
-        words = {value: n for value, n in counts.items() if _visible_letters(value) in _FOLDED_MISSING_WORDS}
+        words = {value: n for value, n in counts.items() if looks_missing(value)}
         if words:
             like_missing.append(f"{name} ({sum(words.values()):,} {' or '.join(map(repr, sorted(words)))})")
         if place == 0:
@@ -86,6 +86,16 @@ def encode_values(
         codes.append([code[str(int(cell)) if cell and place in ordinal else cell] for cell in cells])
         columns.append(LabelColumn(name, tuple(values), ordinal=place in ordinal))
     return np.array(codes, np.int32).T, tuple(columns)
+
+
+def looks_missing(value: str) -> bool:
+    """Whether a value is empty or a missing word in any case, but for spaces and characters that are not seen.
+
+    Example:
+      >>> looks_missing("Null"), looks_missing("Nullarbor")
+      (True, False)
+    """
+    return _visible_letters(value) in _FOLDED_MISSING_WORDS
 
 
 def _all_numbers(values: Collection[str]) -> bool:

@@ -23,11 +23,16 @@ from jaxmetric.data.label_values import MISSING_WORDS
 
 HEADER = "image,identity,age,split\n"
 NO_LABEL = "no label column: a row needs an image and at least one label"
+NO_SPLIT = (
+    "no label column: without a header the last column is taken as the split; if it holds the identity, add the header "
+    "'{}'"
+)
 NO_FORMAT = (
     "neither a header with a column 'image' (or path, filename, ...), nor a row without a header, which ends in a "
     "split 0, 1 or 2; name the columns in a header such as 'image,identity' (the separator must be one of ',', ';', "
     "tab, '|', space)"
 )
+COMMA = "','"
 READ_AS = "separator ','; header: image, identity, age, split"
 NO_HEADER = "separator ','; header: none (filename, class_1 ... class_T, split)"
 
@@ -209,11 +214,15 @@ def test_the_message_shows_ten_problems_and_counts_the_rest(folder):
         ("\n \n", "list.csv: the file is empty"),
         (HEADER, f"list.csv: there is no row below the header (read as: {READ_AS})"),
         ("image,split\n0.png,0\n", f"list.csv:1: {NO_LABEL} (read as: separator ','; header: image, split)"),
-        ("0.png,0\n1.png,0\n", f"list.csv:1: {NO_LABEL} (read as: {NO_HEADER})"),
+        ("0.png,0\n1.png,0\n", f"list.csv:1: {NO_SPLIT.format('image,identity')} (read as: {NO_HEADER})"),
+        (
+            "0.png 0\n1.png 1\n2.png 7\n",
+            f"list.csv:1: {NO_SPLIT.format('image identity')} (read as: {NO_HEADER.replace(COMMA, 'space')})",
+        ),
         ("0.png\n", f"list.csv:1: read as '0.png': {NO_FORMAT} (read as: separator ',')"),
         (
             "image,a,a,split\n0.png,1,1,0\n",
-            "list.csv:1: column 'a' stands there twice (read as: separator ','; header: image, a, a, split)",
+            "list.csv:1: column 'a' is named twice (read as: separator ','; header: image, a, a, split)",
         ),
     ],
 )
@@ -323,6 +332,106 @@ def test_lists_in_other_forms_are_the_same_source(folder, text, identity, origin
     assert len(said) == (identity == "class_id" or text.startswith(","))
 
 
+SPLIT_CODES = {"train": 0, "val": 1, "test": 2}
+WORDED = ["train", "train", "train", "test", "train", "test", "train", "train"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        ("is_train", {"train": "1", "test": "0"}, "true is learning, false is test"),
+        ("train", {"train": "True", "test": "False"}, "true is learning, false is test"),
+        ("Is Test", {"train": "no", "test": "yes"}, "true is test, false is learning"),
+        ("test", {"train": "0.0", "test": "1.0"}, "true is test, false is learning"),
+        ("type", {"train": "train", "test": "test"}, "its values are all splits"),
+        ("mode", {"train": "Training", "test": "Testing"}, "its values are all splits"),
+        ("anything", {"train": "learn", "test": "test"}, "its values are all splits"),
+        ("Usage", {"train": "Training", "test": "PrivateTest"}, None),
+        ("Usage", {"train": "training", "test": "Private Test"}, None),
+        ("data_split", {"train": "0", "test": "2"}, None),
+        ("subset", {"train": "train", "test": "test"}, None),
+        ("partition", {"train": "0", "test": "2"}, None),
+    ],
+)
+def test_a_column_that_holds_the_split_is_taken_as_it_by_any_name(folder, name, words, told):
+    """And a missing cell in it is a bad row, however it is spelled."""
+    cells = [words[word] for word in WORDED]
+    rows = [f"{image},{who},{cell}" for (image, who, _), cell in zip(ROWS, cells, strict=True)]
+    source, said = load(folder, "\n".join([f"image,who,{name}", *rows]))
+    assert [column.name for column in source.columns] == ["who"]
+    np.testing.assert_array_equal(source.split, [SPLIT_CODES[word] for word in WORDED])
+    assert said == [
+        f"column {name!r} is taken as the split: {told}; name the labels with --columns if it is one of them"
+    ] * (told is not None)
+    for missing in ("", "NA", "null", "none"):
+        found = problems(folder, "\n".join([f"image,who,{name}", *rows[:2], f"2.png,a,{missing}", *rows[3:]]))
+        assert found[0].startswith("list.csv:4: ")
+        assert found[0].endswith(f"got {missing!r}")
+        assert name in found[0]
+    labels, _ = load(folder, "\n".join([f"image,who,{name}", *rows]), columns=("who", name))
+    assert [column.name for column in labels.columns] == ["who", name]
+
+
+def test_public_and_private_tests_are_validation_and_test(folder):
+    words = ["Training", "Training", "PublicTest", "PrivateTest"] * 2
+    text = "".join(f"{n},{w},{word}\n" for (n, w, _), word in zip(ROWS, words, strict=True))
+    np.testing.assert_array_equal(load(folder, "image,emotion,Usage\n" + text)[0].split, [0, 0, 1, 2] * 2)
+
+
+@pytest.mark.parametrize("name", ["set", "is_train", "kind", "partition"])
+def test_a_second_split_column_is_no_label(folder, name):
+    words = ["01"[word == "train"] if name == "is_train" else word for word in WORDED]
+    text = "".join(f"{n},{w},{word},{s}\n" for (n, w, s), word in zip(ROWS, words, strict=True))
+    source, said = load(folder, f"image,who,{name},split\n" + text)
+    assert [column.name for column in source.columns] == ["who"]
+    assert said == [f"column {name!r} holds splits beside 'split' and is left out; --columns can name it"]
+    source, _ = load(folder, f"image,who,{name},split\n" + text, columns=(name,))
+    assert [column.name for column in source.columns] == [name]
+    text = text.replace(",a,", ",").replace(",b,", ",")
+    assert "kept as the only label; is it one?" in load(folder, f"image,{name},split\n" + text)[1][0]
+    found = problems(
+        folder,
+        f"image,who,{name},phase\n" + "".join(f"{n},{w},{x},train\n" for (n, w, _), x in zip(ROWS, words, strict=True)),
+    )
+    assert f"columns {name!r} and 'phase' may both be the split; rename the right one 'split', or" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "value"),
+    [
+        ("kind", ["train", "test", "extra"], "'extra' is no split"),
+        ("is_train", ["0", "1", "maybe"], "'maybe' is no split"),
+        ("is_train", ["0", "1", "2"], "'0' may be no split"),
+        ("set", ["0", "1", "2"], "'0' may be no split"),
+    ],
+)
+def test_a_label_that_may_be_the_split_is_told(folder, name, values, value):
+    text = f"image,who,{name}\n" + "".join(f"{n},{w},{values[i % 3]}\n" for i, (n, w, _) in enumerate(ROWS))
+    source, said = load(folder, text)
+    assert [column.name for column in source.columns] == ["who", name]
+    assert said == [
+        f"column {name!r} is taken as a label, since its value {value}; rename the column 'split' if it is one"
+    ]
+
+
+@pytest.mark.parametrize(
+    "names", [",", "Unnamed: 0.1,Unnamed: 0", "Unnamed: 0.2,Unnamed: 0.1,Unnamed: 0", ",Unnamed: 0,"]
+)
+def test_several_row_indices_are_left_out(folder, names):
+    width = names.count(",") + 1
+    text = f"{names},image,who\n" + "".join(f"{f'{i % 5},' * width}{n},{w}\n" for i, (n, w, _) in enumerate(ROWS))
+    source, said = load(folder, text)
+    assert [column.name for column in source.columns] == ["who"]
+    assert len(said) == width
+    assert all("is taken as a row index and left out" in line for line in said)
+
+
+def test_rows_that_are_all_ragged_are_refused_also_under_skip_bad(folder):
+    for text in ("image,who,age\n0.png,a\n1.png,b\n", "image,who\n0.png,3,0\n1.png,2,5\n"):
+        for skip_bad in (False, True):
+            assert problems(folder, text, skip_bad=skip_bad)[0].startswith("list.csv: no row has ")
+
+
 def test_all_test_images_may_ask_each_other(folder):
     """OML marks the test images of SOP and CUB as queries and gallery at once."""
     rows = "".join(f"{w},{n},{'train,,' if s == 'train' else 'test,True,True'}\n" for n, w, s in ROWS)
@@ -336,7 +445,7 @@ def test_all_test_images_may_ask_each_other(folder):
     maybe = rows.replace("True,True", "maybe,True", 1).replace("train,,", "train,True,", 1)
     found = problems(folder, "label,path,split,is_query,is_gallery\n" + maybe)
     assert found[:2] == [
-        "list.csv:2: is_query or is_gallery is true of a learning image",
+        "list.csv:2: is_query or is_gallery is true for a learning image",
         "list.csv:4: is_query must be true or false, got 'maybe'",
     ]
     assert (
