@@ -72,7 +72,8 @@ def find_columns(table: CsvTable, chosen: Sequence[str] | None, problems: Proble
     split = _split_column(table, free, chosen or (), problems)
     flags = tuple(place for flag in _FLAGS for place in free if plain_name(names[place]) == flag)
     if len(flags) == 1:
-        raise problems.refusal(f"column {names[flags[0]]!r} needs the other of {' and '.join(_FLAGS)} beside it", line)
+        (other,) = set(_FLAGS) - {plain_name(names[flags[0]])}
+        raise problems.refusal(f"column {names[flags[0]]!r} also needs a column {other!r}", line)
     others = [place for place in free if place not in (split, *flags)]
     labels = _label_columns(table, others, split, problems) if chosen is None else others
     return _chosen(Columns(names, image, split, flags, tuple(labels)), table, chosen, problems)
@@ -287,7 +288,7 @@ def _chosen(columns: Columns, table: CsvTable, chosen: Sequence[str] | None, pro
     places = {columns.names[place]: place for place in columns.labels if columns.names[place]}
     unknown = [name for name in chosen if name not in places]
     if unknown:
-        raise problems.refusal(f"no column {unknown[0]!r}; there are {', '.join(places)}")
+        raise problems.refusal(f"no column {unknown[0]!r}; the label columns are {', '.join(places)}")
     return Columns(columns.names, columns.image, columns.split, columns.flags, tuple(places[name] for name in chosen))
 
 
@@ -303,8 +304,8 @@ def _flagged(splits: np.ndarray, table: CsvTable, columns: Columns, problems: Pr
     good = np.array([line not in problems.bad_lines for line in table.lines])
     both, one = query & gallery & good, (query ^ gallery) & good
     if both.any() and one.any():
-        what = "is_query and is_gallery must be both true for all held-out images, as on line"
-        problems.add(table.lines[np.argmax(one)], f"{what} {table.lines[np.argmax(both)]}, or for none")
+        what = f"only one of is_query and is_gallery is true here, but both are on line {table.lines[np.argmax(both)]}"
+        problems.add(table.lines[np.argmax(one)], f"{what}; set both for every held-out image, or for none")
     splits = np.where(both & (splits == LEARNING), TEST, splits)
     return np.where(one, np.where(query, QUERY, GALLERY), splits).astype(np.int8)
 

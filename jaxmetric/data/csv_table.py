@@ -72,7 +72,7 @@ def read_table(path: Path, problems: Problems) -> CsvTable:
     if not records:
         raise problems.refusal("no line can be read" if problems.bad_lines else "the file is empty")
     if problems.bad_lines and min(problems.bad_lines) < records[0][0]:
-        raise problems.refusal("the first line cannot be read, which names the columns")
+        raise problems.refusal("the header on the first line cannot be read")
     announced = _pop_count(records)
     records = _without_comments(records, problems)
     problems.read_as = f"separator {SEPARATORS[separator]}"
@@ -125,8 +125,8 @@ def _text(path: Path, problems: Problems) -> str:
         ) from error
     if "\0" in text:
         line = 1 + text.count("\n", 0, text.index("\0"))
-        raise problems.refusal("a NUL character, as no text file has; save the list as UTF-8", line)
-    return text.replace("\ufeff", "")  # the mark of UTF-8 stands before each of several files that were joined
+        raise problems.refusal("contains a NUL character; save the list as UTF-8 text", line)
+    return text.replace("\ufeff", "")  # joined files can have a byte order mark each
 
 
 def _announced_separator(text: str, problems: Problems) -> tuple[str, str]:
@@ -202,7 +202,7 @@ def _without_comments(records: list[Record], problems: Problems) -> list[Record]
         if cells[0].startswith("#") and len(cells) != len(plain) and not _is_image_file(cells[0])
     }
     if comments:
-        problems.note(f"{counted(len(comments), 'comment line')} left out, such as line {min(comments)}")
+        problems.note(f"{_left_out(len(comments), 'comment line')}, such as line {min(comments)}")
     kept = [record for record in records if record[0] not in comments]
     (line, first), *rest = kept
     if first[0].startswith("#") and names_an_image(_uncommented(first)):  # a header as numpy.savetxt writes it
@@ -216,7 +216,7 @@ def _with_header(separator: str, records: list[Record], problems: Problems) -> C
     if names_an_image(first):
         return table
     if rest and all(len(cells) == len(first) + 1 and _is_image_file(cells[0]) for _, cells in rest):
-        problems.note("the header does not name the first column, which holds the images")
+        problems.note("the header does not name the first column; it is read as the image column")
         return replace(table, header=(IMAGE, *first))
     if len(first) > 1 and first[-1] in ("0", "1", "2"):
         return CsvTable(separator, (), first_line, [line for line, _ in records], [cells for _, cells in records])
@@ -239,15 +239,19 @@ def _without_repeated_headers(table: CsvTable, problems: Problems) -> CsvTable:
     repeated = [i for i, cells in enumerate(table.rows) if header and [cell.lower() for cell in cells] == header]
     if repeated:
         lines = ", ".join(str(table.lines[i]) for i in repeated[:5])
-        problems.note(f"the header is repeated on {counted(len(repeated), 'line')} ({lines}), left out")
+        problems.note(f"the header is repeated on {counted(len(repeated), 'line')} ({lines}); the repeats are left out")
     return _without(table, repeated)
 
 
 def _without_empty_rows(table: CsvTable, problems: Problems) -> CsvTable:
     empty = [i for i, cells in enumerate(table.rows) if not any(cells)]
     if empty:
-        problems.note(f"{counted(len(empty), 'row')} of empty cells left out, such as line {table.lines[empty[0]]}")
+        problems.note(f"{_left_out(len(empty), 'empty row')}, such as line {table.lines[empty[0]]}")
     return _without(table, empty)
+
+
+def _left_out(number: int, noun: str) -> str:
+    return f"{counted(number, noun)} {'was' if number == 1 else 'were'} left out"
 
 
 def _without(table: CsvTable, left_out: list[int]) -> CsvTable:
@@ -307,7 +311,7 @@ def _even_rows(table: CsvTable, problems: Problems) -> CsvTable:
         widths = Counter(map(len, table.rows)).most_common()
         found = [f"{counted(rows, 'row')} of {counted(cells, 'cell')}" for cells, rows in widths]
         raise problems.refusal(
-            f"no row has {counted(width, 'cell')} as the header has: {some_of(found)}; use one separator in the whole file, and "
-            "quote cells that contain it, such as decimal commas"
+            f"no row has {counted(width, 'cell')} as the header has: {some_of(found)}; use one separator in the whole "
+            "file, and quote cells that contain it, such as decimal commas"
         )
     return _without(table, ragged)

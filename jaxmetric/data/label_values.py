@@ -47,13 +47,13 @@ def clean_values(names: Sequence[str], cells: Sequence[Sequence[str]], problems:
 def note_values(
     names: Sequence[str], rows: Sequence[Sequence[str]], ordinal: Collection[int], problems: Problems
 ) -> None:
-    """Notes columns that tell no two images apart, and values that may be meant otherwise than they are read."""
+    """Notes columns with fewer than two values, and values that may be read in another sense than they were meant."""
     minus_one, like_missing = [], []
     for place, (name, column) in enumerate(zip(names, zip(*rows, strict=True), strict=True)):
         counts = Counter(value for value in column if value)
         if len(counts) < 2:
-            only = f"the single value {next(iter(counts))!r}" if counts else "no value in any row"
-            problems.note(f"column {name!r} has {only}; it tells no two images apart")
+            only = f"only the value {next(iter(counts))!r}" if counts else "no value in any row"
+            problems.note(f"column {name!r} has {only}; it distinguishes no images")
         if counts["-1"]:
             minus_one.append(f"{name} ({counted(counts['-1'], 'image')})")
         words = {value: n for value, n in counts.items() if looks_missing(value)}
@@ -65,9 +65,13 @@ def note_values(
             _note_equal_numbers(name, counts, problems)
             _note_similar_values(name, counts, problems)
     if like_missing:
-        problems.note(f"read as values and not as missing: {some_of(like_missing)}; leave a cell empty or write NA")
+        problems.note(
+            f"read as values, not as missing: {some_of(like_missing)}; leave a cell empty if its value is missing"
+        )
     if minus_one:
-        problems.note(f"-1 is a value and not missing in {some_of(minus_one)}; leave a cell empty where it is missing")
+        problems.note(
+            f"-1 is read as a value, not as missing: {some_of(minus_one)}; leave a cell empty if its value is missing"
+        )
 
 
 def encode_values(
@@ -114,10 +118,11 @@ def _note_single_images(name: str, counts: Counter[str], problems: Problems) -> 
     single = [value for value, count in counts.items() if count == 1]
     if not single:
         return
-    doubt = f"; is {name} the identity? --columns names the label columns, the identity first"
+    doubt = f"; is {name} the identity? --columns names the label columns, identity first"
     problems.note(
-        f"{name} has a single image of {len(single):,} of its {counted(len(counts), 'value')}, such as {single[0]!r}; "
-        "it is kept for its other labels and for the gallery" + (doubt if len(single) == len(counts) else "")
+        f"{len(single):,} of the {counted(len(counts), 'value')} of {name} {'has' if len(single) == 1 else 'have'} "
+        f"only one image, such as {single[0]!r}; such images are kept for their other labels and for the gallery"
+        + (doubt if len(single) == len(counts) else "")
     )
 
 
@@ -130,7 +135,9 @@ def _note_equal_numbers(name: str, counts: Counter[str], problems: Problems) -> 
         except InvalidOperation:
             return
         if number in seen:
-            problems.note(f"{seen[number]!r} and {value!r} are two values of {name}; write them alike if they are one")
+            problems.note(
+                f"{seen[number]!r} and {value!r} are different values of {name}; write them alike if they mean the same"
+            )
             return
         seen[number] = value
 
@@ -144,7 +151,7 @@ def _note_similar_values(name: str, counts: Counter[str], problems: Problems) ->
     if similar:
         problems.note(
             f"values of {name} differ only in case, spaces or invisible characters, such as {similar[0]}, in "
-            f"{counted(len(similar), 'group')}; write them alike if they are one"
+            f"{counted(len(similar), 'group')}; write them alike if they mean the same"
         )
 
 

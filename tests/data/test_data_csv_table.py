@@ -118,17 +118,17 @@ def test_no_line_is_lost(path, text):
             "first column; it holds a row index",
         ),
         ("image,who\na.png,x,\nb.png,y,\n", ["image", "who"], 2, "every row ends in a separator"),
-        ("# by me, and you, today\nimage,who\n#\na.png,x\n", ["image", "who"], 1, "2 comment lines left out"),
+        ("# by me, and you, today\nimage,who\n#\na.png,x\n", ["image", "who"], 1, "2 comment lines were left out"),
         ("# image,who\na.png,x\n", ["image", "who"], 1, None),
         ("image,who\n#1.png,x\n", ["image", "who"], 1, None),
         ("image,who\na.png,x\nImage,Who\nb.png,y\n", ["image", "who"], 2, r"header is repeated on 1 line \(3\)"),
-        ("image,who\na.png,x\n,\n,\n", ["image", "who"], 1, "2 rows of empty cells left out, such as line 3"),
+        ("image,who\na.png,x\n,\n,\n", ["image", "who"], 1, "2 empty rows were left out, such as line 3"),
         ("image;age\na.png;31,5\nb.png;30,5\n", ["image", "age"], 2, None),
         ("my list.png,7,0\nb.png,7,0\n", [], 2, None),
         ("image,who,,\na.png,x\nb.png,y\n", ["image", "who"], 2, "header ends in a separator that the rows lack"),
         ('"image","who"\n"r1","a.png","x"\n"r2","b.png","x"\n', ["image", "who"], 2, "holds row names such as 'r1'"),
         ("who,image\nr1,x,a.png\nr2,x,b.png\n", ["who", "image"], 2, "holds row names such as 'r1'"),
-        ("image,who\na.png,x\n# a comment\n#3.png,y\n", ["image", "who"], 2, "1 comment line left out"),
+        ("image,who\na.png,x\n# a comment\n#3.png,y\n", ["image", "who"], 2, "1 comment line was left out"),
         ("sep=;\nimage;who, when\na,1.png;x\n", ["image", "who, when"], 1, None),
         ('"sep=\t"\r\nimage\twho\r\na b.png\tx\r\n', ["image", "who"], 1, None),
     ],
@@ -171,7 +171,7 @@ def test_lines_that_are_no_rows_are_problems(path, text, problem):
 def test_an_image_whose_name_begins_with_a_hash_is_no_comment(path):
     _, problems = read(path, "image,who\na.png,x\n#3.png,y,\n# by me, and you, today\n")
     assert [line.split(":", 1)[1] for line in problems.lines()] == ["3: 3 cells where 2 are expected (image, who)"]
-    assert "1 comment line left out, such as line 4" in problems.notes[0]
+    assert "1 comment line was left out, such as line 4" in problems.notes[0]
 
 
 @given(st.lists(st.sampled_from([1, 3, 4, 5]), min_size=1, max_size=20), st.sampled_from(",;\t|"))
@@ -219,8 +219,8 @@ def test_further_names_of_images(path, name):
     [
         ("", "list.csv: the file is empty"),
         (b"image,who\na.png,\xe9\n", "list.csv: not a text file in UTF-8 (byte 16, line 2); save it as UTF-8"),
-        ("image,who\na.png\0,x\n", "list.csv:2: a NUL character, as no text file has; save the list as UTF-8"),
-        ('image,"who\nx"\na.png,x\n', "list.csv: the first line cannot be read, which names the columns"),
+        ("image,who\na.png\0,x\n", "list.csv:2: contains a NUL character; save the list as UTF-8 text"),
+        ('image,"who\nx"\na.png,x\n', "list.csv: the header on the first line cannot be read"),
         ("a.png:x\n", "such as 'image,identity' (the separator must be one of ',', ';', tab, '|', space)"),
         ("sep=:\nimage:who\na.png:x\n", "list.csv:1: the separator is ':', but it must be one of ',', ';', tab"),
         ('["image"]\n', "list.csv:1: read as '[\"image\"]': neither a header with a column 'image'"),

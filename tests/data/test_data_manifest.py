@@ -1,6 +1,7 @@
 """CSV manifests: what is read, what is said about it, and every way in which one can be wrong."""
 
 import os
+import unicodedata
 import warnings
 
 import numpy as np
@@ -170,7 +171,7 @@ def bad_folder(folder):
 def test_all_problems_are_raised_together_with_their_lines(bad_folder):
     found = problems(bad_folder, BAD, ordinal=("age",))
     assert found[:4] == [
-        "list.csv:4: ordinal column 'age' takes integers, got 'x'",
+        "list.csv:4: ordinal column 'age' must hold integers, got 'x'",
         "list.csv:5: 3 cells where 4 are expected (image, identity, age, split)",
         "list.csv:6: gone.png: no such file as gone.png",
         "list.csv:7: text.png: not a picture that Pillow knows",
@@ -178,7 +179,7 @@ def test_all_problems_are_raised_together_with_their_lines(bad_folder):
     assert found[4].startswith("list.csv:8: half.png: ")
     assert "truncated" in found[4]
     assert found[5:] == [
-        "list.csv:9: 0.png is listed on line 2 already",
+        "list.csv:9: 0.png is already listed on line 2",
         "list.csv:10: split must be 0, 1, 2, learning, validation, test, query or gallery, got 'later'",
         f"read as: {READ_AS}; skip_bad (--skip-bad) leaves bad rows out",
     ]
@@ -193,7 +194,7 @@ def test_skip_bad_leaves_those_rows_out_and_counts_them(bad_folder):
     assert isinstance(left_out, ManifestWarning)
     assert str(left_out).startswith("left out 7 bad rows:")
     assert left_out.rows == len(left_out.problems) == 7
-    assert ["identity has a single image of 1 of its 2 values, such as 'd'" in str(other) for other in others] == [
+    assert ["1 of the 2 values of identity has only one image, such as 'd'" in str(other) for other in others] == [
         True,
         False,
     ]
@@ -242,13 +243,13 @@ def test_a_missing_or_binary_file_is_refused(folder):
 def test_bad_arguments_are_refused(folder):
     text = HEADER + "0.png,a,1,0\n1.png,a,99999999,0\n"
     assert problems(folder, text, columns=("hat",)) == [
-        f"list.csv: no column 'hat'; there are identity, age (read as: {READ_AS})"
+        f"list.csv: no column 'hat'; the label columns are identity, age (read as: {READ_AS})"
     ]
     assert problems(folder, text, columns=("identity",), ordinal=("age",)) == [
-        f"list.csv: no column 'age' to call ordinal; used are identity (read as: {READ_AS})"
+        f"list.csv: ordinal names 'age', but the label columns in use are identity (read as: {READ_AS})"
     ]
     assert problems(folder, text, ordinal=("identity",)) == [
-        f"list.csv: ordinal column 'identity' takes integers, has only such as 'a' (read as: {READ_AS})"
+        f"list.csv: ordinal column 'identity' must hold integers, but holds values such as 'a' (read as: {READ_AS})"
     ]
     assert "runs from 1 to 99999999" in problems(folder, text, ordinal=("age",))[0]
     for options, message in (
@@ -440,7 +441,8 @@ def test_all_test_images_may_ask_each_other(folder):
     mixed = rows.replace("True,True", "True,False", 1)
     found = problems(folder, "label,path,split,is_query,is_gallery\n" + mixed)
     assert found[0] == (
-        "list.csv:4: is_query and is_gallery must be both true for all held-out images, as on line 5, or for none"
+        "list.csv:4: only one of is_query and is_gallery is true here, but both are on line 5; set both for every "
+        "held-out image, or for none"
     )
     maybe = rows.replace("True,True", "maybe,True", 1).replace("train,,", "train,True,", 1)
     found = problems(folder, "label,path,split,is_query,is_gallery\n" + maybe)
@@ -448,9 +450,7 @@ def test_all_test_images_may_ask_each_other(folder):
         "list.csv:2: is_query or is_gallery is true for a learning image",
         "list.csv:4: is_query must be true or false, got 'maybe'",
     ]
-    assert (
-        "needs the other of is_query and is_gallery beside it" in problems(folder, "path,who,is_query\n0.png,a,1\n")[0]
-    )
+    assert "column 'is_query' also needs a column 'is_gallery'" in problems(folder, "path,who,is_query\n0.png,a,1\n")[0]
 
 
 def test_a_list_of_test_images_alone_is_read(folder):
@@ -478,7 +478,7 @@ def test_words_for_missing_are_missing_and_counted_by_column(folder, cells):
         assert not count or f"{column.name} ({count} " in told[0]
         minus = sum(value == "-1" for value in written)
         assert (minus > 0) == any(
-            line.startswith("-1 is a value and not missing in") and f"{column.name} ({minus} image" in line
+            line.startswith("-1 is read as a value, not as missing: ") and f"{column.name} ({minus} image" in line
             for line in said
         )
         alike = len(set(read) - {""}) < 2
@@ -520,20 +520,20 @@ def test_whole_numbers_written_as_floats_are_those_numbers(folder, numbers, wide
         ),
         (
             "image,identity,age\n" + "".join(f"{n},{w},\n" for n, w, _ in ROWS),
-            "column 'age' has no value in any row; it tells no two images apart",
+            "column 'age' has no value in any row; it distinguishes no images",
         ),
         (
             "image,identity\n" + "".join(f"{n},me\n" for n, w, _ in ROWS),
-            "column 'identity' has the single value 'me'; it tells no two images apart",
+            "column 'identity' has only the value 'me'; it distinguishes no images",
         ),
         (
             "image,identity\n" + "".join(f"{n},{'07' if w == 'a' else 7}\n" for n, w, _ in ROWS),
-            "'07' and '7' are two values of identity; write them alike if they are one",
+            "'07' and '7' are different values of identity; write them alike if they mean the same",
         ),
         *[
             (
                 f"image,identity,mood\n0.png,a,{word}\n" + "".join(f"{n},{w},gay\n" for n, w, _ in ROWS[1:]),
-                f"read as values and not as missing: mood (1 {word!r}); leave a cell empty or write NA",
+                f"read as values, not as missing: mood (1 {word!r}); leave a cell empty if its value is missing",
             )
             for word in ("none", "Null", "na", "NAN", "<na>", "N/a", "#N/a n/a", "\u200b", "NA\u200b")
         ],
@@ -541,7 +541,7 @@ def test_whole_numbers_written_as_floats_are_those_numbers(folder, numbers, wide
             (
                 "image,identity\n" + "".join(f"{n},{other if w == 'a' else 'ann lee'}\n" for n, w, _ in ROWS),
                 f"values of identity differ only in case, spaces or invisible characters, such as {other!r} and "
-                "'ann lee', in 1 group; write them alike if they are one",
+                "'ann lee', in 1 group; write them alike if they mean the same",
             )
             for other in (
                 "Ann Lee",
@@ -560,13 +560,13 @@ def test_whole_numbers_written_as_floats_are_those_numbers(folder, numbers, wide
         ),
         (
             "image,identity\n" + "".join(f"{n},{i // 2 if i < 6 else i}\n" for i, (n, _, _) in enumerate(ROWS)),
-            "identity has a single image of 2 of its 5 values, such as '6'; it is kept for its other labels and for "
-            "the gallery",
+            "2 of the 5 values of identity have only one image, such as '6'; such images are kept for their other "
+            "labels and for the gallery",
         ),
         (
             "image,number\n" + "".join(f"{n},{i}\n" for i, (n, _, _) in enumerate(ROWS)),
-            "number has a single image of 8 of its 8 values, such as '0'; it is kept for its other labels and for the "
-            "gallery; is number the identity? --columns names the label columns, the identity first",
+            "8 of the 8 values of number have only one image, such as '0'; such images are kept for their other labels "
+            "and for the gallery; is number the identity? --columns names the label columns, identity first",
         ),
     ],
 )
@@ -598,7 +598,8 @@ def test_a_column_that_is_named_is_taken_as_it_is(folder):
     assert [column.name for column in source.columns] == ["who", "id", "set"]
     assert len(set(source.split)) > 1  # the column is no split then
     assert (
-        "no column 'split'; there are id, who" in problems(folder, text.replace("set", "split"), columns=("split",))[0]
+        "no column 'split'; the label columns are id, who"
+        in problems(folder, text.replace("set", "split"), columns=("split",))[0]
     )
 
 
@@ -623,20 +624,54 @@ def test_an_image_that_is_listed_twice_is_refused_however_it_is_named(folder, ot
     os.link(folder / "0.png", folder / "hard.png")
     other = other.format(folder=folder)
     found = problems(folder, f"image,who,split\n0.png,a,train\n1.png,a,train\n{other},a,test\n")
-    same = "0.png is listed" if other == "0.png" else f"{other} is the same file as 0.png, which is listed"
-    assert found[0].replace(f"{folder}/", "") == (
-        f"list.csv:4: {same} on line 2".replace(f"{folder}/", "") + (" already" if other == "0.png" else "")
-    )
+    same = "0.png is already listed" if other == "0.png" else f"{other} is the same file as 0.png, which is listed"
+    assert found[0].replace(f"{folder}/", "") == (f"list.csv:4: {same} on line 2".replace(f"{folder}/", ""))
 
 
 def test_a_copy_in_another_split_is_told(folder):
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
     text = "image,who,split\n0.png,a,train\n1.png,a,train\n2.png,b,test\n"
     source, said = load(folder, text + "copy.png,b,test\n")
-    assert said == [
-        "1 image stands in more than one split with the same bytes, such as 0.png (learning) and copy.png (test)"
-    ]
+    assert said == ["1 image has identical copies in more than one split, such as 0.png (learning) and copy.png (test)"]
     assert load(folder, text + "copy.png,b,train\n3.png,b,test\n")[1] == []
+
+
+NAMES = ["\u00e9t\u00e9 0.png", "\u1ea5/\u00e9.png", "\ud55c\uae00.png", "a/\u00fc.png"]
+FORMS_OF_NAMES = {
+    "NFC": lambda name: unicodedata.normalize("NFC", name),
+    "NFD": lambda name: unicodedata.normalize("NFD", name),
+    "folder decomposed": lambda name: "/".join(
+        unicodedata.normalize("NFC" if i else "NFD", part) for i, part in enumerate(name.split("/"))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+@pytest.mark.parametrize("on_disk", FORMS_OF_NAMES)
+def test_accents_may_be_composed_in_the_list_or_on_disk(folder, name, listed, on_disk):
+    file = folder / FORMS_OF_NAMES[on_disk](name)
+    file.parent.mkdir(exist_ok=True)
+    (folder / "0.png").rename(file)
+    written = FORMS_OF_NAMES[listed](name)
+    for memory_budget in (1 << 20, 0):
+        text = f"image,who\n{written},a\n1.png,a\n2.png,b\n3.png,b\n"
+        source, said = load(folder, text, memory_budget=memory_budget)
+        assert source.names[0] == written
+        np.testing.assert_array_equal(np.stack(list(source.images))[:, 0, 0, 0], [0, 10, 20, 30])
+        assert said == []
+    other = FORMS_OF_NAMES["NFD" if listed == "NFC" else "NFC"](name)
+    found = problems(folder, f"image,who\n{written},a\n{other},a\n")
+    assert found[0] == f"list.csv:3: {other} is the same file as {written}, which is listed on line 2"
+
+
+def test_a_missing_file_with_accents_is_spelled_out(folder):
+    found = problems(folder, "image,who\ne\u0301.png,a\n\u00e9/0.png,a\n")
+    tried = "composed and decomposed accents were tried"
+    assert found[0].endswith(
+        rf"no such file as e\u0301.png (spelled 'e\u0301.png'; {tried})".replace("as e\\u0301", "as e\u0301")
+    )
+    assert rf"(spelled '\xe9/0.png'; {tried})" in found[1]
 
 
 def test_images_that_are_not_named_or_named_as_elsewhere(folder):
