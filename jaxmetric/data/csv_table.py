@@ -276,24 +276,22 @@ def _without_empty_ends(table: CsvTable, problems: Problems) -> CsvTable:
 
 
 def _without_row_names(table: CsvTable, problems: Problems) -> CsvTable:
-    """The table without the first column of a file that R wrote: row names, which its header does not name."""
+    """The table without the first column of a file that R wrote: row names, which its header does not name.
+
+    Row names differ. Where the images are not in the first column, numbers that repeat may be half of a decimal comma.
+    """
     if not table.header or not all(len(cells) == len(table.header) + 1 for cells in table.rows):
         return table
-    if all(is_whole(cells[0]) for cells in table.rows):
+    image = next(place for place, name in enumerate(table.header) if names_an_image([name]))
+    unique = len({cells[0] for cells in table.rows}) == len(table.rows)
+    if all(is_whole(cells[0]) for cells in table.rows) and (unique or image == 0):
         what = "a row index"
-    elif _are_row_names(table):
+    elif unique and all(_is_image_file(cells[image + 1]) for cells in table.rows):
         what = f"row names such as {table.rows[0][0]!r}"
     else:
         return table
     problems.note(f"the header does not name the first column; it holds {what} and is left out")
     return replace(table, rows=[cells[1:] for cells in table.rows])
-
-
-def _are_row_names(table: CsvTable) -> bool:
-    """Whether the first cells all differ, and without them the images stand below the name of their column."""
-    image = next(place for place, name in enumerate(table.header) if names_an_image([name]))
-    names = {cells[0] for cells in table.rows}
-    return len(names) == len(table.rows) and all(_is_image_file(cells[image + 1]) for cells in table.rows)
 
 
 def _even_rows(table: CsvTable, problems: Problems) -> CsvTable:
@@ -311,7 +309,7 @@ def _even_rows(table: CsvTable, problems: Problems) -> CsvTable:
         widths = Counter(map(len, table.rows)).most_common()
         found = [f"{counted(rows, 'row')} of {counted(cells, 'cell')}" for cells, rows in widths]
         raise problems.refusal(
-            f"no row has {counted(width, 'cell')} as the header has: {some_of(found)}; use one separator in the whole "
-            "file, and quote cells that contain it, such as decimal commas"
+            f"the header has {counted(width, 'cell')} and no row has as many: {some_of(found)}; name each column in the "
+            "header, use one separator in the whole file, and quote cells that contain it, such as decimal commas"
         )
     return _without(table, ragged)
