@@ -309,7 +309,7 @@ def _even_rows(table: CsvTable, problems: Problems) -> CsvTable:
         widths = Counter(map(len, table.rows)).most_common()
         found = [f"{counted(rows, 'row')} of {counted(cells, 'cell')}" for cells, rows in widths]
         raise problems.refusal(
-            f"the header has {counted(width, 'cell')} and no row has as many: {some_of(found)}; name each column in the "
-            "header, use one separator in the whole file, and quote cells that contain it, such as decimal commas"
+            f"the header has {counted(width, 'cell')} and no row has as many: {some_of(found)}; name each column in "
+            "the header, use one separator in the whole file, and quote cells that contain it, such as decimal commas"
         )
     return _without(table, ragged)
