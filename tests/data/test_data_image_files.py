@@ -10,7 +10,7 @@ from jaxmetric.data.image_files import image_file, spelled_out
 FORMS = ("NFC", "NFD")
 
 
-@pytest.mark.parametrize(("folder_form", "file_form"), itertools.product(FORMS, repeat=2))
+@pytest.mark.parametrize(("folder_form", "file_form"), list(itertools.product(FORMS, repeat=2)))
 @pytest.mark.parametrize("listed", [*FORMS, "mixed"])
 def test_each_part_is_found_in_either_form(tmp_path, folder_form, file_form, listed):
     parts = ("\u00e9t\u00e9", "\u1ea5 \ud55c.png")
