@@ -3,26 +3,33 @@
 Columns are known by their names; what is not plain is refused, and what is left out is noted.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from jaxmetric.data.csv_table import IMAGE, IMAGE_IDS, IMAGE_NAMES, CsvTable, is_whole, plain_name
-from jaxmetric.data.label_values import MISSING_WORDS
+from jaxmetric.data.csv_table import IMAGE, IMAGE_IDS, IMAGE_NAMES, IMAGE_PLURALS, CsvTable, is_whole, plain_name
+from jaxmetric.data.label_values import looks_missing
 from jaxmetric.data.problems import Problems
 from jaxmetric.data.sources import GALLERY, LEARNING, QUERY, SPLITS, TEST, VALIDATION
 
 SPLIT = "split"
 SPLIT_WORDS = {
     **dict.fromkeys(("0", "learning", "learn", "train", "training"), LEARNING),
-    **dict.fromkeys(("1", "validation", "valid", "val", "dev"), VALIDATION),
-    **dict.fromkeys(("2", "test", "testing"), TEST),
+    **dict.fromkeys(("1", "validation", "valid", "val", "dev", "publictest"), VALIDATION),  # PublicTest as in FER2013
+    **dict.fromkeys(("2", "test", "testing", "privatetest"), TEST),
     **dict.fromkeys(("query", "queries", "probe"), QUERY),
     "gallery": GALLERY,
 }
-_WORDED_SPLITS = frozenset({"set", "subset", "data_split", "dataset_split", "image_set", "phase"})
-_SPLITS = frozenset({"partition", "evaluation_status", "eval_status"})  # may also say 0, 1, 2
+# Usual names of a split column. A column of another name must hold two different splits.
+_WORDED_SPLITS = frozenset({"set", "subset", "image_set", "phase", "usage"})
+_NUMBERED_SPLITS = frozenset({"partition", "evaluation_status", "eval_status", "data_split", "dataset_split"})
+_SPLIT_FLAGS = {  # the split where the column is true, and where it is false
+    **dict.fromkeys(("is_train", "is_training", "train"), (LEARNING, TEST)),
+    **dict.fromkeys(("is_val", "is_valid", "is_validation", "val", "valid"), (VALIDATION, LEARNING)),
+    **dict.fromkeys(("is_test", "is_testing", "test"), (TEST, LEARNING)),
+}
 _ROW_IDS = frozenset({*IMAGE_IDS, "index", "idx", "id", "row", "row_id", "rowid", "rownames", "no"})
 _FLAGS = ("is_query", "is_gallery")
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "t"}), frozenset({"false", "0", "no", "f", ""})
@@ -59,15 +66,16 @@ def find_columns(table: CsvTable, chosen: Sequence[str] | None, problems: Proble
     names, line = table.header, table.header_line
     repeated = [name for i, name in enumerate(names) if name and name in names[:i]]
     if repeated:
-        raise problems.refusal(f"column {repeated[0]!r} stands there twice", line)
+        raise problems.refusal(f"column {repeated[0]!r} is named twice", line)
     image = _image_column(table, problems)
     free = [place for place in range(len(names)) if place != image]
     split = _split_column(table, free, chosen or (), problems)
     flags = tuple(place for flag in _FLAGS for place in free if plain_name(names[place]) == flag)
     if len(flags) == 1:
-        raise problems.refusal(f"column {names[flags[0]]!r} needs the other of {' and '.join(_FLAGS)} beside it", line)
+        (other,) = set(_FLAGS) - {plain_name(names[flags[0]])}
+        raise problems.refusal(f"column {names[flags[0]]!r} also needs a column {other!r}", line)
     others = [place for place in free if place not in (split, *flags)]
-    labels = _label_columns(table, others, problems) if chosen is None else others
+    labels = _label_columns(table, others, split, problems) if chosen is None else others
     return _chosen(Columns(names, image, split, flags, tuple(labels)), table, chosen, problems)
 
 
@@ -77,12 +85,11 @@ def read_splits(table: CsvTable, columns: Columns, problems: Problems) -> np.nda
         return None
     splits = np.full(len(table.rows), LEARNING, np.int8)
     if columns.split is not None:
-        words = f"0, 1, 2, {', '.join(SPLITS[:-1])} or {SPLITS[-1]}" if table.header else "0, 1 or 2, without a header"
+        codes, expected = _split_codes(table, columns.split), _expected_split(table, columns.split)
         for i, cells in enumerate(table.rows):
-            word = _split_word(cells[columns.split])
-            code = SPLIT_WORDS.get(word) if table.header or word in ("0", "1", "2") else None
+            code = codes.get(_split_word(cells[columns.split]))
             if code is None:
-                problems.add(table.lines[i], f"split must be {words}, got {cells[columns.split]!r}")
+                problems.add(table.lines[i], f"{expected}, got {cells[columns.split]!r}")
             else:
                 splits[i] = code
     return _flagged(splits, table, columns, problems) if columns.flags else splits
@@ -92,6 +99,12 @@ def _headerless(table: CsvTable, chosen: Sequence[str] | None, problems: Problem
     """The columns of the published format without a header, `filename, class_1, ..., class_T, split`."""
     width = len(table.rows[0])
     names = (IMAGE, *(f"class_{t}" for t in range(1, width - 1)), SPLIT)
+    if width == 2:
+        raise problems.refusal(
+            "no label column: without a header the last column is taken as the split; if it holds the identity, add "
+            f"the header {table.separator.join((IMAGE, 'identity'))!r}",
+            table.header_line,
+        )
     columns = Columns(names, 0, width - 1, (), tuple(range(1, width - 1)))
     columns = _chosen(columns, table, chosen, problems)
     labels = f"{names[1]} ... {names[-2]}" if width > 3 else names[1]
@@ -104,7 +117,7 @@ def _headerless(table: CsvTable, chosen: Sequence[str] | None, problems: Problem
 
 def _image_column(table: CsvTable, problems: Problems) -> int:
     plain = [plain_name(name) for name in table.header]
-    for known in ({IMAGE}, IMAGE_NAMES, IMAGE_IDS):
+    for known in ({IMAGE}, IMAGE_NAMES, IMAGE_PLURALS, IMAGE_IDS):
         places = [place for place, name in enumerate(plain) if name in known]
         if len(places) > 1:
             names = " and ".join(repr(table.header[place]) for place in places)
@@ -117,55 +130,137 @@ def _image_column(table: CsvTable, problems: Problems) -> int:
 
 
 def _split_column(table: CsvTable, places: Sequence[int], chosen: Sequence[str], problems: Problems) -> int | None:
-    """The column `split`, or one of another usual name whose values are all words of a split and no chosen label."""
-    plain = {place: plain_name(table.header[place]) for place in places}
-    found = [place for place, name in plain.items() if name == SPLIT]
+    """The column `split`, or the one other column that holds the split and is no chosen label."""
+    found = [place for place in places if plain_name(table.header[place]) == SPLIT]
     if not found:
         others = [place for place in places if table.header[place] not in chosen]
-        found = [place for place in others if _holds_splits(table, place, plain[place], problems)]
+        found = [place for place in others if _holds_splits(table, place)]
+        for place in others:
+            if place not in found:
+                _note_almost_splits(table, place, problems)
     if len(found) > 1:
         names = " and ".join(repr(table.header[place]) for place in found)
         raise problems.refusal(
-            f"columns {names} may both be the split; rename the right one 'split'", table.header_line
+            f"columns {names} may both be the split; rename the right one 'split', or name the labels with --columns",
+            table.header_line,
         )
-    return found[0] if found else None
+    if not found:
+        return None
+    _note_unusual_split(table, found[0], problems)
+    return found[0]
 
 
-def _holds_splits(table: CsvTable, place: int, name: str, problems: Problems) -> bool:
-    if name not in _WORDED_SPLITS | _SPLITS:
+def _holds_splits(table: CsvTable, place: int) -> bool:
+    """Whether all values of a column but the missing ones are splits."""
+    name, words = plain_name(table.header[place]), _words(table, place)
+    codes = _split_codes(table, place)
+    if not name or not words or not words <= set(codes):
         return False
-    words = {_split_word(cells[place]) for cells in table.rows}
-    other = sorted(word for word in words if word not in SPLIT_WORDS or (name in _WORDED_SPLITS and word.isdecimal()))
-    if other and len(other) < len(words):
-        what = f"value {other[0]!r} is no split; rename the column 'split' if it is one"
-        problems.note(f"column {table.header[place]!r} is taken as a label, since its {what}")
-    return not other
+    if name in _NUMBERED_SPLITS or _is_split_flag(table, place):
+        return True
+    worded = not any(word.isdecimal() for word in words)
+    return worded and (name in _WORDED_SPLITS or len({codes[word] for word in words}) > 1)
+
+
+def _split_codes(table: CsvTable, place: int) -> Mapping[str, int]:
+    """The split that each word stands for in a column."""
+    if not table.header:
+        return {word: SPLIT_WORDS[word] for word in ("0", "1", "2")}
+    if not _is_split_flag(table, place):
+        return SPLIT_WORDS
+    true, false = _SPLIT_FLAGS[plain_name(table.header[place])]
+    return {**dict.fromkeys(_TRUE, true), **dict.fromkeys(_FALSE - {""}, false)}
+
+
+def _is_split_flag(table: CsvTable, place: int) -> bool:
+    return plain_name(table.header[place]) in _SPLIT_FLAGS and _words(table, place) <= _TRUE | _FALSE
+
+
+def _expected_split(table: CsvTable, place: int) -> str:
+    if not table.header:
+        return "split must be 0, 1 or 2, without a header"
+    if _is_split_flag(table, place):
+        return f"{table.header[place]} must be true or false"
+    name = SPLIT if plain_name(table.header[place]) == SPLIT else f"{SPLIT} (column {table.header[place]!r})"
+    return f"{name} must be 0, 1, 2, {', '.join(SPLITS[:-1])} or {SPLITS[-1]}"
+
+
+def _words(table: CsvTable, place: int) -> set[str]:
+    """The values of a column that are not missing, as splits are compared."""
+    return {_split_word(cells[place]) for cells in table.rows if not looks_missing(cells[place])}
+
+
+def _note_almost_splits(table: CsvTable, place: int, problems: Problems) -> None:
+    """Notes a label column that may be meant as the split for its name or its values."""
+    name, words = plain_name(table.header[place]), _words(table, place)
+    known = set(SPLIT_WORDS) | (_TRUE | _FALSE if name in _SPLIT_FLAGS else set())
+    other = sorted(words - known)
+    if name in {*_WORDED_SPLITS, *_NUMBERED_SPLITS, *_SPLIT_FLAGS}:
+        almost = bool(words & known)
+    else:
+        almost = len({SPLIT_WORDS[word] for word in words & known if not word.isdecimal()}) > 1
+    if almost:
+        what = f"value {other[0]!r} is no split" if other else f"value {min(words)!r} may be no split"
+        problems.note(
+            f"column {table.header[place]!r} is taken as a label, since its {what}; rename the column 'split' if it is "
+            "one"
+        )
+
+
+def _note_unusual_split(table: CsvTable, place: int, problems: Problems) -> None:
+    """Notes a column that is taken as the split for its values, or for a name that a label may have."""
+    name = plain_name(table.header[place])
+    if name == SPLIT or name in _NUMBERED_SPLITS or (name in _WORDED_SPLITS and not _is_split_flag(table, place)):
+        return
+    meaning = "its values are all splits"
+    if _is_split_flag(table, place):
+        true, false = _SPLIT_FLAGS[name]
+        meaning = f"true is {SPLITS[true]}, false is {SPLITS[false]}"
+    problems.note(
+        f"column {table.header[place]!r} is taken as the split: {meaning}; name the labels with --columns "
+        "if it is one of them"
+    )
 
 
 def _split_word(cell: str) -> str:
-    return cell.lower().removesuffix(".0")
+    """A cell as it is looked up: `Public Test` and `public_test` are `publictest`."""
+    return re.sub(r"(?<=[a-z])[\s_-]+(?=[a-z])", "", cell.lower()).removesuffix(".0")
 
 
-def _label_columns(table: CsvTable, places: Sequence[int], problems: Problems) -> list[int]:
-    """The places that hold labels: not unnamed ones, and not a number of the row where other labels stand beside it."""
+def _label_columns(table: CsvTable, places: Sequence[int], split: int | None, problems: Problems) -> list[int]:
+    """The places that hold labels.
+
+    Unnamed columns do not. Neither do numbers of the row nor a second split column, where other labels stand beside
+    them.
+    """
     labels = [place for place in places if not _left_out_unnamed(table, place, problems)]
-    for place in labels:
-        if len(labels) > 1 and plain_name(table.header[place]) in _ROW_IDS and _numbers_the_rows(table, place):
-            problems.note(f"column {table.header[place]!r} numbers the rows and is left out; --columns can name it")
-            labels = [other for other in labels if other != place]
+    for place in list(labels):
+        name = table.header[place]
+        if plain_name(name) in _ROW_IDS and _numbers_the_rows(table, place):
+            reason = "numbers the rows"
+        elif split is not None and _holds_splits(table, place):
+            reason = f"holds splits beside {table.header[split]!r}"
+        else:
+            continue
+        if len(labels) > 1:
+            problems.note(f"column {name!r} {reason} and is left out; --columns can name it")
+            labels.remove(place)
+        elif split is not None:
+            problems.note(f"column {name!r} {reason} and is kept as the only label; is it one?")
     return labels
 
 
 def _left_out_unnamed(table: CsvTable, place: int, problems: Problems) -> bool:
     name = plain_name(table.header[place])
-    if name and not name.startswith("unnamed:"):
+    if not _is_unnamed(name):
         return False
     values = {cells[place] for cells in table.rows} - {""}
     which = f"column {place + 1} ({table.header[place] or 'unnamed'})"
     if not values:
         problems.note(f"{which} has no value in any row and is left out; does the header end in a separator?")
         return True
-    index = (place == 0 or name == "unnamed:_0") and all(is_whole(value.removesuffix(".0")) for value in values)
+    leading = all(_is_unnamed(before) for before in table.header[:place])
+    index = (leading or name.startswith("unnamed:_0")) and all(is_whole(value.removesuffix(".0")) for value in values)
     if not index:
         raise problems.refusal(
             f"{which} has values, such as {min(values)!r}, but no name; name it in the header, or remove it",
@@ -173,6 +268,10 @@ def _left_out_unnamed(table: CsvTable, place: int, problems: Problems) -> bool:
         )
     problems.note(f"{which} is taken as a row index and left out; name it in the header if it is a label")
     return True
+
+
+def _is_unnamed(name: str) -> bool:
+    return not name.strip() or name.strip().lower().startswith("unnamed:")
 
 
 def _numbers_the_rows(table: CsvTable, place: int) -> bool:
@@ -189,28 +288,31 @@ def _chosen(columns: Columns, table: CsvTable, chosen: Sequence[str] | None, pro
     places = {columns.names[place]: place for place in columns.labels if columns.names[place]}
     unknown = [name for name in chosen if name not in places]
     if unknown:
-        raise problems.refusal(f"no column {unknown[0]!r}; there are {', '.join(places)}")
+        raise problems.refusal(f"no column {unknown[0]!r}; the label columns are {', '.join(places)}")
     return Columns(columns.names, columns.image, columns.split, columns.flags, tuple(places[name] for name in chosen))
 
 
 def _flagged(splits: np.ndarray, table: CsvTable, columns: Columns, problems: Problems) -> np.ndarray:
-    """The splits after is_query and is_gallery: an image with both keeps its split, which is then asked of itself."""
+    """The splits after is_query and is_gallery.
+
+    An image with both flags keeps its split: the images of that split are queries and gallery at once.
+    """
     query, gallery = (_flag(table, place, problems) for place in columns.flags)
     if columns.split is not None:
         for i in np.flatnonzero((splits == LEARNING) & (query | gallery)):
-            problems.add(table.lines[i], f"is_query or is_gallery is true of a {SPLITS[LEARNING]} image")
+            problems.add(table.lines[i], f"is_query or is_gallery is true for a {SPLITS[LEARNING]} image")
     good = np.array([line not in problems.bad_lines for line in table.lines])
     both, one = query & gallery & good, (query ^ gallery) & good
     if both.any() and one.any():
-        what = "is_query and is_gallery must be both true for all held-out images, as on line"
-        problems.add(table.lines[np.argmax(one)], f"{what} {table.lines[np.argmax(both)]}, or for none")
+        what = f"only one of is_query and is_gallery is true here, but both are on line {table.lines[np.argmax(both)]}"
+        problems.add(table.lines[np.argmax(one)], f"{what}; set both for every held-out image, or for none")
     splits = np.where(both & (splits == LEARNING), TEST, splits)
     return np.where(one, np.where(query, QUERY, GALLERY), splits).astype(np.int8)
 
 
 def _flag(table: CsvTable, place: int, problems: Problems) -> np.ndarray:
     """The truth of a column, booleans `[N]`; a missing cell is false."""
-    words = ["" if cells[place] in MISSING_WORDS else _split_word(cells[place]) for cells in table.rows]
+    words = ["" if looks_missing(cells[place]) else _split_word(cells[place]) for cells in table.rows]
     for line, word, cells in zip(table.lines, words, table.rows, strict=True):
         if word not in _TRUE | _FALSE:
             problems.add(line, f"{plain_name(table.header[place])} must be true or false, got {cells[place]!r}")

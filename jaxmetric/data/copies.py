@@ -34,7 +34,7 @@ def copies_across_splits(digests: Sequence[object], split: np.ndarray, names: Se
 
     Example:
       >>> copies_across_splits(["p", "q", "p"], np.array([0, 0, 2]), ["a.png", "b.png", "c.png"])
-      '1 image stands in more than one split with the same bytes, such as a.png (learning) and c.png (test)'
+      '1 image has identical copies in more than one split, such as a.png (learning) and c.png (test)'
     """
     members = defaultdict(list)
     for i, digest in enumerate(digests):
@@ -45,7 +45,7 @@ def copies_across_splits(digests: Sequence[object], split: np.ndarray, names: Se
     first = apart[0][0]
     other = next(i for i in apart[0] if split[i] != split[first])
     return (
-        f"{counted(len(apart), 'image stands', 'images stand')} in more than one split with the same bytes, such as "
+        f"{counted(len(apart), 'image has', 'images have')} identical copies in more than one split, such as "
         f"{names[first]} ({SPLITS[split[first]]}) and {names[other]} ({SPLITS[split[other]]})"
     )
 

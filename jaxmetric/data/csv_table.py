@@ -15,20 +15,23 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from jaxmetric.data.problems import Problems, counted
+from jaxmetric.data.problems import Problems, counted, some_of
 
 SEPARATORS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'", " ": "space"}
 IMAGE = "image"
 IMAGE_NAMES = frozenset(
     f"{thing}{part}"
     for thing in ("image", "img", "picture", "photo", "file")
-    for part in ("", "_path", "path", "_name", "name", "_file", "file")
-) - {"filefile", "file_file"} | {"path", "relative_path", "rel_path"}
-IMAGE_IDS = frozenset({"image_id", "img_id", "imageid"})  # of an image only where no other column names it
+    for part in ("", "_path", "path", "_name", "name", "_file", "file", "_uri", "uri")
+) - {"filefile", "file_file"} | {"path", "relative_path", "rel_path", "fname", "fpath", "uri"}
+# These name the images only where no column above does.
+IMAGE_PLURALS = frozenset(f"{name}s" for name in IMAGE_NAMES)
+IMAGE_IDS = frozenset({"image_id", "img_id", "imageid"})
 IMAGE_SUFFIXES = frozenset(
     {*(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"), *(".pbm", ".jp2", ".avif")}
 )
 _SAMPLED_LINES = 200
+_SEPARATORS_TRIED = f"one of {', '.join(SEPARATORS.values())}"
 
 Record = tuple[int, list[str]]
 
@@ -63,13 +66,13 @@ def read_table(path: Path, problems: Problems) -> CsvTable:
     Raises:
       ManifestError: if the file cannot be read as text or has no row.
     """
-    text = _text(path, problems)
-    separator = _separator(text)
+    separator, text = _announced_separator(_text(path, problems), problems)
+    separator = separator or _separator(text)
     records = [record for record in _records(text, separator, problems) if _not_blank(record)]
     if not records:
         raise problems.refusal("no line can be read" if problems.bad_lines else "the file is empty")
     if problems.bad_lines and min(problems.bad_lines) < records[0][0]:
-        raise problems.refusal("the first line cannot be read, which names the columns")
+        raise problems.refusal("the header on the first line cannot be read")
     announced = _pop_count(records)
     records = _without_comments(records, problems)
     problems.read_as = f"separator {SEPARATORS[separator]}"
@@ -77,15 +80,17 @@ def read_table(path: Path, problems: Problems) -> CsvTable:
     problems.read_as = table.described()
     table = _without_empty_rows(_without_repeated_headers(table, problems), problems)
     if announced is not None and announced != len(table.rows):
-        problems.add(1, f"announces {counted(announced, 'row')}, but {len(table.rows):,} follow; mend or remove it")
+        problems.add(
+            1, f"says that {counted(announced, 'row')} follow, but {len(table.rows):,} do; correct or remove this line"
+        )
     if not table.rows:
         raise problems.refusal("there is no row below the header")
-    return _even(_without_surplus(table, problems), problems)
+    return _even_rows(_without_row_names(_without_empty_ends(table, problems), problems), problems)
 
 
 def names_an_image(cells: list[str]) -> bool:
     """Whether one of the cells is a usual name of an image column."""
-    return any(plain_name(cell) in IMAGE_NAMES | IMAGE_IDS for cell in cells)
+    return any(plain_name(cell) in IMAGE_NAMES | IMAGE_PLURALS | IMAGE_IDS for cell in cells)
 
 
 def plain_name(name: str) -> str:
@@ -120,8 +125,18 @@ def _text(path: Path, problems: Problems) -> str:
         ) from error
     if "\0" in text:
         line = 1 + text.count("\n", 0, text.index("\0"))
-        raise problems.refusal("a NUL character, as no text file has; save the list as UTF-8", line)
-    return text.replace("\ufeff", "")  # the mark of UTF-8 stands before each of several files that were joined
+        raise problems.refusal("contains a NUL character; save the list as UTF-8 text", line)
+    return text.replace("\ufeff", "")  # joined files can have a byte order mark each
+
+
+def _announced_separator(text: str, problems: Problems) -> tuple[str, str]:
+    """The separator that a first line such as `sep=;` names for Excel, or "", and the text with that line blank."""
+    found = re.match(r'"?sep=(.)"?[ ,;]*(?=[\r\n])', text, re.IGNORECASE)
+    if not found:
+        return "", text
+    if found[1] not in SEPARATORS:
+        raise problems.refusal(f"the separator is {found[1]!r}, but it must be {_SEPARATORS_TRIED}", 1)
+    return found[1], text[found.end() :]
 
 
 def _separator(text: str) -> str:
@@ -150,13 +165,13 @@ def _records(text: str, separator: str, problems: Problems) -> Iterator[Record]:
             return
         except csv.Error as error:
             unclosed = "unexpected end of data" in str(error)
-            what = "a quote that opens here is never closed" if unclosed else f"broken quotes or cells ({error})"
+            what = "the quote opened here is never closed" if unclosed else f"broken quotes or cells ({error})"
             problems.add(line, what, last=reader.line_num)
             continue
         if reader.line_num == line:
             yield line, [cell.strip() for cell in cells]
         else:
-            what = f"a quote that opens here closes on line {reader.line_num}; a cell cannot hold a line break"
+            what = f"the quote opened here is closed on line {reader.line_num}; a cell cannot contain a line break"
             problems.add(line, what, last=reader.line_num)
 
 
@@ -176,11 +191,18 @@ def _pop_count(records: list[Record]) -> int | None:
 
 
 def _without_comments(records: list[Record], problems: Problems) -> list[Record]:
-    """The records without comment lines: those that begin with # and have fewer or more cells than the others."""
+    """The records without comment lines.
+
+    A comment begins with #, has fewer or more cells than the other lines, and its first cell is no image file.
+    """
     plain = next((cells for _, cells in records if not cells[0].startswith("#")), records[0][1])
-    comments = {line for line, cells in records if cells[0].startswith("#") and len(cells) != len(plain)}
+    comments = {
+        line
+        for line, cells in records
+        if cells[0].startswith("#") and len(cells) != len(plain) and not _is_image_file(cells[0])
+    }
     if comments:
-        problems.note(f"{counted(len(comments), 'comment line')} left out, such as line {min(comments)}")
+        problems.note(f"{_left_out(len(comments), 'comment line')}, such as line {min(comments)}")
     kept = [record for record in records if record[0] not in comments]
     (line, first), *rest = kept
     if first[0].startswith("#") and names_an_image(_uncommented(first)):  # a header as numpy.savetxt writes it
@@ -194,14 +216,15 @@ def _with_header(separator: str, records: list[Record], problems: Problems) -> C
     if names_an_image(first):
         return table
     if rest and all(len(cells) == len(first) + 1 and _is_image_file(cells[0]) for _, cells in rest):
-        problems.note("the header does not name the first column, which holds the images")
+        problems.note("the header does not name the first column; it is read as the image column")
         return replace(table, header=(IMAGE, *first))
     if len(first) > 1 and first[-1] in ("0", "1", "2"):
         return CsvTable(separator, (), first_line, [line for line, _ in records], [cells for _, cells in records])
     cells = ", ".join(map(repr, first[:6])) + (", ..." if len(first) > 6 else "")
     raise problems.refusal(
-        f"read as {cells}: neither a header with a column 'image' (or path, "
-        "filename, ...), nor a row without a header, which ends in a split 0, 1 or 2; name the columns in a header",
+        f"read as {cells}: neither a header with a column 'image' (or path, filename, ...), nor a row without a "
+        "header, which ends in a split 0, 1 or 2; name the columns in a header such as "
+        f"{separator.join((IMAGE, 'identity'))!r} (the separator must be {_SEPARATORS_TRIED})",
         first_line,
     )
 
@@ -216,15 +239,19 @@ def _without_repeated_headers(table: CsvTable, problems: Problems) -> CsvTable:
     repeated = [i for i, cells in enumerate(table.rows) if header and [cell.lower() for cell in cells] == header]
     if repeated:
         lines = ", ".join(str(table.lines[i]) for i in repeated[:5])
-        problems.note(f"the header stands again in {counted(len(repeated), 'line')} ({lines}), left out")
+        problems.note(f"the header is repeated on {counted(len(repeated), 'line')} ({lines}); the repeats are left out")
     return _without(table, repeated)
 
 
 def _without_empty_rows(table: CsvTable, problems: Problems) -> CsvTable:
     empty = [i for i, cells in enumerate(table.rows) if not any(cells)]
     if empty:
-        problems.note(f"{counted(len(empty), 'row')} of empty cells left out, such as line {table.lines[empty[0]]}")
+        problems.note(f"{_left_out(len(empty), 'empty row')}, such as line {table.lines[empty[0]]}")
     return _without(table, empty)
+
+
+def _left_out(number: int, noun: str) -> str:
+    return f"{counted(number, noun)} {'was' if number == 1 else 'were'} left out"
 
 
 def _without(table: CsvTable, left_out: list[int]) -> CsvTable:
@@ -234,24 +261,55 @@ def _without(table: CsvTable, left_out: list[int]) -> CsvTable:
     return replace(table, lines=[table.lines[i] for i in kept], rows=[table.rows[i] for i in kept])
 
 
-def _without_surplus(table: CsvTable, problems: Problems) -> CsvTable:
-    """The table without the one cell that every row has more than the header: R's row names, or a last separator."""
-    if not table.header or not all(len(cells) == len(table.header) + 1 for cells in table.rows):
+def _without_empty_ends(table: CsvTable, problems: Problems) -> CsvTable:
+    """The table without empty last cells that only the header has, or only the rows have."""
+    width, widest = len(table.header), max(map(len, table.rows))
+    if not table.header:
         return table
-    if not any(cells[-1] for cells in table.rows):
+    if widest < width and not any(table.header[widest:]):
+        problems.note("the header ends in a separator that the rows lack; its empty last cells are left out")
+        return replace(table, header=table.header[:widest])
+    if all(len(cells) == width + 1 and not cells[-1] for cells in table.rows):
         problems.note("every row ends in a separator that the header lacks; the empty last cells are left out")
         return replace(table, rows=[cells[:-1] for cells in table.rows])
-    if all(is_whole(cells[0]) for cells in table.rows):
-        problems.note("the header does not name the first column, a row index, which is left out")
-        return replace(table, rows=[cells[1:] for cells in table.rows])
     return table
 
 
-def _even(table: CsvTable, problems: Problems) -> CsvTable:
-    """The table without ragged rows, which are problems."""
+def _without_row_names(table: CsvTable, problems: Problems) -> CsvTable:
+    """The table without the first column of a file that R wrote: row names, which its header does not name.
+
+    Row names differ. Where the images are not in the first column, numbers that repeat may be half of a decimal comma.
+    """
+    if not table.header or not all(len(cells) == len(table.header) + 1 for cells in table.rows):
+        return table
+    image = next(place for place, name in enumerate(table.header) if names_an_image([name]))
+    unique = len({cells[0] for cells in table.rows}) == len(table.rows)
+    if all(is_whole(cells[0]) for cells in table.rows) and (unique or image == 0):
+        what = "a row index"
+    elif unique and all(_is_image_file(cells[image + 1]) for cells in table.rows):
+        what = f"row names such as {table.rows[0][0]!r}"
+    else:
+        return table
+    problems.note(f"the header does not name the first column; it holds {what} and is left out")
+    return replace(table, rows=[cells[1:] for cells in table.rows])
+
+
+def _even_rows(table: CsvTable, problems: Problems) -> CsvTable:
+    """The table without ragged rows, which are problems.
+
+    Raises:
+      ManifestError: if all rows are ragged.
+    """
     width = len(table.header or table.rows[0])
     names = ", ".join(name or "(unnamed)" for name in table.header) or f"as on line {table.header_line}"
     ragged = [i for i, cells in enumerate(table.rows) if len(cells) != width]
     for i in ragged:
         problems.add(table.lines[i], f"{counted(len(table.rows[i]), 'cell')} where {width} are expected ({names})")
+    if len(ragged) == len(table.rows):
+        widths = Counter(map(len, table.rows)).most_common()
+        found = [f"{counted(rows, 'row')} of {counted(cells, 'cell')}" for cells, rows in widths]
+        raise problems.refusal(
+            f"the header has {counted(width, 'cell')} and no row has as many: {some_of(found)}; name each column in "
+            "the header, use one separator in the whole file, and quote cells that contain it, such as decimal commas"
+        )
     return _without(table, ragged)

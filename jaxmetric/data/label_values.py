@@ -17,6 +17,9 @@ from jaxmetric.data.sources import LabelColumn
 MISSING_WORDS = frozenset(
     {"NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "#N/A N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"}
 )
+_FOLDED_MISSING_WORDS = frozenset({"", *(word.casefold().replace(" ", "") for word in MISSING_WORDS)})
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # categories of characters
+_VARIATION_SELECTORS = range(0xFE00, 0xFE10)
 _MAX_ORDINAL_RANGE = 100_000
 
 
@@ -44,21 +47,31 @@ def clean_values(names: Sequence[str], cells: Sequence[Sequence[str]], problems:
 def note_values(
     names: Sequence[str], rows: Sequence[Sequence[str]], ordinal: Collection[int], problems: Problems
 ) -> None:
-    """Notes columns that tell no two images apart, and values that may be meant otherwise than they are read."""
-    minus_one = []
+    """Notes columns with fewer than two values, and values that may be read in another sense than they were meant."""
+    minus_one, like_missing = [], []
     for place, (name, column) in enumerate(zip(names, zip(*rows, strict=True), strict=True)):
         counts = Counter(value for value in column if value)
         if len(counts) < 2:
-            only = f"the single value {next(iter(counts))!r}" if counts else "no value in any row"
-            problems.note(f"column {name!r} has {only}; it tells no two images apart")
+            only = f"only the value {next(iter(counts))!r}" if counts else "no value in any row"
+            problems.note(f"column {name!r} has {only}; it distinguishes no images")
         if counts["-1"]:
             minus_one.append(f"{name} ({counted(counts['-1'], 'image')})")
+        words = {value: n for value, n in counts.items() if looks_missing(value)}
+        if words:
+            like_missing.append(f"{name} ({sum(words.values()):,} {' or '.join(map(repr, sorted(words)))})")
         if place == 0:
             _note_single_images(name, counts, problems)
         if place not in ordinal:
             _note_equal_numbers(name, counts, problems)
+            _note_similar_values(name, counts, problems)
+    if like_missing:
+        problems.note(
+            f"read as values, not as missing: {some_of(like_missing)}; leave a cell empty if its value is missing"
+        )
     if minus_one:
-        problems.note(f"-1 is a value and not missing in {some_of(minus_one)}; leave a cell empty where it is missing")
+        problems.note(
+            f"-1 is read as a value, not as missing: {some_of(minus_one)}; leave a cell empty if its value is missing"
+        )
 
 
 def encode_values(
@@ -79,6 +92,16 @@ def encode_values(
     return np.array(codes, np.int32).T, tuple(columns)
 
 
+def looks_missing(value: str) -> bool:
+    """Whether a value is empty or a missing word in any case, but for spaces and characters that are not seen.
+
+    Example:
+      >>> looks_missing("Null"), looks_missing("Nullarbor")
+      (True, False)
+    """
+    return _visible_letters(value) in _FOLDED_MISSING_WORDS
+
+
 def _all_numbers(values: Collection[str]) -> bool:
     try:
         return all(math.isfinite(float(value)) for value in values)
@@ -95,10 +118,11 @@ def _note_single_images(name: str, counts: Counter[str], problems: Problems) -> 
     single = [value for value, count in counts.items() if count == 1]
     if not single:
         return
-    doubt = f"; is {name} the identity? --columns names the label columns, the identity first"
+    doubt = f"; is {name} the identity? --columns names the label columns, identity first"
     problems.note(
-        f"{name} has a single image of {len(single):,} of its {counted(len(counts), 'value')}, such as {single[0]!r}; "
-        "it is kept for its other labels and for the gallery" + (doubt if len(single) == len(counts) else "")
+        f"{len(single):,} of the {counted(len(counts), 'value')} of {name} {'has' if len(single) == 1 else 'have'} "
+        f"only one image, such as {single[0]!r}; such images are kept for their other labels and for the gallery"
+        + (doubt if len(single) == len(counts) else "")
     )
 
 
@@ -111,9 +135,34 @@ def _note_equal_numbers(name: str, counts: Counter[str], problems: Problems) -> 
         except InvalidOperation:
             return
         if number in seen:
-            problems.note(f"{seen[number]!r} and {value!r} are two values of {name}; write them alike if they are one")
+            problems.note(
+                f"{seen[number]!r} and {value!r} are different values of {name}; write them alike if they mean the same"
+            )
             return
         seen[number] = value
+
+
+def _note_similar_values(name: str, counts: Counter[str], problems: Problems) -> None:
+    """Notes Ann and ann, and values that differ only in spaces or in characters that are not seen."""
+    spellings: dict[str, list[str]] = {}
+    for value in counts:
+        spellings.setdefault(_visible_letters(value), []).append(value)
+    similar = [" and ".join(map(repr, values)) for values in spellings.values() if len(values) > 1]
+    if similar:
+        problems.note(
+            f"values of {name} differ only in case, spaces or invisible characters, such as {similar[0]}, in "
+            f"{counted(len(similar), 'group')}; write them alike if they mean the same"
+        )
+
+
+def _visible_letters(value: str) -> str:
+    """A value without the case of its letters, spaces and characters that are not seen."""
+    shown = (
+        letter
+        for letter in unicodedata.normalize("NFC", value.casefold())
+        if unicodedata.category(letter) not in _INVISIBLE and ord(letter) not in _VARIATION_SELECTORS
+    )
+    return "".join(shown)
 
 
 def _range(name: str, present: set[str], problems: Problems) -> list[str]:

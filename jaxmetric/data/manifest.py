@@ -7,11 +7,11 @@ A header names the image column, the label columns with the identity first, and 
     a/2.jpg,ann,,31,test
 
 The separator may also be a semicolon, a tab, a bar or spaces, the image column may be called path, filename or the
-like, and the split set, partition or the like (`csv_table` and `columns` say which). An empty label is missing, and
-so are NA, nan and the other words that pandas reads so; -1 is a value. The split is learning (or train), validation
-(or val), test, query or gallery, or 0, 1, 2; OML's columns is_query and is_gallery are understood. Without a split
-column the images are split by a seed. Without a header, as the authors of the quadruplet loss published theirs:
-`filename, class_1, ..., class_T, split` with split 0 learning, 1 validation, 2 test.
+like, and the split set, partition, is_train or the like (`csv_table` and `columns` say which). An empty label is
+missing, and so are NA, nan and the other words that pandas reads so; -1 is a value. The split is learning (or train),
+validation (or val), test, query or gallery, or 0, 1, 2; OML's columns is_query and is_gallery are understood. Without
+a split column the images are split by a seed. Without a header, as the authors of the quadruplet loss published
+theirs: `filename, class_1, ..., class_T, split` with split 0 learning, 1 validation, 2 test.
 
 All images are decoded once before training begins. Whatever is wrong is gathered and raised together, one
 line per problem with the file and its line, or left out and counted under `skip_bad`. Whatever was assumed is told
@@ -30,6 +30,7 @@ import numpy as np
 from jaxmetric.data.columns import Columns, find_columns, read_splits
 from jaxmetric.data.copies import content_keys, copies_across_splits, first_of_same_file
 from jaxmetric.data.csv_table import SEPARATORS, CsvTable, is_whole, read_table
+from jaxmetric.data.image_files import image_file, spelled_out
 from jaxmetric.data.label_values import clean_values, encode_values, note_values
 from jaxmetric.data.pictures import LazyPictures, Resize, check_resize, try_pictures
 from jaxmetric.data.problems import ManifestError, ManifestWarning, Problems
@@ -147,7 +148,9 @@ def load_manifest(
         names=tuple(rows.images),
         origin=_origin(table, places),
     )
-    copies = copies_across_splits(content_keys([root / image for image in rows.images]), source.split, source.names)
+    copies = copies_across_splits(
+        content_keys([image_file(root, image) for image in rows.images]), source.split, source.names
+    )
     if copies:
         problems.note(copies)
     for note in problems.notes:
@@ -190,13 +193,17 @@ def _origin(table: CsvTable, places: Columns) -> str:
 def _ordinal_places(rows: _Rows, ordinal: Sequence[str], problems: Problems) -> set[int]:
     unknown = [name for name in ordinal if name not in rows.columns]
     if unknown:
-        raise problems.refusal(f"no column {unknown[0]!r} to call ordinal; used are {', '.join(rows.columns)}")
+        raise problems.refusal(
+            f"ordinal names {unknown[0]!r}, but the label columns in use are {', '.join(rows.columns)}"
+        )
     places = {rows.columns.index(name) for name in ordinal}
     for place in sorted(places):
         values = {row[place] for row in rows.labels if row[place]}
         if values and not any(map(is_whole, values)):
             name = rows.columns[place]
-            raise problems.refusal(f"ordinal column {name!r} takes integers, has only such as {min(values)!r}")
+            raise problems.refusal(
+                f"ordinal column {name!r} must hold integers, but holds values such as {min(values)!r}"
+            )
     return places
 
 
@@ -204,26 +211,26 @@ def _find_bad_cells(rows: _Rows, ordinal_places: set[int], problems: Problems) -
     for line, labels in zip(rows.lines, rows.labels, strict=True):
         for place in ordinal_places:
             if labels[place] and not is_whole(labels[place]):
-                problems.add(line, f"ordinal column {rows.columns[place]!r} takes integers, got {labels[place]!r}")
+                problems.add(line, f"ordinal column {rows.columns[place]!r} must hold integers, got {labels[place]!r}")
 
 
 def _find_repeated_images(rows: _Rows, root: Path, problems: Problems) -> None:
-    for i, first in enumerate(first_of_same_file([root / image for image in rows.images])):
+    for i, first in enumerate(first_of_same_file([image_file(root, image) for image in rows.images])):
         line, image = rows.lines[first], rows.images[first]
         if first == i or not image:
             continue
         if image == rows.images[i]:
-            problems.add(rows.lines[i], f"{image} is listed on line {line} already")
+            problems.add(rows.lines[i], f"{image} is already listed on line {line}")
         else:
             problems.add(rows.lines[i], f"{rows.images[i]} is the same file as {image}, which is listed on line {line}")
 
 
 def _pictures(rows: _Rows, root: Path, image_size: int, resize: Resize) -> LazyPictures:
-    return LazyPictures(partial(_file, root, rows.images), rows.images, image_size=image_size, resize=resize)
+    return LazyPictures(partial(_listed_file, root, rows.images), rows.images, image_size=image_size, resize=resize)
 
 
-def _file(root: Path, images: Sequence[str], index: int) -> Path:
-    return root / images[index]
+def _listed_file(root: Path, images: Sequence[str], index: int) -> Path:
+    return image_file(root, images[index])
 
 
 def _decode(images: LazyPictures, rows: _Rows, problems: Problems, memory_budget: int) -> np.ndarray | None:
@@ -243,7 +250,9 @@ def _decode(images: LazyPictures, rows: _Rows, problems: Problems, memory_budget
 def _unreadable(image: str, error: PictureError) -> str:
     if not image:
         return "no image is named"
-    return f"{error} (its name has backslashes; write /)" if "\\" in image else str(error)
+    if "\\" in image:
+        return f"{error} (its name has backslashes; write /)"
+    return f"{error}{spelled_out(image)}" if "no such file" in str(error) else str(error)
 
 
 def _split(rows: _Rows, labels: np.ndarray, split: str, seed: int) -> np.ndarray:

@@ -59,10 +59,10 @@ class Problems:
         return [f"{self._path}:{line}: {what}" for line, what in sorted(self._found)]
 
     def refusal(self, what: str, line: int | None = None) -> ManifestError:
-        """The error for a file that cannot be read at all; earlier problems stand before it."""
+        """The error for a file that cannot be read at all; the problems of its lines follow below it."""
         at = f":{line}" if line else ""
         read_as = f" (read as: {self.read_as})" if self.read_as else ""
-        return ManifestError([*self.lines(), f"{self._path}{at}: {what}{read_as}"])
+        return ManifestError([f"{self._path}{at}: {what}{read_as}", *self.lines()])
 
     def error(self) -> ManifestError:
         """The error for rows that are wrong."""

@@ -78,4 +78,4 @@ def test_a_file_that_is_gone_equals_no_other(tmp_path):
 def test_copies_in_one_split_are_none_of_its_business():
     assert copies_across_splits("ppqq", np.array([0, 0, 2, 2]), "abcd") is None
     line = copies_across_splits("pqpqp", np.array([0, 2, 0, 0, 3]), "abcde")
-    assert line == "2 images stand in more than one split with the same bytes, such as a (learning) and e (query)"
+    assert line == "2 images have identical copies in more than one split, such as a (learning) and e (query)"

@@ -94,7 +94,7 @@ def test_no_line_is_lost(path, text):
     try:
         table = read_table(path, problems)
     except ManifestError as error:
-        assert "there is no row below" in str(error)  # noqa: PT017  # a table is as good
+        assert "there is no row below" in str(error) or "no row has as many" in str(error)  # noqa: PT017
         lines = []
     else:
         lines = table.lines
@@ -111,15 +111,28 @@ def test_no_line_is_lost(path, text):
     [
         ("3\nimage_name  item_id\na.png  1\nb.png    2\nc.png 3  \n", ["image_name", "item_id"], 3, None),
         ("2\nMale Young\na.png  1 -1\nb.png -1  1\n", ["image", "Male", "Young"], 2, "header does not name the first"),
-        ('"image" "who"\n"1" "a.png" "x"\n"2" "b.png" "y"\n', ["image", "who"], 2, "first column, a row index"),
+        (
+            '"image" "who"\n"1" "a.png" "x"\n"2" "b.png" "y"\n',
+            ["image", "who"],
+            2,
+            "first column; it holds a row index",
+        ),
         ("image,who\na.png,x,\nb.png,y,\n", ["image", "who"], 2, "every row ends in a separator"),
-        ("# by me, and you, today\nimage,who\n#\na.png,x\n", ["image", "who"], 1, "2 comment lines left out"),
+        ("# by me, and you, today\nimage,who\n#\na.png,x\n", ["image", "who"], 1, "2 comment lines were left out"),
         ("# image,who\na.png,x\n", ["image", "who"], 1, None),
         ("image,who\n#1.png,x\n", ["image", "who"], 1, None),
-        ("image,who\na.png,x\nImage,Who\nb.png,y\n", ["image", "who"], 2, r"header stands again in 1 line \(3\)"),
-        ("image,who\na.png,x\n,\n,\n", ["image", "who"], 1, "2 rows of empty cells left out, such as line 3"),
+        ("image,who\na.png,x\nImage,Who\nb.png,y\n", ["image", "who"], 2, r"header is repeated on 1 line \(3\)"),
+        ("image,who\na.png,x\n,\n,\n", ["image", "who"], 1, "2 empty rows were left out, such as line 3"),
         ("image;age\na.png;31,5\nb.png;30,5\n", ["image", "age"], 2, None),
         ("my list.png,7,0\nb.png,7,0\n", [], 2, None),
+        ("image,who,,\na.png,x\nb.png,y\n", ["image", "who"], 2, "header ends in a separator that the rows lack"),
+        ('"image","who"\n"r1","a.png","x"\n"r2","b.png","x"\n', ["image", "who"], 2, "holds row names such as 'r1'"),
+        ("image,who\n1,a.png,x\n1,b.png,y\n", ["image", "who"], 2, "it holds a row index"),
+        ("who,image\n1,x,a.png\n2,y,b.png\n", ["who", "image"], 2, "it holds a row index"),
+        ("who,image\nr1,x,a.png\nr2,x,b.png\n", ["who", "image"], 2, "holds row names such as 'r1'"),
+        ("image,who\na.png,x\n# a comment\n#3.png,y\n", ["image", "who"], 2, "1 comment line was left out"),
+        ("sep=;\nimage;who, when\na,1.png;x\n", ["image", "who, when"], 1, None),
+        ('"sep=\t"\r\nimage\twho\r\na b.png\tx\r\n', ["image", "who"], 1, None),
     ],
 )
 def test_what_is_plain_is_read_and_told(path, text, header, rows, note):
@@ -135,11 +148,17 @@ def test_what_is_plain_is_read_and_told(path, text, header, rows, note):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ('image,who\na.png,"x\nb.png,y"\n', "list.csv:2: a quote that opens here closes on line 3; a cell cannot hold"),
-        ('image,who\na.png,x\nb.png,"y\n', "list.csv:3: a quote that opens here is never closed"),
+        (
+            'image,who\na.png,"x\nb.png,y"\n',
+            "list.csv:2: the quote opened here is closed on line 3; a cell cannot contain",
+        ),
+        ('image,who\na.png,x\nb.png,"y\n', "list.csv:3: the quote opened here is never closed"),
         ('image,who\na.png,"x"y\n', "list.csv:2: broken quotes or cells"),
         ("image,who\na.png,x\nb.png\n", "list.csv:3: 1 cell where 2 are expected (image, who)"),
-        ("3\nimage who\na.png x\nb.png y\n", "list.csv:1: announces 3 rows, but 2 follow; mend or remove it"),
+        (
+            "3\nimage who\na.png x\nb.png y\n",
+            "list.csv:1: says that 3 rows follow, but 2 do; correct or remove this line",
+        ),
     ],
 )
 def test_lines_that_are_no_rows_are_problems(path, text, problem):
@@ -151,18 +170,67 @@ def test_lines_that_are_no_rows_are_problems(path, text, problem):
     assert problems.lines()[0].replace(f"{path.parent}/", "").startswith(problem)
 
 
+def test_an_image_whose_name_begins_with_a_hash_is_no_comment(path):
+    _, problems = read(path, "image,who\na.png,x\n#3.png,y,\n# by me, and you, today\n")
+    assert [line.split(":", 1)[1] for line in problems.lines()] == ["3: 3 cells where 2 are expected (image, who)"]
+    assert "1 comment line was left out, such as line 4" in problems.notes[0]
+
+
+@given(st.lists(st.sampled_from([1, 3, 4, 5]), min_size=1, max_size=20), st.sampled_from(",;\t|"))
+@settings(max_examples=60, deadline=None)
+def test_a_list_without_an_even_row_is_refused_with_its_cells(path, widths, separator):
+    """Whatever the rows look like, each is counted, and the separator and the header are named."""
+    text = f"image{separator}who\n" + "".join(separator.join(["x"] * width) + "\n" for width in widths)
+    message = refused(path, text)
+    first, *lines = message.splitlines()
+    assert first.startswith("list.csv: the header has 2 cells and no row has as many: ")
+    assert f"(read as: separator {SEPARATORS[separator]}; header: image, who)" in first
+    for width in set(widths):
+        assert f"{widths.count(width)} row{'s' * (widths.count(width) > 1)} of {width} cell" in first
+    assert (
+        lines[: len(widths)][:9]
+        == [
+            f"list.csv:{line}: {width} cell{'s' * (width > 1)} where 2 are expected (image, who)"
+            for line, width in enumerate(widths, 2)
+        ][:9]
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,who\n0.png,3,0\n1.png,4,5\n",
+        "image,who\nann lee,0.png,x\nann lee,1.png,y\n",  # not row names, which differ
+        "who,image\nSmith, John,0.png\nSmith, Ann,1.png\n",
+        "age,image\n31,5,0.png\n31,0,1.png\n",
+        "image\twho\n0.png,x\n1.png,y\n",
+        "image,who\n0.png;x\n1.png;y\n",
+        "image,who,age\n0.png,x\n1.png,y\n",
+    ],
+)
+def test_rows_of_another_width_than_the_header_are_not_guessed_at(path, text):
+    assert "and no row has as many: " in refused(path, text)
+
+
+@pytest.mark.parametrize("name", ["fname", "Filepaths", "images", "URI", "image uri", "file_names"])
+def test_further_names_of_images(path, name):
+    assert read(path, f"{name},who\na.png,x\n")[0].header == (name, "who")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "list.csv: the file is empty"),
         (b"image,who\na.png,\xe9\n", "list.csv: not a text file in UTF-8 (byte 16, line 2); save it as UTF-8"),
-        ("image,who\na.png\0,x\n", "list.csv:2: a NUL character, as no text file has; save the list as UTF-8"),
-        ('image,"who\nx"\na.png,x\n', "list.csv: the first line cannot be read, which names the columns"),
+        ("image,who\na.png\0,x\n", "list.csv:2: contains a NUL character; save the list as UTF-8 text"),
+        ('image,"who\nx"\na.png,x\n', "list.csv: the header on the first line cannot be read"),
+        ("a.png:x\n", "such as 'image,identity' (the separator must be one of ',', ';', tab, '|', space)"),
+        ("sep=:\nimage:who\na.png:x\n", "list.csv:1: the separator is ':', but it must be one of ',', ';', tab"),
         ('["image"]\n', "list.csv:1: read as '[\"image\"]': neither a header with a column 'image'"),
         ("place,who\na.png,x\n", "list.csv:1: read as 'place', 'who': neither a header"),
         ("image:who\na.png:x\n", "list.csv:1: read as 'image:who': neither a header with a column 'image' (or path"),
-        ("a.png x\nb.png y\n", "name the columns in a header (read as: separator space)"),
-        ("a.png\tx\ttrain\n", "name the columns in a header (read as: separator tab)"),
+        ("a.png x\nb.png y\n", "(read as: separator space)"),
+        ("a.png\tx\ttrain\n", "must be one of ',', ';', tab, '|', space) (read as: separator tab)"),
     ],
 )
 def test_a_refusal_says_what_was_read(path, text, message):

@@ -1,6 +1,7 @@
 """CSV manifests: what is read, what is said about it, and every way in which one can be wrong."""
 
 import os
+import unicodedata
 import warnings
 
 import numpy as np
@@ -23,10 +24,16 @@ from jaxmetric.data.label_values import MISSING_WORDS
 
 HEADER = "image,identity,age,split\n"
 NO_LABEL = "no label column: a row needs an image and at least one label"
+NO_SPLIT = (
+    "no label column: without a header the last column is taken as the split; if it holds the identity, add the header "
+    "'{}'"
+)
 NO_FORMAT = (
     "neither a header with a column 'image' (or path, filename, ...), nor a row without a header, which ends in a "
-    "split 0, 1 or 2; name the columns in a header"
+    "split 0, 1 or 2; name the columns in a header such as 'image,identity' (the separator must be one of ',', ';', "
+    "tab, '|', space)"
 )
+COMMA = "','"
 READ_AS = "separator ','; header: image, identity, age, split"
 NO_HEADER = "separator ','; header: none (filename, class_1 ... class_T, split)"
 
@@ -164,7 +171,7 @@ def bad_folder(folder):
 def test_all_problems_are_raised_together_with_their_lines(bad_folder):
     found = problems(bad_folder, BAD, ordinal=("age",))
     assert found[:4] == [
-        "list.csv:4: ordinal column 'age' takes integers, got 'x'",
+        "list.csv:4: ordinal column 'age' must hold integers, got 'x'",
         "list.csv:5: 3 cells where 4 are expected (image, identity, age, split)",
         "list.csv:6: gone.png: no such file as gone.png",
         "list.csv:7: text.png: not a picture that Pillow knows",
@@ -172,7 +179,7 @@ def test_all_problems_are_raised_together_with_their_lines(bad_folder):
     assert found[4].startswith("list.csv:8: half.png: ")
     assert "truncated" in found[4]
     assert found[5:] == [
-        "list.csv:9: 0.png is listed on line 2 already",
+        "list.csv:9: 0.png is already listed on line 2",
         "list.csv:10: split must be 0, 1, 2, learning, validation, test, query or gallery, got 'later'",
         f"read as: {READ_AS}; skip_bad (--skip-bad) leaves bad rows out",
     ]
@@ -187,7 +194,7 @@ def test_skip_bad_leaves_those_rows_out_and_counts_them(bad_folder):
     assert isinstance(left_out, ManifestWarning)
     assert str(left_out).startswith("left out 7 bad rows:")
     assert left_out.rows == len(left_out.problems) == 7
-    assert ["identity has a single image of 1 of its 2 values, such as 'd'" in str(other) for other in others] == [
+    assert ["1 of the 2 values of identity has only one image, such as 'd'" in str(other) for other in others] == [
         True,
         False,
     ]
@@ -208,11 +215,15 @@ def test_the_message_shows_ten_problems_and_counts_the_rest(folder):
         ("\n \n", "list.csv: the file is empty"),
         (HEADER, f"list.csv: there is no row below the header (read as: {READ_AS})"),
         ("image,split\n0.png,0\n", f"list.csv:1: {NO_LABEL} (read as: separator ','; header: image, split)"),
-        ("0.png,0\n1.png,0\n", f"list.csv:1: {NO_LABEL} (read as: {NO_HEADER})"),
+        ("0.png,0\n1.png,0\n", f"list.csv:1: {NO_SPLIT.format('image,identity')} (read as: {NO_HEADER})"),
+        (
+            "0.png 0\n1.png 1\n2.png 7\n",
+            f"list.csv:1: {NO_SPLIT.format('image identity')} (read as: {NO_HEADER.replace(COMMA, 'space')})",
+        ),
         ("0.png\n", f"list.csv:1: read as '0.png': {NO_FORMAT} (read as: separator ',')"),
         (
             "image,a,a,split\n0.png,1,1,0\n",
-            "list.csv:1: column 'a' stands there twice (read as: separator ','; header: image, a, a, split)",
+            "list.csv:1: column 'a' is named twice (read as: separator ','; header: image, a, a, split)",
         ),
     ],
 )
@@ -232,13 +243,13 @@ def test_a_missing_or_binary_file_is_refused(folder):
 def test_bad_arguments_are_refused(folder):
     text = HEADER + "0.png,a,1,0\n1.png,a,99999999,0\n"
     assert problems(folder, text, columns=("hat",)) == [
-        f"list.csv: no column 'hat'; there are identity, age (read as: {READ_AS})"
+        f"list.csv: no column 'hat'; the label columns are identity, age (read as: {READ_AS})"
     ]
     assert problems(folder, text, columns=("identity",), ordinal=("age",)) == [
-        f"list.csv: no column 'age' to call ordinal; used are identity (read as: {READ_AS})"
+        f"list.csv: ordinal names 'age', but the label columns in use are identity (read as: {READ_AS})"
     ]
     assert problems(folder, text, ordinal=("identity",)) == [
-        f"list.csv: ordinal column 'identity' takes integers, has only such as 'a' (read as: {READ_AS})"
+        f"list.csv: ordinal column 'identity' must hold integers, but holds values such as 'a' (read as: {READ_AS})"
     ]
     assert "runs from 1 to 99999999" in problems(folder, text, ordinal=("age",))[0]
     for options, message in (
@@ -322,6 +333,106 @@ def test_lists_in_other_forms_are_the_same_source(folder, text, identity, origin
     assert len(said) == (identity == "class_id" or text.startswith(","))
 
 
+SPLIT_CODES = {"train": 0, "val": 1, "test": 2}
+WORDED = ["train", "train", "train", "test", "train", "test", "train", "train"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        ("is_train", {"train": "1", "test": "0"}, "true is learning, false is test"),
+        ("train", {"train": "True", "test": "False"}, "true is learning, false is test"),
+        ("Is Test", {"train": "no", "test": "yes"}, "true is test, false is learning"),
+        ("test", {"train": "0.0", "test": "1.0"}, "true is test, false is learning"),
+        ("type", {"train": "train", "test": "test"}, "its values are all splits"),
+        ("mode", {"train": "Training", "test": "Testing"}, "its values are all splits"),
+        ("anything", {"train": "learn", "test": "test"}, "its values are all splits"),
+        ("Usage", {"train": "Training", "test": "PrivateTest"}, None),
+        ("Usage", {"train": "training", "test": "Private Test"}, None),
+        ("data_split", {"train": "0", "test": "2"}, None),
+        ("subset", {"train": "train", "test": "test"}, None),
+        ("partition", {"train": "0", "test": "2"}, None),
+    ],
+)
+def test_a_column_that_holds_the_split_is_taken_as_it_by_any_name(folder, name, words, told):
+    """And a missing cell in it is a bad row, however it is spelled."""
+    cells = [words[word] for word in WORDED]
+    rows = [f"{image},{who},{cell}" for (image, who, _), cell in zip(ROWS, cells, strict=True)]
+    source, said = load(folder, "\n".join([f"image,who,{name}", *rows]))
+    assert [column.name for column in source.columns] == ["who"]
+    np.testing.assert_array_equal(source.split, [SPLIT_CODES[word] for word in WORDED])
+    assert said == [
+        f"column {name!r} is taken as the split: {told}; name the labels with --columns if it is one of them"
+    ] * (told is not None)
+    for missing in ("", "NA", "null", "none"):
+        found = problems(folder, "\n".join([f"image,who,{name}", *rows[:2], f"2.png,a,{missing}", *rows[3:]]))
+        assert found[0].startswith("list.csv:4: ")
+        assert found[0].endswith(f"got {missing!r}")
+        assert name in found[0]
+    labels, _ = load(folder, "\n".join([f"image,who,{name}", *rows]), columns=("who", name))
+    assert [column.name for column in labels.columns] == ["who", name]
+
+
+def test_public_and_private_tests_are_validation_and_test(folder):
+    words = ["Training", "Training", "PublicTest", "PrivateTest"] * 2
+    text = "".join(f"{n},{w},{word}\n" for (n, w, _), word in zip(ROWS, words, strict=True))
+    np.testing.assert_array_equal(load(folder, "image,emotion,Usage\n" + text)[0].split, [0, 0, 1, 2] * 2)
+
+
+@pytest.mark.parametrize("name", ["set", "is_train", "kind", "partition"])
+def test_a_second_split_column_is_no_label(folder, name):
+    words = ["01"[word == "train"] if name == "is_train" else word for word in WORDED]
+    text = "".join(f"{n},{w},{word},{s}\n" for (n, w, s), word in zip(ROWS, words, strict=True))
+    source, said = load(folder, f"image,who,{name},split\n" + text)
+    assert [column.name for column in source.columns] == ["who"]
+    assert said == [f"column {name!r} holds splits beside 'split' and is left out; --columns can name it"]
+    source, _ = load(folder, f"image,who,{name},split\n" + text, columns=(name,))
+    assert [column.name for column in source.columns] == [name]
+    text = text.replace(",a,", ",").replace(",b,", ",")
+    assert "kept as the only label; is it one?" in load(folder, f"image,{name},split\n" + text)[1][0]
+    found = problems(
+        folder,
+        f"image,who,{name},phase\n" + "".join(f"{n},{w},{x},train\n" for (n, w, _), x in zip(ROWS, words, strict=True)),
+    )
+    assert f"columns {name!r} and 'phase' may both be the split; rename the right one 'split', or" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "value"),
+    [
+        ("kind", ["train", "test", "extra"], "'extra' is no split"),
+        ("is_train", ["0", "1", "maybe"], "'maybe' is no split"),
+        ("is_train", ["0", "1", "2"], "'0' may be no split"),
+        ("set", ["0", "1", "2"], "'0' may be no split"),
+    ],
+)
+def test_a_label_that_may_be_the_split_is_told(folder, name, values, value):
+    text = f"image,who,{name}\n" + "".join(f"{n},{w},{values[i % 3]}\n" for i, (n, w, _) in enumerate(ROWS))
+    source, said = load(folder, text)
+    assert [column.name for column in source.columns] == ["who", name]
+    assert said == [
+        f"column {name!r} is taken as a label, since its value {value}; rename the column 'split' if it is one"
+    ]
+
+
+@pytest.mark.parametrize(
+    "names", [",", "Unnamed: 0.1,Unnamed: 0", "Unnamed: 0.2,Unnamed: 0.1,Unnamed: 0", ",Unnamed: 0,"]
+)
+def test_several_row_indices_are_left_out(folder, names):
+    width = names.count(",") + 1
+    text = f"{names},image,who\n" + "".join(f"{f'{i % 5},' * width}{n},{w}\n" for i, (n, w, _) in enumerate(ROWS))
+    source, said = load(folder, text)
+    assert [column.name for column in source.columns] == ["who"]
+    assert len(said) == width
+    assert all("is taken as a row index and left out" in line for line in said)
+
+
+def test_rows_that_are_all_ragged_are_refused_also_under_skip_bad(folder):
+    for text in ("image,who,age\n0.png,a\n1.png,b\n", "image,who\n0.png,3,0\n1.png,2,5\n"):
+        for skip_bad in (False, True):
+            assert "and no row has as many: 2 rows of " in problems(folder, text, skip_bad=skip_bad)[0]
+
+
 def test_all_test_images_may_ask_each_other(folder):
     """OML marks the test images of SOP and CUB as queries and gallery at once."""
     rows = "".join(f"{w},{n},{'train,,' if s == 'train' else 'test,True,True'}\n" for n, w, s in ROWS)
@@ -330,17 +441,16 @@ def test_all_test_images_may_ask_each_other(folder):
     mixed = rows.replace("True,True", "True,False", 1)
     found = problems(folder, "label,path,split,is_query,is_gallery\n" + mixed)
     assert found[0] == (
-        "list.csv:4: is_query and is_gallery must be both true for all held-out images, as on line 5, or for none"
+        "list.csv:4: only one of is_query and is_gallery is true here, but both are on line 5; set both for every "
+        "held-out image, or for none"
     )
     maybe = rows.replace("True,True", "maybe,True", 1).replace("train,,", "train,True,", 1)
     found = problems(folder, "label,path,split,is_query,is_gallery\n" + maybe)
     assert found[:2] == [
-        "list.csv:2: is_query or is_gallery is true of a learning image",
+        "list.csv:2: is_query or is_gallery is true for a learning image",
         "list.csv:4: is_query must be true or false, got 'maybe'",
     ]
-    assert (
-        "needs the other of is_query and is_gallery beside it" in problems(folder, "path,who,is_query\n0.png,a,1\n")[0]
-    )
+    assert "column 'is_query' also needs a column 'is_gallery'" in problems(folder, "path,who,is_query\n0.png,a,1\n")[0]
 
 
 def test_a_list_of_test_images_alone_is_read(folder):
@@ -368,7 +478,7 @@ def test_words_for_missing_are_missing_and_counted_by_column(folder, cells):
         assert not count or f"{column.name} ({count} " in told[0]
         minus = sum(value == "-1" for value in written)
         assert (minus > 0) == any(
-            line.startswith("-1 is a value and not missing in") and f"{column.name} ({minus} image" in line
+            line.startswith("-1 is read as a value, not as missing: ") and f"{column.name} ({minus} image" in line
             for line in said
         )
         alike = len(set(read) - {""}) < 2
@@ -410,16 +520,39 @@ def test_whole_numbers_written_as_floats_are_those_numbers(folder, numbers, wide
         ),
         (
             "image,identity,age\n" + "".join(f"{n},{w},\n" for n, w, _ in ROWS),
-            "column 'age' has no value in any row; it tells no two images apart",
+            "column 'age' has no value in any row; it distinguishes no images",
         ),
         (
             "image,identity\n" + "".join(f"{n},me\n" for n, w, _ in ROWS),
-            "column 'identity' has the single value 'me'; it tells no two images apart",
+            "column 'identity' has only the value 'me'; it distinguishes no images",
         ),
         (
             "image,identity\n" + "".join(f"{n},{'07' if w == 'a' else 7}\n" for n, w, _ in ROWS),
-            "'07' and '7' are two values of identity; write them alike if they are one",
+            "'07' and '7' are different values of identity; write them alike if they mean the same",
         ),
+        *[
+            (
+                f"image,identity,mood\n0.png,a,{word}\n" + "".join(f"{n},{w},gay\n" for n, w, _ in ROWS[1:]),
+                f"read as values, not as missing: mood (1 {word!r}); leave a cell empty if its value is missing",
+            )
+            for word in ("none", "Null", "na", "NAN", "<na>", "N/a", "#N/a n/a", "\u200b", "NA\u200b")
+        ],
+        *[
+            (
+                "image,identity\n" + "".join(f"{n},{other if w == 'a' else 'ann lee'}\n" for n, w, _ in ROWS),
+                f"values of identity differ only in case, spaces or invisible characters, such as {other!r} and "
+                "'ann lee', in 1 group; write them alike if they mean the same",
+            )
+            for other in (
+                "Ann Lee",
+                "ann  lee",
+                "ann\u00a0lee",
+                "ann lee\u200b",
+                "ann\u00ad lee",
+                "annlee",
+                "ANN LEE\ufe0f",
+            )
+        ],
         (
             "image,identity,subset\n" + "".join(f"{n},{w},{'train' if w == 'a' else 'extra'}\n" for n, w, _ in ROWS),
             "column 'subset' is taken as a label, since its value 'extra' is no split; rename the column 'split' if it "
@@ -427,13 +560,13 @@ def test_whole_numbers_written_as_floats_are_those_numbers(folder, numbers, wide
         ),
         (
             "image,identity\n" + "".join(f"{n},{i // 2 if i < 6 else i}\n" for i, (n, _, _) in enumerate(ROWS)),
-            "identity has a single image of 2 of its 5 values, such as '6'; it is kept for its other labels and for "
-            "the gallery",
+            "2 of the 5 values of identity have only one image, such as '6'; such images are kept for their other "
+            "labels and for the gallery",
         ),
         (
             "image,number\n" + "".join(f"{n},{i}\n" for i, (n, _, _) in enumerate(ROWS)),
-            "number has a single image of 8 of its 8 values, such as '0'; it is kept for its other labels and for the "
-            "gallery; is number the identity? --columns names the label columns, the identity first",
+            "8 of the 8 values of number have only one image, such as '0'; such images are kept for their other labels "
+            "and for the gallery; is number the identity? --columns names the label columns, identity first",
         ),
     ],
 )
@@ -465,7 +598,8 @@ def test_a_column_that_is_named_is_taken_as_it_is(folder):
     assert [column.name for column in source.columns] == ["who", "id", "set"]
     assert len(set(source.split)) > 1  # the column is no split then
     assert (
-        "no column 'split'; there are id, who" in problems(folder, text.replace("set", "split"), columns=("split",))[0]
+        "no column 'split'; the label columns are id, who"
+        in problems(folder, text.replace("set", "split"), columns=("split",))[0]
     )
 
 
@@ -490,20 +624,54 @@ def test_an_image_that_is_listed_twice_is_refused_however_it_is_named(folder, ot
     os.link(folder / "0.png", folder / "hard.png")
     other = other.format(folder=folder)
     found = problems(folder, f"image,who,split\n0.png,a,train\n1.png,a,train\n{other},a,test\n")
-    same = "0.png is listed" if other == "0.png" else f"{other} is the same file as 0.png, which is listed"
-    assert found[0].replace(f"{folder}/", "") == (
-        f"list.csv:4: {same} on line 2".replace(f"{folder}/", "") + (" already" if other == "0.png" else "")
-    )
+    same = "0.png is already listed" if other == "0.png" else f"{other} is the same file as 0.png, which is listed"
+    assert found[0].replace(f"{folder}/", "") == (f"list.csv:4: {same} on line 2".replace(f"{folder}/", ""))
 
 
 def test_a_copy_in_another_split_is_told(folder):
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
     text = "image,who,split\n0.png,a,train\n1.png,a,train\n2.png,b,test\n"
     source, said = load(folder, text + "copy.png,b,test\n")
-    assert said == [
-        "1 image stands in more than one split with the same bytes, such as 0.png (learning) and copy.png (test)"
-    ]
+    assert said == ["1 image has identical copies in more than one split, such as 0.png (learning) and copy.png (test)"]
     assert load(folder, text + "copy.png,b,train\n3.png,b,test\n")[1] == []
+
+
+NAMES = ["\u00e9t\u00e9 0.png", "\u1ea5/\u00e9.png", "\ud55c\uae00.png", "a/\u00fc.png"]
+FORMS_OF_NAMES = {
+    "NFC": lambda name: unicodedata.normalize("NFC", name),
+    "NFD": lambda name: unicodedata.normalize("NFD", name),
+    "folder decomposed": lambda name: "/".join(
+        unicodedata.normalize("NFC" if i else "NFD", part) for i, part in enumerate(name.split("/"))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+@pytest.mark.parametrize("on_disk", FORMS_OF_NAMES)
+def test_accents_may_be_composed_in_the_list_or_on_disk(folder, name, listed, on_disk):
+    file = folder / FORMS_OF_NAMES[on_disk](name)
+    file.parent.mkdir(exist_ok=True)
+    (folder / "0.png").rename(file)
+    written = FORMS_OF_NAMES[listed](name)
+    for memory_budget in (1 << 20, 0):
+        text = f"image,who\n{written},a\n1.png,a\n2.png,b\n3.png,b\n"
+        source, said = load(folder, text, memory_budget=memory_budget)
+        assert source.names[0] == written
+        np.testing.assert_array_equal(np.stack(list(source.images))[:, 0, 0, 0], [0, 10, 20, 30])
+        assert said == []
+    other = FORMS_OF_NAMES["NFD" if listed == "NFC" else "NFC"](name)
+    found = problems(folder, f"image,who\n{written},a\n{other},a\n")
+    assert found[0] == f"list.csv:3: {other} is the same file as {written}, which is listed on line 2"
+
+
+def test_a_missing_file_with_accents_is_spelled_out(folder):
+    found = problems(folder, "image,who\ne\u0301.png,a\n\u00e9/0.png,a\n")
+    tried = "composed and decomposed accents were tried"
+    assert found[0].endswith(
+        rf"no such file as e\u0301.png (spelled 'e\u0301.png'; {tried})".replace("as e\\u0301", "as e\u0301")
+    )
+    assert rf"(spelled '\xe9/0.png'; {tried})" in found[1]
 
 
 def test_images_that_are_not_named_or_named_as_elsewhere(folder):

@@ -151,8 +151,8 @@ def test_celeba(tmp_path):
         for i, (who, part, shadow, young) in faces.items()
     }
     assert said == [
-        "-1 is a value and not missing in 5_o_Clock_Shadow (2 images), Young (2 images); leave a cell empty where it "
-        "is missing"
+        "-1 is read as a value, not as missing: 5_o_Clock_Shadow (2 images), Young (2 images); leave a cell empty if "
+        "its value is missing"
     ]
 
 
@@ -165,7 +165,7 @@ def test_the_attributes_of_celeba_are_read_as_they_are(tmp_path):
         source = load_manifest(tmp_path / "list_attr_celeba.txt", image_size=4)
     assert [(column.name, column.values) for column in source.columns] == [("Male", ("-1", "1")), ("Young", ("-1",))]
     np.testing.assert_array_equal(source.labels, [[1, 0], [0, 0]])
-    assert "the header does not name the first column, which holds the images" in str(caught[0].message)
+    assert "the header does not name the first column; it is read as the image column" in str(caught[0].message)
 
 
 def test_a_folder_for_each_identity(tmp_path):
