@@ -68,8 +68,8 @@ def triplet_loss(
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or an
         array `[B, R]`.
       references: where positives and negatives come from; the batch itself if not given.
-      triplets: `[N, 3]` integers, or a tuple of three `[N]`, in place of labels: the rows of an anchor in the batch, and
-        of a positive and a negative in the references; a negative number marks a row without a triplet. With them
+      triplets: `[N, 3]` integers, or a tuple of three `[N]`, in place of labels: the rows of an anchor in the batch, of
+        a positive and of a negative in the references; a negative number marks a row without a triplet. With them
         `reduction="none"` gives `[N]` losses, and O(N) distances are computed. For three arrays `[N, D]` of anchors,
         positives and negatives, pass their concatenation and `jnp.arange(3 * N).reshape(3, N).T`.
       pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given. With `labels=None`: two masks,
