@@ -17,7 +17,7 @@ from jaxmetric.training import read_json
 
 
 class _Header(NamedTuple):
-    """Columns of a list: those with values that may be labels, those that are so by default, and whether it is split."""
+    """Columns of a list: those with values that may be labels, those that are so by default, and if it is split."""
 
     names: list[str]
     labels: list[str]

@@ -172,7 +172,7 @@ def bad_folder(folder):
 def test_all_problems_are_raised_together_with_their_lines(bad_folder):
     found = problems(bad_folder, BAD, ordinal=("age",))
     assert found[:4] == [
-        "list.csv:4: ordinal column 'age' must hold integers, got 'x'",
+        "list.csv:4: ordinal column 'age' must hold integers, got 'x'; leave the cell empty if it means missing",
         "list.csv:5: 3 cells where 4 are expected (image, identity, age, split)",
         "list.csv:6: gone.png: no such file as gone.png",
         "list.csv:7: text.png: not a picture that Pillow knows",
@@ -251,7 +251,8 @@ def test_bad_arguments_are_refused(folder):
         f"list.csv: ordinal names 'age', but the label columns in use are identity (read as: {READ_AS})"
     ]
     assert problems(folder, text, ordinal=("identity",)) == [
-        f"list.csv: ordinal column 'identity' must hold integers, but holds values such as 'a' (read as: {READ_AS})"
+        "list.csv: ordinal column 'identity' must hold integers, but no value is one, such as 'a'; leave the cell "
+        f"empty if it means missing (read as: {READ_AS})"
     ]
     assert "runs from 1 to 99999999" in problems(folder, text, ordinal=("age",))[0]
     for options, message in (
@@ -412,7 +413,7 @@ def test_a_label_that_may_be_the_split_is_told(folder, name, values, value):
     text = f"image,who,{name}\n" + "".join(f"{n},{w},{values[i % 3]}\n" for i, (n, w, _) in enumerate(ROWS))
     source, said = load(folder, text)
     assert [column.name for column in source.columns] == ["who", name]
-    assert said == [
+    assert [line for line in said if "is no split" in line or "may be no split" in line] == [
         f"column {name!r} is taken as a label, since its value {value}; rename the column 'split' if it is one"
     ]
 
@@ -768,3 +769,56 @@ def test_a_second_column_with_the_name_of_an_image_column_is_told(folder, names)
         "--columns if it is none"
     ) in said
     assert load(folder, text, columns=("who",))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (["?", "20", "30"], "'?' is a value"),
+        (["20", "30", "x"], "'x' is a value"),
+        (["-", "unknown", "2.5", "3"], "'-' and 'unknown' are values"),
+        (["20", "30", "40"], None),
+        (["young", "old", "30", "40"], None),
+        (["young", "?"], None),
+        (["?", "1"], None),
+    ],
+)
+def test_what_stands_among_numbers_is_told(folder, values, told):
+    text = "".join(f"{n},{w},{values[i % len(values)]}\n" for i, (n, w, _) in enumerate(ROWS))
+    means = "it means" if "is a value" in (told or "") else "they mean"
+    line = f"{told} of age, and all others are numbers; leave the cell empty if {means} missing"
+    assert load(folder, "image,who,age\n" + text)[1] == [line] * (told is not None)
+
+
+@pytest.mark.parametrize(
+    ("value", "cure"),
+    [
+        ("?", "leave the cell empty if it means missing"),
+        ("unknown", "leave the cell empty if it means missing"),
+        ("20.5", "round it"),
+        ("20,5", "round it; the comma is read as a decimal comma"),
+        ("1.23457E+17", "write all its digits, at most 18"),
+        ("1234567890123456789", "write its digits alone, at most 18"),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_ordinal_value_that_is_no_integer_is_named_with_the_cure(folder, value, cure, alone):
+    text = f'0.png,a,"{value}"\n' + "".join(f"{n},{w},{'' if alone else i}\n" for i, (n, w, _) in enumerate(ROWS[1:]))
+    found = problems(folder, "image,who,age\n" + text, ordinal=("age",))[0]
+    if alone:
+        what = "list.csv: ordinal column 'age' must hold integers, but no value is one"
+        assert found.startswith(f"{what}, such as {value!r}; {cure} (read as")
+    else:
+        assert found == f"list.csv:2: ordinal column 'age' must hold integers, got {value!r}; {cure}"
+
+
+@pytest.mark.parametrize("value", ["1.23457E+17", "1,23457E+17", "1e+17", "1.2345678901234568e+17"])
+def test_numbers_that_a_spreadsheet_rounded_are_told(folder, value):
+    text = "".join(f"{n};{value if w == 'a' else '4E+15'}\n" for n, w, _ in ROWS)
+    said = [line for line in load(folder, "image;pid\n" + text)[1] if "scientific" in line]
+    assert said == [
+        f"pid has numbers in scientific notation, such as {value!r} (8 images), as spreadsheets write long numbers, "
+        "which they round: different ones can become one; format the column as text and save it anew"
+    ]
+    text = "".join(f"{n};{'12e4' if w == 'a' else '7e15'}\n" for n, w, _ in ROWS)  # hexadecimal
+    assert load(folder, "image;pid\n" + text)[1] == []
