@@ -236,9 +236,9 @@ def test_files_of_no_use_are_refused(folder, text, message):
 def test_a_missing_or_binary_file_is_refused(folder):
     with pytest.raises(ManifestError, match=r"nothing\.csv: no such file"):
         load_manifest(folder / "nothing.csv")
-    with pytest.raises(ManifestError, match=r"0\.png: not a text file in UTF-8"):
+    with pytest.raises(ManifestError, match=r"0\.png: this is an image, not a CSV file; give"):
         load_manifest(folder / "0.png")
-    with pytest.raises(ManifestError, match="cannot be read"):
+    with pytest.raises(ManifestError, match="this is a folder, not a CSV file; name the CSV file"):
         load_manifest(folder)
 
 
