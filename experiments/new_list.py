@@ -10,14 +10,14 @@ import numpy as np
 from experiments.config import Config, ConfigError, DataConfig
 from experiments.setup import DATA_FILE, Experiment, load_source, make_experiment, split_off_groups
 from jaxmetric.data import TEST
-from jaxmetric.data.columns import find_columns
+from jaxmetric.data.columns import find_columns, has_values
 from jaxmetric.data.csv_table import read_table
 from jaxmetric.data.problems import Problems
 from jaxmetric.training import read_json
 
 
 class _Header(NamedTuple):
-    """The columns of a list: all that may be labels, those that are so by default, and whether there is a split."""
+    """Columns of a list: those with values that may be labels, those that are so by default, and if it is split."""
 
     names: list[str]
     labels: list[str]
@@ -76,7 +76,11 @@ def _read_header(path: Path) -> _Header:
     columns = find_columns(table, None, problems)
     of_no_label = {columns.image, columns.split, *columns.flags}
     return _Header(
-        [name for place, name in enumerate(columns.names) if name and place not in of_no_label],
+        [
+            name
+            for place, name in enumerate(columns.names)
+            if name and place not in of_no_label and has_values(table, place)
+        ],
         [columns.names[place] for place in columns.labels],
         columns.split is not None or bool(columns.flags),
     )

@@ -4,13 +4,14 @@ Columns are known by their names; what is not plain is refused, and what is left
 """
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxmetric.data.csv_table import IMAGE, IMAGE_IDS, IMAGE_NAMES, IMAGE_PLURALS, CsvTable, is_whole, plain_name
-from jaxmetric.data.label_values import looks_missing
+from jaxmetric.data.label_values import MISSING_WORDS, looks_missing
 from jaxmetric.data.problems import Problems
 from jaxmetric.data.sources import GALLERY, LEARNING, QUERY, SPLITS, TEST, VALIDATION
 
@@ -31,6 +32,11 @@ _SPLIT_FLAGS = {  # the split where the column is true, and where it is false
     **dict.fromkeys(("is_test", "is_testing", "test"), (TEST, LEARNING)),
 }
 _ROW_IDS = frozenset({*IMAGE_IDS, "index", "idx", "id", "row", "row_id", "rowid", "rownames", "no"})
+# Usual names of the identity; the first group counts where a column of each is there.
+_IDENTITIES = (
+    frozenset({"identity", "identity_id"}),
+    frozenset({"person", "person_id", "pid", "label", "class", "class_id", "class_name", "item", "item_id"}),
+)
 _FLAGS = ("is_query", "is_gallery")
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "t"}), frozenset({"false", "0", "no", "f", ""})
 
@@ -59,10 +65,25 @@ def find_columns(table: CsvTable, chosen: Sequence[str] | None, problems: Proble
 
     Raises:
       ManifestError: if no column, or more than one, may hold the images; if a column without a name has values; if
-        a name stands twice, a chosen column does not exist, or no label column is left.
+        a name stands twice, a chosen column does not exist or has no value, or no label column is left.
     """
-    if not table.header:
-        return _headerless(table, chosen, problems)
+    columns = _named_columns(table, chosen, problems) if table.header else _headerless(table, chosen, problems)
+    empty = [columns.names[place] for place in columns.labels if not has_values(table, place)]
+    if empty:
+        raise problems.refusal(
+            f"label column {empty[0]!r} has no value in any row; fill it, or leave it out of the label columns "
+            "(--columns)",
+            table.header_line,
+        )
+    return columns
+
+
+def has_values(table: CsvTable, place: int) -> bool:
+    """Whether a cell of a column is not missing."""
+    return not {cells[place] for cells in table.rows} <= MISSING_WORDS | {""}
+
+
+def _named_columns(table: CsvTable, chosen: Sequence[str] | None, problems: Problems) -> Columns:
     names, line = table.header, table.header_line
     repeated = [name for i, name in enumerate(names) if name and name in names[:i]]
     if repeated:
@@ -75,7 +96,11 @@ def find_columns(table: CsvTable, chosen: Sequence[str] | None, problems: Proble
         (other,) = set(_FLAGS) - {plain_name(names[flags[0]])}
         raise problems.refusal(f"column {names[flags[0]]!r} also needs a column {other!r}", line)
     others = [place for place in free if place not in (split, *flags)]
-    labels = _label_columns(table, others, split, problems) if chosen is None else others
+    labels = others
+    if chosen is None:
+        labels = _label_columns(table, others, split, problems)
+        _note_second_images(table, image, labels, problems)
+        _note_identity_not_first([names[place] for place in labels], problems)
     return _chosen(Columns(names, image, split, flags, tuple(labels)), table, chosen, problems)
 
 
@@ -105,7 +130,10 @@ def _headerless(table: CsvTable, chosen: Sequence[str] | None, problems: Problem
             f"the header {table.separator.join((IMAGE, 'identity'))!r}",
             table.header_line,
         )
-    columns = Columns(names, 0, width - 1, (), tuple(range(1, width - 1)))
+    labelled: Sequence[int] = range(1, width - 1)
+    if chosen is None:
+        labelled = _with_values(table, labelled, names, problems)
+    columns = Columns(names, 0, width - 1, (), tuple(labelled))
     columns = _chosen(columns, table, chosen, problems)
     labels = f"{names[1]} ... {names[-2]}" if width > 3 else names[1]
     problems.note(
@@ -208,8 +236,9 @@ def _note_almost_splits(table: CsvTable, place: int, problems: Problems) -> None
 
 
 def _note_unusual_split(table: CsvTable, place: int, problems: Problems) -> None:
-    """Notes a column that is taken as the split for its values, or for a name that a label may have."""
+    """Notes a split of numbers, and one that is known by its values, or by a name that a label may have."""
     name = plain_name(table.header[place])
+    _note_numbered_split(table, place, problems)
     if name == SPLIT or name in _NUMBERED_SPLITS or (name in _WORDED_SPLITS and not _is_split_flag(table, place)):
         return
     meaning = "its values are all splits"
@@ -222,6 +251,18 @@ def _note_unusual_split(table: CsvTable, place: int, problems: Problems) -> None
     )
 
 
+def _note_numbered_split(table: CsvTable, place: int, problems: Problems) -> None:
+    """Notes what the numbers of a split mean; others write 1 for training and 0 for test."""
+    numbers = {word for word in _words(table, place) if word in ("0", "1", "2")}
+    if not numbers or _is_split_flag(table, place):
+        return
+    cure = "; if 1 marks the images to learn from, as in CUB, rename the column 'is_train'"
+    problems.note(
+        f"column {table.header[place]!r} holds numbers: 0 is {SPLITS[0]}, 1 {SPLITS[1]}, 2 {SPLITS[2]}"
+        + (cure if "1" in numbers and "2" not in numbers else "")
+    )
+
+
 def _split_word(cell: str) -> str:
     """A cell as it is looked up: `Public Test` and `public_test` are `publictest`."""
     return re.sub(r"(?<=[a-z])[\s_-]+(?=[a-z])", "", cell.lower()).removesuffix(".0")
@@ -230,10 +271,11 @@ def _split_word(cell: str) -> str:
 def _label_columns(table: CsvTable, places: Sequence[int], split: int | None, problems: Problems) -> list[int]:
     """The places that hold labels.
 
-    Unnamed columns do not. Neither do numbers of the row nor a second split column, where other labels stand beside
-    them.
+    Unnamed columns do not. Neither do numbers of the row, a second split column nor a column without a value, where
+    other labels stand beside them.
     """
-    labels = [place for place in places if not _left_out_unnamed(table, place, problems)]
+    named = [place for place in places if not _left_out_unnamed(table, place, problems)]
+    labels = _with_values(table, named, table.header, problems)
     for place in list(labels):
         name = table.header[place]
         if plain_name(name) in _ROW_IDS and _numbers_the_rows(table, place):
@@ -248,6 +290,44 @@ def _label_columns(table: CsvTable, places: Sequence[int], split: int | None, pr
         elif split is not None:
             problems.note(f"column {name!r} {reason} and is kept as the only label; is it one?")
     return labels
+
+
+def _with_values(table: CsvTable, places: Sequence[int], names: Sequence[str], problems: Problems) -> list[int]:
+    """The places of columns with a value; all of them if none has one."""
+    kept = [place for place in places if has_values(table, place)] or list(places)
+    for place in places:
+        if place not in kept:
+            problems.note(
+                f"column {names[place]!r} has no value in any row and is left out"
+                + (f"; the identity is {names[kept[0]]!r} then" if place < kept[0] else "")
+            )
+    return kept
+
+
+def _note_second_images(table: CsvTable, image: int, labels: Sequence[int], problems: Problems) -> None:
+    """Notes a label column whose name might have been that of the image column."""
+    for place in labels:
+        if plain_name(table.header[place]) in IMAGE_NAMES | IMAGE_PLURALS:
+            problems.note(
+                f"column {table.header[image]!r} is taken as the images and column {table.header[place]!r} as a label; "
+                "name the label columns with --columns if it is none"
+            )
+
+
+def _note_identity_not_first(names: Sequence[str], problems: Problems) -> None:
+    """Notes a label column that is called as the identity is, where another one is the first."""
+    for known in _IDENTITIES:
+        later = [name for name in names if plain_name(name) in known]
+        if not later:
+            continue
+        if later[0] != names[0]:
+            ordered = shlex.join([later[0], *(name for name in names if name != later[0])][:5])
+            more = " ..." if len(names) > 5 else ""
+            problems.note(
+                f"the first label column, {names[0]!r}, is taken as the identity, though another one is called "
+                f"{later[0]!r}; write --columns {ordered}{more} if that is the identity"
+            )
+        return
 
 
 def _left_out_unnamed(table: CsvTable, place: int, problems: Problems) -> bool:

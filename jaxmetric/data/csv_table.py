@@ -30,6 +30,27 @@ IMAGE_IDS = frozenset({"image_id", "img_id", "imageid"})
 IMAGE_SUFFIXES = frozenset(
     {*(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"), *(".pbm", ".jp2", ".avif")}
 )
+# What other files begin with, what they are, and the cure.
+_AS_CSV = "save it as CSV in UTF-8"
+_TO_CSV = "write it as CSV, as pandas.DataFrame.to_csv(path, index=False) does"
+_UNPACK = "unpack it first"
+_OTHER_FILES = (
+    (rb"PK\x03\x04(?=.*(xl/|\[Content_Types\]))", "an Excel sheet", _AS_CSV),
+    (rb"PK\x03\x04(?=.*opendocument)", "an OpenDocument sheet", _AS_CSV),
+    (rb"PK\x03\x04", "a ZIP archive", _UNPACK),
+    (rb"\xd0\xcf\x11\xe0", "an old Excel sheet", _AS_CSV),
+    (rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd", "a compressed file", _UNPACK),
+    (rb"PAR1(?=.*\x00)", "a Parquet file", _TO_CSV),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a(?=.*\x00)", "an image", "give the CSV file that names the images"),
+    (rb"%PDF", "a PDF file", _AS_CSV),
+    (rb"(\xef\xbb\xbf)?\s*(\[\s*)?\{\s*[\"}]", "JSON", _TO_CSV),
+    (
+        rb"(\xef\xbb\xbf)?\s*<((?i:!doctype html|html)|\?xml)",
+        "HTML or XML",
+        "download the list itself, or save it as CSV",
+    ),
+)
+_JSON_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
 _SAMPLED_LINES = 200
 _SEPARATORS_TRIED = f"one of {', '.join(SEPARATORS.values())}"
 
@@ -108,13 +129,31 @@ def is_whole(text: str) -> bool:
     return re.fullmatch(r"-?\d{1,18}", text) is not None
 
 
+def _other_file(path: Path, data: bytes) -> str:
+    """What a file is that holds no table as text, and the cure; "" for a list."""
+    for start, what, cure in _OTHER_FILES:
+        if re.match(start, data, re.DOTALL):
+            return f"this is {what}, not a CSV file; {cure}"
+    if path.suffix.lower() in _JSON_SUFFIXES and data.lstrip()[:1] in (b"[", b"{"):
+        return f"this is JSON, not a CSV file; {_TO_CSV}"
+    return ""
+
+
 def _text(path: Path, problems: Problems) -> str:
+    if path.is_dir():
+        raise problems.refusal(
+            "this is a folder, not a CSV file; name the CSV file that lists its images (docs/data.md shows how to "
+            "write one from a folder for each identity)"
+        )
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise problems.refusal("no such file") from error
     except OSError as error:
         raise problems.refusal(f"cannot be read: {error.strerror}") from error
+    other = _other_file(path, data)
+    if other:
+        raise problems.refusal(other)
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if wide else "utf-8")

@@ -20,6 +20,10 @@ MISSING_WORDS = frozenset(
 _FOLDED_MISSING_WORDS = frozenset({"", *(word.casefold().replace(" ", "") for word in MISSING_WORDS)})
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # categories of characters
 _VARIATION_SELECTORS = range(0xFE00, 0xFE10)
+# As Excel and pandas write long numbers whose last digits they have lost.
+_SCIENTIFIC = re.compile(r"[+-]?\d([.,]\d+)?[eE]\+\d+")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_PLACEHOLDERS = frozenset({"unknown", "unk", "missing", "unspecified", "undefined", "tbd"})
 _MAX_ORDINAL_RANGE = 100_000
 
 
@@ -61,6 +65,8 @@ def note_values(
             like_missing.append(f"{name} ({sum(words.values()):,} {' or '.join(map(repr, sorted(words)))})")
         if place == 0:
             _note_single_images(name, counts, problems)
+        _note_lone_words(name, counts, problems)
+        _note_scientific(name, counts, problems)
         if place not in ordinal:
             _note_equal_numbers(name, counts, problems)
             _note_similar_values(name, counts, problems)
@@ -90,6 +96,22 @@ def encode_values(
         codes.append([code[str(int(cell)) if cell and place in ordinal else cell] for cell in cells])
         columns.append(LabelColumn(name, tuple(values), ordinal=place in ordinal))
     return np.array(codes, np.int32).T, tuple(columns)
+
+
+def whole_number_cure(value: str) -> str:
+    """What to do about a value that is no integer, for messages.
+
+    Example:
+      >>> whole_number_cure("20.5"), whole_number_cure("?")
+      ('round it', 'leave the cell empty if it means missing')
+    """
+    if _DECIMAL_COMMA.fullmatch(value):
+        return "round it; the comma is read as a decimal comma"
+    if _SCIENTIFIC.fullmatch(value):
+        return "write all its digits, at most 18"
+    if not _all_numbers({value}):
+        return "leave the cell empty if it means missing"
+    return "round it" if float(value) % 1 else "write its digits alone, at most 18"
 
 
 def looks_missing(value: str) -> bool:
@@ -124,6 +146,29 @@ def _note_single_images(name: str, counts: Counter[str], problems: Problems) -> 
         f"only one image, such as {single[0]!r}; such images are kept for their other labels and for the gallery"
         + (doubt if len(single) == len(counts) else "")
     )
+
+
+def _note_lone_words(name: str, counts: Counter[str], problems: Problems) -> None:
+    """Notes what stands among numbers and is none: one value, or several that are no words or usual placeholders."""
+    words = [value for value in counts if not _all_numbers({value}) and not looks_missing(value)]
+    placeholders = all(value.casefold() in _PLACEHOLDERS or not any(map(str.isalnum, value)) for value in words)
+    numbers = sum(_all_numbers({value}) for value in counts)
+    if words and numbers >= 2 and (len(words) == 1 or placeholders):
+        what = "is a value" if len(words) == 1 else "are values"
+        problems.note(
+            f"{' and '.join(map(repr, words))} {what} of {name}, and all others are numbers; leave the cell empty if "
+            f"{'it means' if len(words) == 1 else 'they mean'} missing"
+        )
+
+
+def _note_scientific(name: str, counts: Counter[str], problems: Problems) -> None:
+    values = [value for value in counts if _SCIENTIFIC.fullmatch(value)]
+    if values:
+        number = counted(sum(counts[value] for value in values), "image")
+        problems.note(
+            f"{name} has numbers in scientific notation, such as {values[0]!r} ({number}), as spreadsheets write long "
+            "numbers, which they round: different ones can become one; format the column as text and save it anew"
+        )
 
 
 def _note_equal_numbers(name: str, counts: Counter[str], problems: Problems) -> None:

@@ -31,7 +31,7 @@ from jaxmetric.data.columns import Columns, find_columns, read_splits
 from jaxmetric.data.copies import content_keys, copies_across_splits, first_of_same_file
 from jaxmetric.data.csv_table import SEPARATORS, CsvTable, is_whole, read_table
 from jaxmetric.data.image_files import image_file, spelled_out
-from jaxmetric.data.label_values import clean_values, encode_values, note_values
+from jaxmetric.data.label_values import clean_values, encode_values, note_values, whole_number_cure
 from jaxmetric.data.pictures import LazyPictures, Resize, check_resize, try_pictures
 from jaxmetric.data.problems import ManifestError, ManifestWarning, Problems
 from jaxmetric.data.sources import LabelledImages, PictureError, SourceWarning
@@ -201,8 +201,10 @@ def _ordinal_places(rows: _Rows, ordinal: Sequence[str], problems: Problems) -> 
         values = {row[place] for row in rows.labels if row[place]}
         if values and not any(map(is_whole, values)):
             name = rows.columns[place]
+            value = min(values)
             raise problems.refusal(
-                f"ordinal column {name!r} must hold integers, but holds values such as {min(values)!r}"
+                f"ordinal column {name!r} must hold integers, but no value is one, such as {value!r}; "
+                + whole_number_cure(value)
             )
     return places
 
@@ -210,8 +212,10 @@ def _ordinal_places(rows: _Rows, ordinal: Sequence[str], problems: Problems) -> 
 def _find_bad_cells(rows: _Rows, ordinal_places: set[int], problems: Problems) -> None:
     for line, labels in zip(rows.lines, rows.labels, strict=True):
         for place in ordinal_places:
-            if labels[place] and not is_whole(labels[place]):
-                problems.add(line, f"ordinal column {rows.columns[place]!r} must hold integers, got {labels[place]!r}")
+            value = labels[place]
+            if value and not is_whole(value):
+                what = f"ordinal column {rows.columns[place]!r} must hold integers, got {value!r}"
+                problems.add(line, f"{what}; {whole_number_cure(value)}")
 
 
 def _find_repeated_images(rows: _Rows, root: Path, problems: Problems) -> None:

@@ -1,9 +1,13 @@
 """Text to a table: any separator, header and line end, and no line lost."""
 
+import bz2
 import contextlib
 import csv
+import gzip
 import io
+import json
 import re
+import zipfile
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -235,3 +239,49 @@ def test_further_names_of_images(path, name):
 )
 def test_a_refusal_says_what_was_read(path, text, message):
     assert message in refused(path, text)
+
+
+def zipped(*names, text=""):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, text)
+    return file.getvalue()
+
+
+RECORDS = [{"image": "a.png", "who": "x"}, {"image": "b.png", "who": "y"}]
+TO_CSV = "write it as CSV, as pandas.DataFrame.to_csv(path, index=False) does"
+OTHER_FILES = [
+    (zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel sheet", "save it as CSV in UTF-8"),
+    (
+        zipped("mimetype", text="application/vnd.oasis.opendocument.spreadsheet"),
+        "an OpenDocument sheet",
+        "save it as CSV in UTF-8",
+    ),
+    (zipped("list.csv"), "a ZIP archive", "unpack it first"),
+    (bytes.fromhex("d0cf11e0a1b11ae1") + bytes(99), "an old Excel sheet", "save it as CSV in UTF-8"),
+    (gzip.compress(b"image,who"), "a compressed file", "unpack it first"),
+    (bz2.compress(b"image,who"), "a compressed file", "unpack it first"),
+    (b"PAR1" + bytes(9), "a Parquet file", TO_CSV),
+    (json.dumps(RECORDS), "JSON", TO_CSV),
+    (json.dumps(RECORDS, indent=2), "JSON", TO_CSV),
+    (json.dumps({"image": ["a.png"], "who": ["x"]}), "JSON", TO_CSV),
+    ("\n".join(map(json.dumps, RECORDS)), "JSON", TO_CSV),
+    ("\n<!DOCTYPE html><html>", "HTML or XML", "download the list itself, or save it as CSV"),
+]
+
+
+@pytest.mark.parametrize(("text", "what", "cure"), OTHER_FILES)
+def test_a_file_of_another_kind_is_named(path, text, what, cure):
+    assert refused(path, text) == f"list.csv: this is {what}, not a CSV file; {cure}"
+
+
+@pytest.mark.parametrize("start", ["bzh9", "BZh9", "PAR1", "par1", "GIF89a", "gif8", "PK", "<a>", "{a}", "[1]", "html"])
+def test_a_list_whose_first_image_begins_as_another_file_does_is_read(path, start):
+    assert read(path, f"{start}.png,7,0\n")[0].rows == [[f"{start}.png", "7", "0"]]
+
+
+def test_a_json_file_without_objects_and_a_folder_are_named(path):
+    assert "this is JSON" in refused(path.with_suffix(".json"), '[["a.png", "x"]]')
+    with pytest.raises(ManifestError, match="this is a folder, not a CSV file; name the CSV file that lists its"):
+        read_table(path.parent, Problems(path.parent))

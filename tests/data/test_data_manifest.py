@@ -92,7 +92,8 @@ def test_without_a_header_the_split_is_a_number(folder):
 def test_a_header_gives_names_text_labels_and_missing_ones(folder):
     text = "Split,Image,identity,mood\ntrain,0.png,bob,\nLearning,1.png, bob ,gay\n\nval,2.png,,sad\n"
     text += "test,3.png,ann,sad\n2,4.png,ann,\n"
-    source = load_manifest(write(folder, text, encoding="utf-8-sig"))
+    with pytest.warns(SourceWarning, match="column 'Split' holds numbers: 0 is learning, 1 validation, 2 test"):
+        source = load_manifest(write(folder, text, encoding="utf-8-sig"))
     assert [(c.name, c.values) for c in source.columns] == [("identity", ("ann", "bob")), ("mood", ("gay", "sad"))]
     np.testing.assert_array_equal(source.labels, [[1, -1], [1, 0], [-1, 1], [0, 1], [0, -1]])
     np.testing.assert_array_equal(source.split, [0, 0, 1, 2, 2])
@@ -171,7 +172,7 @@ def bad_folder(folder):
 def test_all_problems_are_raised_together_with_their_lines(bad_folder):
     found = problems(bad_folder, BAD, ordinal=("age",))
     assert found[:4] == [
-        "list.csv:4: ordinal column 'age' must hold integers, got 'x'",
+        "list.csv:4: ordinal column 'age' must hold integers, got 'x'; leave the cell empty if it means missing",
         "list.csv:5: 3 cells where 4 are expected (image, identity, age, split)",
         "list.csv:6: gone.png: no such file as gone.png",
         "list.csv:7: text.png: not a picture that Pillow knows",
@@ -195,6 +196,7 @@ def test_skip_bad_leaves_those_rows_out_and_counts_them(bad_folder):
     assert str(left_out).startswith("left out 7 bad rows:")
     assert left_out.rows == len(left_out.problems) == 7
     assert ["1 of the 2 values of identity has only one image, such as 'd'" in str(other) for other in others] == [
+        False,
         True,
         False,
     ]
@@ -234,9 +236,9 @@ def test_files_of_no_use_are_refused(folder, text, message):
 def test_a_missing_or_binary_file_is_refused(folder):
     with pytest.raises(ManifestError, match=r"nothing\.csv: no such file"):
         load_manifest(folder / "nothing.csv")
-    with pytest.raises(ManifestError, match=r"0\.png: not a text file in UTF-8"):
+    with pytest.raises(ManifestError, match=r"0\.png: this is an image, not a CSV file; give"):
         load_manifest(folder / "0.png")
-    with pytest.raises(ManifestError, match="cannot be read"):
+    with pytest.raises(ManifestError, match="this is a folder, not a CSV file; name the CSV file"):
         load_manifest(folder)
 
 
@@ -249,7 +251,8 @@ def test_bad_arguments_are_refused(folder):
         f"list.csv: ordinal names 'age', but the label columns in use are identity (read as: {READ_AS})"
     ]
     assert problems(folder, text, ordinal=("identity",)) == [
-        f"list.csv: ordinal column 'identity' must hold integers, but holds values such as 'a' (read as: {READ_AS})"
+        "list.csv: ordinal column 'identity' must hold integers, but no value is one, such as 'a'; leave the cell "
+        f"empty if it means missing (read as: {READ_AS})"
     ]
     assert "runs from 1 to 99999999" in problems(folder, text, ordinal=("age",))[0]
     for options, message in (
@@ -361,9 +364,9 @@ def test_a_column_that_holds_the_split_is_taken_as_it_by_any_name(folder, name, 
     source, said = load(folder, "\n".join([f"image,who,{name}", *rows]))
     assert [column.name for column in source.columns] == ["who"]
     np.testing.assert_array_equal(source.split, [SPLIT_CODES[word] for word in WORDED])
-    assert said == [
-        f"column {name!r} is taken as the split: {told}; name the labels with --columns if it is one of them"
-    ] * (told is not None)
+    numbered = f"column {name!r} holds numbers: 0 is learning, 1 validation, 2 test"
+    taken = f"column {name!r} is taken as the split: {told}; name the labels with --columns if it is one of them"
+    assert said == ([taken] if told else [numbered] if words["train"] == "0" else [])
     for missing in ("", "NA", "null", "none"):
         found = problems(folder, "\n".join([f"image,who,{name}", *rows[:2], f"2.png,a,{missing}", *rows[3:]]))
         assert found[0].startswith("list.csv:4: ")
@@ -410,7 +413,7 @@ def test_a_label_that_may_be_the_split_is_told(folder, name, values, value):
     text = f"image,who,{name}\n" + "".join(f"{n},{w},{values[i % 3]}\n" for i, (n, w, _) in enumerate(ROWS))
     source, said = load(folder, text)
     assert [column.name for column in source.columns] == ["who", name]
-    assert said == [
+    assert [line for line in said if "is no split" in line or "may be no split" in line] == [
         f"column {name!r} is taken as a label, since its value {value}; rename the column 'split' if it is one"
     ]
 
@@ -466,6 +469,7 @@ values = st.sampled_from(["x", "y", "Na", "none", "-1", "0"])
 @given(st.lists(st.tuples(values | missing_words | st.just(""), values | missing_words), min_size=8, max_size=8))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_words_for_missing_are_missing_and_counted_by_column(folder, cells):
+    assume(all(any(value and value not in MISSING_WORDS for value in column) for column in zip(*cells, strict=True)))
     text = "image,identity,mood\n" + "".join(f"{i}.png,{who},{mood}\n" for i, (who, mood) in enumerate(cells))
     source, said = load(folder, text)
     for place, column in enumerate(source.columns):
@@ -520,7 +524,7 @@ def test_whole_numbers_written_as_floats_are_those_numbers(folder, numbers, wide
         ),
         (
             "image,identity,age\n" + "".join(f"{n},{w},\n" for n, w, _ in ROWS),
-            "column 'age' has no value in any row; it distinguishes no images",
+            "column 'age' has no value in any row and is left out",
         ),
         (
             "image,identity\n" + "".join(f"{n},me\n" for n, w, _ in ROWS),
@@ -686,3 +690,135 @@ def test_an_id_that_does_not_number_the_rows_is_a_label(folder):
     source, said = load(folder, text)
     assert [column.name for column in source.columns] == ["id", "who"]
     assert said == []
+
+
+COLUMN_ORDERS = [
+    (("age", "identity"), "identity", "age", "identity age"),
+    (("age", "mood", "Person ID"), "Person ID", "age", "'Person ID' age mood"),
+    (("label", "identity"), "identity", "label", "identity label"),  # this name leaves no doubt
+    (("identity", "label", "class"), None, None, None),
+    (("class_id", "super_class_id", "item_id"), None, None, None),
+    (("species", "order"), None, None, None),
+    (("a", "b", "c", "d", "e", "pid"), "pid", "a", "pid a b c d ..."),
+]
+
+
+@pytest.mark.parametrize(("names", "called", "first", "cure"), COLUMN_ORDERS)
+def test_an_identity_that_is_not_the_first_label_is_told(folder, names, called, first, cure):
+    """The order of the columns counts all the same."""
+    text = "".join(
+        ",".join([n, *[f"{t}{(i + t) // 4}" for t in range(len(names))]]) + "\n" for i, (n, _, _) in enumerate(ROWS)
+    )
+    source, said = load(folder, f"image,{','.join(names)}\n" + text)
+    assert [column.name for column in source.columns] == list(names)
+    told = [line for line in said if "is taken as the identity" in line]
+    assert told == [
+        f"the first label column, {first!r}, is taken as the identity, though another one is called {called!r}; "
+        f"write --columns {cure} if that is the identity"
+    ] * (called is not None)
+    _, said = load(folder, f"image,{','.join(names)}\n" + text, columns=names)
+    assert not any("is taken as the identity" in line for line in said)
+
+
+@pytest.mark.parametrize("name", ["split", "Split", "partition"])
+@pytest.mark.parametrize("numbers", ["01", "0", "1", "02", "012", "12"])
+@pytest.mark.parametrize("others", [(), ("train",)])
+def test_numbers_of_a_split_are_told(folder, name, numbers, others):
+    """And where they may be those of CUB (1 learns, 0 tests), how to say so."""
+    cells = [*numbers, *others]
+    text = "".join(f"{n},{w},{cells[i % len(cells)]}\n" for i, (n, w, _) in enumerate(ROWS))
+    source, said = load(folder, f"image,who,{name}\n" + text)
+    codes = {"train": 0, "0": 0, "1": 1, "2": 2}
+    np.testing.assert_array_equal(source.split, [codes[cells[i % len(cells)]] for i in range(8)])
+    cure = "; if 1 marks the images to learn from, as in CUB, rename the column 'is_train'"
+    assert said == [
+        f"column {name!r} holds numbers: 0 is learning, 1 validation, 2 test"
+        + cure * ("1" in numbers and "2" not in numbers)
+    ]
+
+
+@pytest.mark.parametrize("words", [("",), ("NA",), ("", "nan")])
+def test_a_label_column_without_a_value_is_left_out_or_refused_by_name(folder, words):
+    text = "".join(f"{n},{words[i % len(words)]},{w},0\n" for i, (n, w, _) in enumerate(ROWS))
+    source, said = load(folder, "image,mood,who,split\n" + text)
+    assert [column.name for column in source.columns] == ["who"]
+    assert "column 'mood' has no value in any row and is left out; the identity is 'who' then" in said
+    source, said = load(folder, text)
+    assert [column.name for column in source.columns] == ["class_2"]
+    assert "column 'class_1' has no value in any row and is left out; the identity is 'class_2' then" in said
+    refusal = "list.csv:1: label column {!r} has no value in any row; fill it, or leave it out of the label columns"
+    for found in (
+        problems(folder, "image,mood,who,split\n" + text, columns=("who", "mood")),
+        problems(folder, "image,mood,split\n" + "".join(f"{n},{words[0]},0\n" for n, _, _ in ROWS)),
+    ):
+        assert found[0].startswith(refusal.format("mood"))
+    assert problems(folder, text, columns=("class_1", "class_2"))[0].startswith(refusal.format("class_1"))
+
+
+@pytest.mark.parametrize("names", ["filename,image,who", "image,path,who", "who,files,path"])
+def test_a_second_column_with_the_name_of_an_image_column_is_told(folder, names):
+    """The list names the images in both."""
+    image, other = {"filename,image,who": ("image", "filename"), "image,path,who": ("image", "path")}.get(
+        names, ("path", "files")
+    )
+    text = "\n".join([names, *(",".join(w if name == "who" else n for name in names.split(",")) for n, w, _ in ROWS)])
+    source, said = load(folder, text)
+    assert f"images in {image!r}" in source.origin
+    assert (
+        f"column {image!r} is taken as the images and column {other!r} as a label; name the label columns with "
+        "--columns if it is none"
+    ) in said
+    assert load(folder, text, columns=("who",))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (["?", "20", "30"], "'?' is a value"),
+        (["20", "30", "x"], "'x' is a value"),
+        (["-", "unknown", "2.5", "3"], "'-' and 'unknown' are values"),
+        (["20", "30", "40"], None),
+        (["young", "old", "30", "40"], None),
+        (["young", "?"], None),
+        (["?", "1"], None),
+    ],
+)
+def test_what_stands_among_numbers_is_told(folder, values, told):
+    text = "".join(f"{n},{w},{values[i % len(values)]}\n" for i, (n, w, _) in enumerate(ROWS))
+    means = "it means" if "is a value" in (told or "") else "they mean"
+    line = f"{told} of age, and all others are numbers; leave the cell empty if {means} missing"
+    assert load(folder, "image,who,age\n" + text)[1] == [line] * (told is not None)
+
+
+@pytest.mark.parametrize(
+    ("value", "cure"),
+    [
+        ("?", "leave the cell empty if it means missing"),
+        ("unknown", "leave the cell empty if it means missing"),
+        ("20.5", "round it"),
+        ("20,5", "round it; the comma is read as a decimal comma"),
+        ("1.23457E+17", "write all its digits, at most 18"),
+        ("1234567890123456789", "write its digits alone, at most 18"),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_ordinal_value_that_is_no_integer_is_named_with_the_cure(folder, value, cure, alone):
+    text = f'0.png,a,"{value}"\n' + "".join(f"{n},{w},{'' if alone else i}\n" for i, (n, w, _) in enumerate(ROWS[1:]))
+    found = problems(folder, "image,who,age\n" + text, ordinal=("age",))[0]
+    if alone:
+        what = "list.csv: ordinal column 'age' must hold integers, but no value is one"
+        assert found.startswith(f"{what}, such as {value!r}; {cure} (read as")
+    else:
+        assert found == f"list.csv:2: ordinal column 'age' must hold integers, got {value!r}; {cure}"
+
+
+@pytest.mark.parametrize("value", ["1.23457E+17", "1,23457E+17", "1e+17", "1.2345678901234568e+17"])
+def test_numbers_that_a_spreadsheet_rounded_are_told(folder, value):
+    text = "".join(f"{n};{value if w == 'a' else '4E+15'}\n" for n, w, _ in ROWS)
+    said = [line for line in load(folder, "image;pid\n" + text)[1] if "scientific" in line]
+    assert said == [
+        f"pid has numbers in scientific notation, such as {value!r} (8 images), as spreadsheets write long numbers, "
+        "which they round: different ones can become one; format the column as text and save it anew"
+    ]
+    text = "".join(f"{n};{'12e4' if w == 'a' else '7e15'}\n" for n, w, _ in ROWS)  # hexadecimal
+    assert load(folder, "image;pid\n" + text)[1] == []

@@ -151,8 +151,9 @@ def test_celeba(tmp_path):
         for i, (who, part, shadow, young) in faces.items()
     }
     assert said == [
+        "column 'split' holds numbers: 0 is learning, 1 validation, 2 test",
         "-1 is read as a value, not as missing: 5_o_Clock_Shadow (2 images), Young (2 images); leave a cell empty if "
-        "its value is missing"
+        "its value is missing",
     ]
 
 
