@@ -1,11 +1,12 @@
 """Every exported loss in one form, one row each: what the conformance suite and the tests on many devices run."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pytest
 
 import jaxmetric
 
@@ -125,6 +126,27 @@ ROWS = {
     "soft triple": of_class_vectors(jaxmetric.soft_triple_loss, C, K, D),
     "normalized softmax": of_class_vectors(jaxmetric.normalized_softmax_loss, C, D),
 }
+
+
+# A loss of each engine: what runs for these by default, runs for all in the slow suite.
+ONE_OF_EACH_ENGINE = (
+    "quadruplet",
+    "anchored quadruplet",
+    "triplet, swap",
+    "smooth AP",
+    "contrastive",
+    "multi-similarity",
+    "supervised contrastive",
+    "supervised contrastive, not normalized",
+    "proxy anchor",
+    "ArcFace",
+    "soft triple",
+)
+
+
+def slow_but_for_one_of_each_engine(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test, marked slow unless they are in `ONE_OF_EACH_ENGINE`."""
+    return [name if name in ONE_OF_EACH_ENGINE else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def takes(row: Row, argument: str) -> bool:

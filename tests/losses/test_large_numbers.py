@@ -5,7 +5,7 @@ from functools import cache, partial
 import jax
 import numpy as np
 import pytest
-from loss_rows import ROWS, B, C, example, takes
+from loss_rows import ROWS, B, C, example, slow_but_for_one_of_each_engine, takes
 
 from jaxmetric import ClassShard
 from jaxmetric.losses import class_chunks, class_vectors
@@ -63,7 +63,7 @@ def assert_as_in_double(actual, exact, change):
     jax.tree.map(close, actual, exact, change)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", slow_but_for_one_of_each_engine(CALLS))
 def test_at_any_length_values_and_gradients_are_those_in_double_precision(name):
     parameters, embeddings, labels = example(name.removesuffix(", not normalized"), seed=3)
     # The products of embeddings that nobody normalized are their squares.
@@ -76,6 +76,7 @@ def test_at_any_length_values_and_gradients_are_those_in_double_precision(name):
                 assert_as_in_double(value_and_gradients(name)(*point, labels), exact, change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["soft triple", "hard triple", "SphereFace", "proxy anchor"])
 def test_so_they_are_in_chunks(name, monkeypatch):
     monkeypatch.setattr(class_chunks, "WHOLE", 1)
@@ -91,7 +92,7 @@ def test_so_they_are_in_chunks(name, monkeypatch):
 class_losses = [name for name, row in ROWS.items() if row.class_vectors]
 
 
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", class_losses)
 def test_a_label_that_is_no_class_gives_nan_where_it_is_traced_and_finite_gradients(name, sharded):
     if sharded and name in ("manifold", "margin"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from loss_options import numbers, variants
-from loss_rows import ROWS, C, D, K, example
+from loss_rows import ROWS, C, D, K, example, slow_but_for_one_of_each_engine
 
 import jaxmetric
 from jaxmetric import mining
@@ -78,6 +78,14 @@ def assert_each_device_has_its_own_loss(name, variant, *, check_vma, parameters=
 
 
 @every_loss
+def test_it_traces_inside_shard_map_with_its_default_check(name):
+    _, together = arguments(name, "everything")
+    function = partial(value_and_gradients, name, variants(name)["everything"].static)
+    values, _ = jax.eval_shape(on_devices(function, check_vma=True), *together)
+    assert values.shape == (N,)
+
+
+@pytest.mark.parametrize("name", slow_but_for_one_of_each_engine(LOSSES))
 def test_every_option_traces_inside_shard_map_with_its_default_check(name):
     for variant, options in variants(name).items():
         _, together = arguments(name, variant)
@@ -107,7 +115,7 @@ def test_so_it_is_with_every_flag_and_choice(name):
             assert_each_device_has_its_own_loss(name, variant, check_vma=True)
 
 
-@pytest.mark.parametrize("name", CLASS_LOSSES)
+@pytest.mark.parametrize("name", slow_but_for_one_of_each_engine(CLASS_LOSSES))
 def test_so_it_is_in_chunks_and_with_a_single_center(name, monkeypatch):
     if name in ("margin", "manifold"):
         pytest.skip("it takes all classes at once")
