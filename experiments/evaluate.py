@@ -4,6 +4,7 @@ python -m experiments.evaluate --workdir DIR [--checkpoint best] [--csv LIST.csv
 """
 
 import dataclasses
+import hashlib
 import json
 import platform
 import warnings
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.config import Config, ConfigError, absolute_path, check_paths, flatten, load_config
+from experiments.config import Config, ConfigError, absolute_path, check_paths, flatten, is_same_path, load_config
 from experiments.console import leave, run_command, start_jax
 from experiments.new_list import load_new_list
 from experiments.setup import (
@@ -205,7 +206,7 @@ def evaluate_run(
     trained = embed_and_evaluate(experiment, state, embed, part)
     facts = {"step": int(state.step), "split": SPLITS[split], "unseen_identities": part.unseen}
     if new_list:
-        facts = {"csv": new_list, **facts}
+        facts = {"csv": new_list, "csv_digest": _digest(new_list), **facts}
     if experiment.groups is not None:
         facts["exclude_same"] = experiment.config.data.exclude_same
     result = {**facts, **trained.evaluation, "untrained": untrained}
@@ -217,11 +218,23 @@ def evaluate_run(
 
 
 def check_not_of_another_list(path: Path, new_list: str) -> None:
-    """Raises ConfigError if an evaluation file is there that is not of this list ("" for the run's own)."""
-    if path.exists() and (there := read_json(path).get("csv", "")) != new_list:
+    """Raises ConfigError if an evaluation file is there that is not of this list ("" for the run's own).
+
+    A list that has moved is known by its bytes, where the place it was at holds none any more.
+    """
+    if not path.exists():
+        return
+    evaluation = read_json(path)
+    there = evaluation.get("csv", "")
+    moved = there and new_list and not Path(there).exists() and evaluation.get("csv_digest") == _digest(new_list)
+    if not (moved or is_same_path(there, new_list)):
         raise ConfigError(
             f"{path} holds the evaluation of {there or 'images of the run itself'}; move it away, or rename the list"
         )
+
+
+def _digest(file: str) -> str | None:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else None
 
 
 def _untrained(experiment: Experiment) -> TrainState:

@@ -43,6 +43,7 @@ from jaxmetric.data import (
     make_uniform_plan,
     prepare,
 )
+from jaxmetric.data.problems import counted
 from jaxmetric.encoders import make_encoder
 from jaxmetric.training import (
     Embed,
@@ -333,24 +334,48 @@ def claim_workdir(experiment: Experiment, workdir: Path) -> None:
             raise ConfigError(f"{workdir} holds checkpoints, but no {name}; put it back, or give another --workdir")
     check_same_config(experiment.config, workdir)
     source, path = experiment.source, workdir / DATA_FILE
-    digest = hashlib.sha256(source.labels.tobytes() + source.split.tobytes())
-    digest.update("\n".join(source.names).encode())
-    facts = {
-        "pictures": len(source),
-        "labels": [column.name for column in source.columns],
-        "digest": digest.hexdigest(),
-    }
-    if path.exists() and (began := read_json(path)) != facts:
-        left_out = experiment.config.data.skip_bad and len(source) < began["pictures"]
-        remedy = "; pictures that --skip-bad leaves out now were there then: put them back" if left_out else ""
-        raise ConfigError(
-            f"{workdir} holds a run on other data: pictures, labels or split have changed since it began "
-            f"({began['pictures']:,} pictures then, {len(source):,} now){remedy}"
-        )
+    facts = _facts_of(source)
+    if path.exists() and (changed := _changed_data(read_json(path), facts)):
+        raise ConfigError(f"{workdir} holds a run on other data: {changed}; {_cure_of_data(experiment, path)}")
     if jax.process_index() == 0:
         save_config(experiment.config, workdir)
         if not path.exists():
             write_atomically(path, json.dumps(facts, indent=2) + "\n")
+
+
+def _facts_of(source: LabelledImages) -> dict[str, Any]:
+    """What `data.json` holds. `digest` is of everything; `parts` tells what has changed."""
+    parts = {
+        "image names": "\n".join(source.names).encode(),
+        "label values": source.labels.tobytes(),
+        "split": source.split.tobytes(),
+    }
+    whole = parts["label values"] + parts["split"] + parts["image names"]
+    return {
+        "pictures": len(source),
+        "labels": [column.name for column in source.columns],
+        "digest": hashlib.sha256(whole).hexdigest(),
+        "parts": {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()},
+    }
+
+
+def _changed_data(began: dict[str, Any], now: dict[str, Any]) -> str:
+    """What of the data has changed since a run began; "" if nothing. Older files have no `parts`."""
+    if all(began.get(name) == now[name] for name in ("pictures", "labels", "digest")):
+        return ""
+    if began["labels"] != now["labels"]:
+        return f"the label columns were {', '.join(began['labels'])} then and are {', '.join(now['labels'])} now"
+    parts = began.get("parts")
+    changed = [name for name in now["parts"] if parts[name] != now["parts"][name]] if parts else []
+    what = " and ".join(changed) or "image names, label values or split"
+    counts = f"{counted(began['pictures'], 'image')} then, {now['pictures']:,} now"
+    return f"{what} changed since it began ({counts})"
+
+
+def _cure_of_data(experiment: Experiment, path: Path) -> str:
+    if experiment.config.data.skip_bad and len(experiment.source) < read_json(path)["pictures"]:
+        return "images that --skip-bad leaves out now were there then: put them back"
+    return "put the data back as they were to go on with it, or train anew in another --workdir"
 
 
 def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) -> Plan:
