@@ -505,8 +505,9 @@ def check_paths(config: Config, workdir: Path) -> None:
         path = getattr(config.data, name)
         if _is_gone(name, path):
             raise ConfigError(
-                f"{name} of the run is {_as_written(name, path, workdir)}, which is not there; if it has moved, write its new place into "
-                f"{workdir / CONFIG_FILE}, or give --csv to evaluate on another list"
+                f"{name} of the run is {_as_written(name, path, workdir)}, which is not there; "
+                f"if it has moved, write its new place into {workdir / CONFIG_FILE}, "
+                "or give --csv to evaluate on another list"
             )
 
 

@@ -44,6 +44,7 @@ from jaxmetric.data import (
     prepare,
 )
 from jaxmetric.data.problems import counted
+from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 from jaxmetric.encoders import make_encoder
 from jaxmetric.training import (
     Embed,
@@ -105,7 +106,7 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
             f"{', '.join(column.name for column in source.columns)}"
         )
     _check_learning(config, source)
-    evaluated_split(source)
+    _check_held_out(config, source)
     _warn_of_small_classes(config, source)
     return make_experiment(config, source, groups, learnt_identities(source), num_devices=num_devices)
 
@@ -196,7 +197,7 @@ def split_off_groups(source: LabelledImages, data: DataConfig) -> tuple[Labelled
     name, names = data.exclude_same, [column.name for column in source.columns]
     if not name:
         return source, None
-    if name not in names or (names[0] == name and name not in data.columns):
+    if name not in names[1:]:
         raise ConfigError(f"exclude_same is {name!r}, expected a column beside the identity, of {', '.join(names)}")
     groups = source.labels[:, [0, names.index(name)]]
     kept = [t for t, other in enumerate(names) if other != name or name in data.columns]
@@ -251,7 +252,8 @@ def evaluated_split(source: LabelledImages) -> int:
     if bool(counts["query"]) != bool(counts["gallery"]):
         there, missing = ("query", "gallery") if counts["query"] else ("gallery", "query")
         raise ConfigError(
-            f"{counts[there]:,} images have the split {there}, but none has the split {missing}: a query is searched "
+            f"{counted(counts[there], 'image has', 'images have')} the split {there}, "
+            f"but none has the split {missing}: a query is searched "
             f"in the gallery; name both, or call them test"
         )
     if counts["query"]:
@@ -260,9 +262,34 @@ def evaluated_split(source: LabelledImages) -> int:
         if counts[SPLITS[split]] > 1:
             return split
     raise ConfigError(
-        f"fewer than two images are held out for validation or test, and none as query and gallery; there is nothing "
-        f"to evaluate among {described_splits(source)}"
+        f"fewer than two images are held out for test, fewer than two for validation, and none as query and gallery "
+        f"({described_splits(source)}): there is nothing to compare"
     )
+
+
+def _check_held_out(config: Config, source: LabelledImages) -> None:
+    """Raises ConfigError, with a cure, if there is nothing to evaluate."""
+    try:
+        evaluated_split(source)
+    except ConfigError as error:
+        if (source.split >= QUERY).any():
+            raise
+        cure = (
+            "give two rows or more the split test, or leave the split column out"
+            if has_own_split(config, source)
+            else "give more images, a split column with two rows or more of test, or "
+            f"--split {'within' if config.data.split == 'disjoint' else 'disjoint'}"
+        )
+        raise ConfigError(f"{error}; {cure}") from error
+
+
+def has_own_split(config: Config, source: LabelledImages) -> bool:
+    """Whether a list's split is not the one that `split` would make of it."""
+    data = config.data
+    if data.source != "csv":
+        return False
+    made_by = {"within": split_within_classes, "disjoint": split_disjoint_classes}.get(data.split)
+    return made_by is None or not np.array_equal(source.split, made_by(source.labels[:, 0], seed=config.seed))
 
 
 def split_sizes(source: LabelledImages) -> dict[str, int]:
@@ -384,12 +411,12 @@ def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) ->
     Raises:
       ConfigError: if there are fewer than P identities to learn.
     """
-    learning = source.split == LEARNING
-    groups = len(np.unique(source.labels[learning, 0]))  # a missing identity is a group of its own
+    learning, groups = source.split == LEARNING, learning_groups(source)
     if batch.classes_per_batch > groups:
+        fitting = f"{groups} or less, but not 0, which draws images of any" if groups > 1 else "1"
         raise ConfigError(
-            f"classes_per_batch is {batch.classes_per_batch}, but the learning pictures have {groups} values of "
-            f"{source.columns[0].name}; give --classes-per-batch {groups} or less"
+            f"classes_per_batch is {batch.classes_per_batch}, but the learning pictures have "
+            f"{counted(groups, 'value')} of {source.columns[0].name}; give --classes-per-batch {fitting}"
         )
     if not batch.classes_per_batch:
         return make_uniform_plan(len(source), batch_size=batch.pictures_per_class, seed=seed, where=learning)
@@ -400,6 +427,11 @@ def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) ->
         seed=seed,
         where=learning,
     )
+
+
+def learning_groups(source: LabelledImages) -> int:
+    """Values of the identity among the learning images; a missing one is a group of its own."""
+    return len(np.unique(source.labels[source.split == LEARNING, 0]))
 
 
 def make_state(experiment: Experiment) -> TrainState:
@@ -539,17 +571,14 @@ def _warn_of_small_classes(config: Config, source: LabelledImages) -> None:
     if loss.soft_triple_weight and loss.centers_per_class > smallest:
         warnings.warn(
             f"centers_per_class is {loss.centers_per_class}, but {source.columns[0].name} {name!r} has "
-            f"{_learning_images(smallest)}: some centres stay without any",
+            f"{counted(smallest, 'learning image')}: some centres stay without any",
             stacklevel=2,
         )
     if batch.classes_per_batch and batch.pictures_per_class > smallest:
         few = int((counts < batch.pictures_per_class).sum())
         warnings.warn(
-            f"{few:,} of {len(values):,} values of {source.columns[0].name} have fewer than "
+            f"{few:,} of {counted(len(values), 'value')} of {source.columns[0].name} "
+            f"{'has' if few == 1 else 'have'} fewer than "
             f"{batch.pictures_per_class} learning images ({name!r} has {smallest}); they repeat within a batch",
             stacklevel=2,
         )
-
-
-def _learning_images(count: int) -> str:
-    return f"{count:,} learning image{'s' * (count != 1)}"

@@ -20,10 +20,10 @@ import orbax.checkpoint as ocp
 import tyro
 from tqdm import tqdm
 
-from experiments.comparable import check_comparable
+from experiments.comparable import comparable_plan
 from experiments.config import Config, ConfigError, Machine, check_config, check_machine, parse
 from experiments.console import leave, run_command, say, start_jax
-from experiments.evaluate import evaluate_run, score_of, validation_metrics, warn_of_evaluation
+from experiments.evaluate import check_evaluation, evaluate_run, score_of, validation_metrics
 from experiments.hosts import follow_launcher, join_processes
 from experiments.presets import ABOUT, DEFAULT, PRESETS
 from experiments.setup import (
@@ -32,8 +32,8 @@ from experiments.setup import (
     check_step,
     claim_workdir,
     drive_step,
+    has_own_split,
     load_experiment,
-    make_batch_plan,
     make_embedder,
     make_state,
     restorable,
@@ -109,9 +109,8 @@ def _run(name: str, config: Config, machine: Machine, workdir: Path) -> int:
             start_jax()
             experiment = load_experiment(config)
             check_step(experiment)
-            plan = make_batch_plan(config.batch, experiment.source, seed=config.seed)
-            check_comparable(config, experiment.source, plan)
-            warn_of_evaluation(experiment)
+            plan = comparable_plan(config, experiment.source)
+            check_evaluation(experiment)
             held.enter_context(sole_run(workdir))
             claim_workdir(experiment, workdir)
         say(f"{name} -> {workdir}\n{_describe(experiment)}")
@@ -275,7 +274,9 @@ def _describe(experiment: Experiment) -> str:
     devices = f"{jax.device_count()} {jax.default_backend()} device{'s' * (jax.device_count() > 1)}"
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     network = f"network: {config.network.encoder} on {devices}{processes}, {config.steps} steps"
-    return "\n".join(f"  {line}" for line in (*describe(experiment.source).splitlines(), network))
+    unused = config.data.split == "disjoint" and has_own_split(config, experiment.source)
+    split = ["split: that of the list; --split disjoint is only for a list without a split column"] * unused
+    return "\n".join(f"  {line}" for line in (*describe(experiment.source).splitlines(), *split, network))
 
 
 @contextmanager
