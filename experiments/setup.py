@@ -162,7 +162,8 @@ def check_step(experiment: Experiment) -> None:
             f"which does not divide among {devices} devices"
         )
     if size // devices % chunks:
-        raise ConfigError(f"chunks is {chunks}, which does not divide a device's share of {size // devices} pictures")
+        share = counted(size // devices, "image")
+        raise ConfigError(f"chunks is {chunks}, which does not divide a device's share of {share}")
     try:
         _trace_objective(experiment)
     except ValueError as error:

@@ -40,6 +40,7 @@ from experiments.setup import (
     sole_run,
 )
 from jaxmetric.data import BatchIterator, Plan, batches, describe
+from jaxmetric.data.problems import counted
 from jaxmetric.parallel import Driven, placed_ahead
 from jaxmetric.training import (
     MetricWindow,
@@ -205,7 +206,8 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
         say(_where_traced(_traces(workdir) - older_traces))
     if bad := stream.state()["unreadable"]:
         who = f"process {jax.process_index()}: " if jax.process_count() > 1 else ""
-        warnings.warn(f"{who}{len(bad)} pictures could not be read and were replaced, such as {bad[0]}", stacklevel=2)
+        replaced = counted(len(bad), "image could not be read and was", "images could not be read and were")
+        warnings.warn(f"{who}{replaced} replaced, such as {bad[0]}", stacklevel=2)
     return state
 
 
@@ -235,8 +237,9 @@ def _watch_comparisons(start: int) -> Callable[..., str | None]:
             return None
         told = True
         terms = " and ".join(sorted(name.removeprefix("valid/") for name in never))
+        seen = f"in any of the {step - start} batches" if step - start > 1 else "in the one batch"
         return (
-            f"warning: nothing to compare for {terms} in any of the {step - start} batches so far, so that its loss "
+            f"warning: nothing to compare for {terms} {seen} so far, so that its loss "
             "was 0; see --classes-per-batch, --pictures-per-class and the missing labels"
         )
 

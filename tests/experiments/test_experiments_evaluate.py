@@ -14,7 +14,7 @@ from PIL import Image
 
 from experiments import evaluate, train
 from experiments.config import Config, ConfigError, DataConfig, load_config
-from experiments.evaluate import check_not_of_another_list, held_out, warn_of_undefined
+from experiments.evaluate import _counted_queries, check_not_of_another_list, held_out, warn_of_undefined
 from experiments.new_list import warn_of_learned
 from experiments.setup import load_experiment, load_source, make_embedder
 from jaxmetric.data import GALLERY, LEARNING, QUERY, TEST, VALIDATION, LabelColumn, LabelledImages
@@ -107,7 +107,7 @@ def test_queries_search_the_gallery_without_the_images_of_their_person_by_their_
     assert "8 queries, each compared with 14 of the gallery:" in printed
     assert "  split: that of the list; --split disjoint is only for a list without a split column\n" in printed
     assert "warning: fewer than two validation images (24 learning, 8 query, 16 gallery): nothing is" in printed
-    assert "each compared with 14 of the gallery" in (workdir / "report.html").read_text()
+    assert "8 queries, each compared with 14 of the gallery" in (workdir / "report.html").read_text()
 
 
 def test_a_run_is_evaluated_from_any_directory(finished, tmp_path, monkeypatch):
@@ -346,6 +346,20 @@ def test_a_query_is_compared_with_all_that_answer_but_itself_and_its_person_by_i
         }
         assert set(left_out[left_out >= 0].tolist()) == expected
         assert max(Counter(left_out[left_out >= 0].tolist()).values(), default=1) == 1
+
+
+@pytest.mark.parametrize(
+    ("splits", "counted"),
+    [
+        ([QUERY, GALLERY, LEARNING], "1 query"),
+        ([QUERY, QUERY, GALLERY], "2 queries"),
+        ([TEST, LEARNING, LEARNING], "1 held-out image"),
+        ([TEST, TEST, LEARNING], "2 held-out images"),
+    ],
+)
+def test_who_is_compared_is_counted_by_its_name(splits, counted):
+    part = QUERY if QUERY in splits else TEST
+    assert _counted_queries(held_out(images([0, 0, 0], splits), part)) == counted
 
 
 def test_a_column_without_an_answer_is_told():
