@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections import Counter
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -14,10 +15,16 @@ from PIL import Image
 
 from experiments import evaluate, train
 from experiments.config import Config, ConfigError, DataConfig, load_config
-from experiments.evaluate import _counted_queries, check_not_of_another_list, held_out, warn_of_undefined
+from experiments.evaluate import (
+    _counted_queries,
+    _fitting_advice,
+    check_not_of_another_list,
+    held_out,
+    warn_of_undefined,
+)
 from experiments.new_list import warn_of_learned
 from experiments.setup import load_experiment, load_source, make_embedder
-from jaxmetric.data import GALLERY, LEARNING, QUERY, TEST, VALIDATION, LabelColumn, LabelledImages
+from jaxmetric.data import GALLERY, LEARNING, QUERY, TEST, VALIDATION, LabelColumn, LabelledImages, SourceWarning
 
 TINY = ["--encoder", "tiny", "--width", "4", "--image-size", "16", "--stored-size", "16", "--embedding-dim", "8"]
 WORDS = [
@@ -366,3 +373,11 @@ def test_a_column_without_an_answer_is_told():
     lonely = images([3, 4, 0, 1], [TEST, TEST, LEARNING, LEARNING])
     with pytest.warns(UserWarning, match="no test image has another of its person to find among the other held-out"):
         warn_of_undefined(lonely, TEST)
+
+
+def test_advice_of_flags_that_an_evaluation_does_not_have_is_left_out():
+    notes = ["l.csv: one image each; is id the identity? --columns names the label columns", "l.csv: left out; rows 2"]
+    with pytest.warns(SourceWarning) as told, _fitting_advice():
+        for note in notes:
+            warnings.warn(note, SourceWarning, stacklevel=1)
+    assert [str(warning.message) for warning in told] == ["l.csv: one image each", notes[1]]
