@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.config import Config, ConfigError, LossConfig
+from experiments.setup import learning_groups, make_batch_plan
 from jaxmetric.agreement import column_scale
 from jaxmetric.data import LEARNING, LabelColumn, LabelledImages, Plan
 
@@ -75,6 +76,21 @@ def check_comparable(config: Config, source: LabelledImages, plan: Plan) -> None
                 f"{term}_weight is {weight}, but no batch of {_size_of(plan, config)} can hold {missing}; "
                 f"{_cure(term, config, source, plan)}"
             )
+
+
+def comparable_plan(config: Config, source: LabelledImages) -> Plan:
+    """The plan of the batches, in which every term of the loss has something to compare.
+
+    What no batch of these images can hold is told before a batch of too many identities, whose cure would not help.
+
+    Raises:
+      ConfigError: see `check_comparable` and `experiments.setup.make_batch_plan`.
+    """
+    fitting = min(config.batch.classes_per_batch, learning_groups(source))
+    batch = dataclasses.replace(config.batch, classes_per_batch=fitting)
+    plan = make_batch_plan(batch, source, seed=config.seed)
+    check_comparable(config, source, plan)
+    return plan if batch == config.batch else make_batch_plan(config.batch, source, seed=config.seed)
 
 
 def has_comparison(labels: np.ndarray, plan: Plan, disagreement: Disagreement = PLAIN) -> bool:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import tyro
 
 from experiments.chips import CHIPS, Chip, Cost, cost_of, roofline
-from experiments.comparable import check_comparable
+from experiments.comparable import comparable_plan
 from experiments.config import Config, ConfigError, check_config, parse
 from experiments.console import first_line, leave, run_command
 from experiments.presets import ABOUT, DEFAULT, PRESETS
@@ -28,7 +28,6 @@ from experiments.setup import (
     Experiment,
     check_step,
     load_experiment,
-    make_batch_plan,
     make_step,
     state_specs,
 )
@@ -78,7 +77,7 @@ def _run(name: str, config: Config, topology: str) -> int:
     chip, devices = slice_of(topology)
     experiment = load_experiment(config, num_devices=len(devices))
     check_step(experiment)
-    check_comparable(config, experiment.source, make_batch_plan(config.batch, experiment.source, seed=config.seed))
+    comparable_plan(config, experiment.source)
     size = config.batch.size
     print(f"{name} on {topology}: {len(devices)} chips, batch {size}, {size // len(devices)} a chip", flush=True)
     start = time.monotonic()

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from jaxmetric.training import read_json, write_atomically
 CONFIG_FILE = "config.json"
 # What changes no step, so that a run may go on with another choice.
 _FREE = ("memory", "remat", "log_every", "evaluate_every", "checkpoint_every")
+_FLAGS_SHOWN = 4  # of what differs from a run that is there
 PATHS = ("csv", "image_root", "tfds_dir")
 LOSS_WEIGHTS = ("quadruplet_weight", "soft_triple_weight", "softmax_weight", "triplet_weight")
 
@@ -55,6 +57,18 @@ class ConfigError(ValueError):
 def absolute_path(path: str) -> str:
     """The same place seen from any directory; an empty string and an address such as gs://bucket stay as they are."""
     return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def is_same_path(one: str, other: str) -> bool:
+    """Whether two paths lead to one place, perhaps through links; an empty one only equals itself.
+
+    Example:
+      >>> is_same_path("people.csv", "./people.csv"), is_same_path("", "."), is_same_path("", "")
+      (True, False, True)
+    """
+    if not (one and other):
+        return one == other
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,20 +368,27 @@ def _check_source(data: DataConfig) -> None:
         "csv": ("csv", "image_root", "ordinal", "skip_bad", "memory"),
         "tfds": ("tfds_name", "tfds_dir"),
     }
+    cures = {
+        "csv": "to train on a list, name its preset first: python -m experiments.train quadruplet_csv "
+        f"--csv {shlex.quote(data.csv) if data.csv else 'LIST'}",
+        "tfds": "to train on a TFDS data set, give --source tfds",
+    }
     for source, fields in of_source.items():
         if source != data.source:
-            _check_default(data, fields, f"source is {data.source}: it")
+            _check_default(data, fields, f"source is {data.source}: it", cures[source])
     needed = {"csv": ("csv",), "tfds": ("tfds_name", "columns")}
     for name in needed.get(data.source, ()):
         if not getattr(data, name):
             raise ConfigError(f"source is {data.source}: it needs --{name.replace('_', '-')}, which is not given")
 
 
-def _check_default(group: Any, names: Sequence[str], what: str) -> None:
+def _check_default(group: Any, names: Sequence[str], what: str, cure: str = "") -> None:
     defaults = type(group)()
     for name in names:
         if getattr(group, name) != getattr(defaults, name):
-            raise ConfigError(f"{what} cannot use {name}, which is {getattr(group, name)!r}")
+            raise ConfigError(
+                f"{what} cannot use {name}, which is {getattr(group, name)!r}{f'; {cure}' if cure else ''}"
+            )
 
 
 def parse(
@@ -422,39 +443,71 @@ def check_same_config(config: Config, workdir: Path) -> None:
         return
     other = flatten(dataclasses.asdict(load_config(workdir)))
     mine = flatten(dataclasses.asdict(config))
-    changed = [
-        f"{name} is {other[name]} there and {mine[name]} here{_moved(name, other[name], workdir)}"
-        for name in mine
-        if not _same(name, mine[name], other[name]) and name not in _FREE
-    ]
+    changed = [name for name in mine if not _same(name, mine[name], other[name]) and name not in _FREE]
     if changed:
+        differences = "; ".join(
+            f"{name} is {_place_there(name, other[name], workdir)} there and {_or_empty(mine[name])} here"
+            for name in changed
+        )
+        gone = [name for name in changed if _is_gone(name, other[name])]
+        flags = " ".join(_flag(name, other[name]) for name in changed)
+        same = "the same configuration" if gone or len(changed) > _FLAGS_SHOWN else flags
         raise ConfigError(
-            f"{workdir} holds a run with another configuration: {'; '.join(changed)}. "
-            "Give another --workdir, or the same configuration to go on with it"
+            f"{workdir} holds a run with another configuration: {differences}. "
+            f"To go on with that run give {same}; to begin another, give another --workdir"
         )
 
 
 def _same(name: str, mine: Any, other: Any) -> bool:
     """Whether two values of a field mean the same: paths may lead to one file through links."""
-    if name in PATHS and mine and other:
-        return os.path.realpath(mine) == os.path.realpath(other)
-    return bool(mine == other)
+    return is_same_path(mine, other) if name in PATHS else bool(mine == other)
 
 
-def _moved(name: str, path: Any, workdir: Path) -> str:
-    if name not in PATHS or not path or "://" in path or os.path.exists(path):
-        return ""
-    return f" (which is not there any more; if it has moved, write its new place into {workdir / CONFIG_FILE})"
+def _or_empty(value: Any) -> Any:
+    return "empty" if value in ("", ()) else value
+
+
+def _flag(name: str, value: Any) -> str:
+    """The words of a command line that set a field."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join([f"--{flag}", *(shlex.quote(str(one)) for one in values)])
+
+
+def _is_gone(name: str, path: Any) -> bool:
+    return bool(name in PATHS and path and "://" not in path and not os.path.exists(path))
+
+
+def _place_there(name: str, value: Any, workdir: Path) -> Any:
+    """The value of a field of a run, for a path with what is wrong with it."""
+    if not _is_gone(name, value):
+        return _or_empty(value)
+    return (
+        f"{_as_written(name, value, workdir)} (which is not there any more; if it has moved, write its new place into "
+        f"{workdir / CONFIG_FILE})"
+    )
+
+
+def _as_written(name: str, path: str, workdir: Path) -> str:
+    """A path of a run, which an older `config.json` may hold as it was typed."""
+    file = workdir / CONFIG_FILE
+    written = read_json(file).get("data", {}).get(name) if file.exists() else None
+    if not written or written.startswith("~") or os.path.isabs(written) or "://" in written:
+        return path
+    return f"{written!r}, relative to the directory where the run began (seen from here {path})"
 
 
 def check_paths(config: Config, workdir: Path) -> None:
     """Raises ConfigError if a file or folder that the configuration of a run names is not there any more."""
     for name in PATHS:
         path = getattr(config.data, name)
-        if path and "://" not in path and not os.path.exists(path):
+        if _is_gone(name, path):
             raise ConfigError(
-                f"{name} of the run is {path}, which is not there; if it has moved, write its new place into "
-                f"{workdir / CONFIG_FILE}, or give --csv to evaluate on another list"
+                f"{name} of the run is {_as_written(name, path, workdir)}, which is not there; "
+                f"if it has moved, write its new place into {workdir / CONFIG_FILE}, "
+                "or give --csv to evaluate on another list"
             )
 
 

@@ -4,10 +4,13 @@ python -m experiments.evaluate --workdir DIR [--checkpoint best] [--csv LIST.csv
 """
 
 import dataclasses
+import hashlib
 import json
 import platform
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -17,9 +20,9 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.config import Config, ConfigError, absolute_path, check_paths, flatten, load_config
+from experiments.config import Config, ConfigError, absolute_path, check_paths, flatten, is_same_path, load_config
 from experiments.console import leave, run_command, start_jax
-from experiments.new_list import load_new_list
+from experiments.new_list import load_new_list, warn_of_learned
 from experiments.setup import (
     CHECKPOINTS,
     Experiment,
@@ -34,7 +37,8 @@ from experiments.setup import (
     make_state,
     restorable,
 )
-from jaxmetric.data import GALLERY, LEARNING, QUERY, SPLITS, VALIDATION, describe
+from jaxmetric.data import GALLERY, LEARNING, QUERY, SPLITS, VALIDATION, LabelledImages, describe
+from jaxmetric.data.problems import ManifestError, counted
 from jaxmetric.metrics import evaluate_embeddings, knn_labels
 from jaxmetric.metrics.retrieval import relevant_counts
 from jaxmetric.report import Run, write_report
@@ -56,6 +60,8 @@ from jaxmetric.training.checkpoints import Restored
 
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
+GALLERY_NAME = "the gallery"
+_ROWS_SHOWN = 10
 
 
 class HeldOut(NamedTuple):
@@ -96,7 +102,7 @@ def held_out(experiment: Experiment, part: int) -> HeldOut:
     unseen = not np.isin(identities[identities >= 0], source.labels[learned, 0]).any()
     exclude = []
     if part == QUERY:
-        gallery, name = np.flatnonzero(source.split == GALLERY), "the gallery"
+        gallery, name = np.flatnonzero(source.split == GALLERY), GALLERY_NAME
     elif unseen:
         gallery, name = queries, "the other held-out images"
         exclude.append(np.arange(len(queries))[:, None])
@@ -126,10 +132,14 @@ def embed_and_evaluate(experiment: Experiment, state: TrainState, embed: Embed, 
     return Embedded(queries, gallery, evaluation)
 
 
-def warn_of_evaluation(experiment: Experiment) -> None:
-    """Warns of what the evaluation and, where there is one, the validation of a run cannot tell."""
+def check_evaluation(experiment: Experiment) -> None:
+    """Warns of what the evaluation and, where there is one, the validation of a run cannot tell.
+
+    Raises:
+      ConfigError: see `check_answers`.
+    """
     source, evaluated = experiment.source, evaluated_split(experiment.source)
-    warn_of_undefined(experiment, evaluated)
+    check_answers(experiment, evaluated)
     if not experiment.config.evaluate_every or evaluated == VALIDATION:
         return
     if _is_validated(experiment):
@@ -142,21 +152,50 @@ def warn_of_evaluation(experiment: Experiment) -> None:
         )
 
 
+def check_answers(experiment: Experiment, split: int) -> None:
+    """Warns of label columns in which no query of a split has an answer to find.
+
+    Raises:
+      ConfigError: if there is none in any column, so that every figure would be undefined.
+    """
+    source, part = experiment.source, held_out(experiment, split)
+    if len(_without_answer(source, part)) < len(source.columns):
+        warn_of_undefined(experiment, split)
+        return
+    cure = f"give at least two images of one {source.columns[0].name}"
+    if experiment.groups is not None:
+        with_all = held_out(dataclasses.replace(experiment, groups=None), split)
+        if len(_without_answer(source, with_all)) < len(source.columns):
+            name = experiment.config.data.exclude_same
+            cure = (
+                f"--exclude-same {name} leaves out all that could be found: name a column that differs within "
+                f'{source.columns[0].name}, or give --exclude-same "" to leave out none'
+            )
+    raise ConfigError(f"{_nothing_to_find(source, part, split)}: every figure would be undefined; {cure}")
+
+
 def warn_of_undefined(experiment: Experiment, split: int) -> None:
     """Warns of label columns in which no query of a split has an answer to find."""
     source, part = experiment.source, held_out(experiment, split)
+    if _without_answer(source, part):
+        warnings.warn(
+            f"{_nothing_to_find(source, part, split)}: figures of that will be undefined",
+            stacklevel=2,
+        )
+
+
+def _without_answer(source: LabelledImages, part: HeldOut) -> list[str]:
     labels, gallery_labels = source.labels[part.queries], source.labels[part.gallery]
-    names = [
+    return [
         column.name
         for t, column in enumerate(source.columns)
         if not relevant_counts(labels[:, t], gallery_labels[:, t], part.exclude).any()
     ]
-    if names:
-        warnings.warn(
-            f"no {SPLITS[split]} image has another of its {' or its '.join(names)} to find among {part.gallery_name}: "
-            "figures of that will be undefined",
-            stacklevel=2,
-        )
+
+
+def _nothing_to_find(source: LabelledImages, part: HeldOut, split: int) -> str:
+    names = " or its ".join(_without_answer(source, part))
+    return f"no {SPLITS[split]} image has another of its {names} to find among {part.gallery_name}"
 
 
 def _is_validated(experiment: Experiment) -> bool:
@@ -205,7 +244,7 @@ def evaluate_run(
     trained = embed_and_evaluate(experiment, state, embed, part)
     facts = {"step": int(state.step), "split": SPLITS[split], "unseen_identities": part.unseen}
     if new_list:
-        facts = {"csv": new_list, **facts}
+        facts = {"csv": new_list, "csv_digest": _digest(new_list), **facts}
     if experiment.groups is not None:
         facts["exclude_same"] = experiment.config.data.exclude_same
     result = {**facts, **trained.evaluation, "untrained": untrained}
@@ -217,11 +256,23 @@ def evaluate_run(
 
 
 def check_not_of_another_list(path: Path, new_list: str) -> None:
-    """Raises ConfigError if an evaluation file is there that is not of this list ("" for the run's own)."""
-    if path.exists() and (there := read_json(path).get("csv", "")) != new_list:
+    """Raises ConfigError if an evaluation file is there that is not of this list ("" for the run's own).
+
+    A list that has moved is known by its bytes, where the place it was at holds none any more.
+    """
+    if not path.exists():
+        return
+    evaluation = read_json(path)
+    there = evaluation.get("csv", "")
+    moved = there and new_list and not Path(there).exists() and evaluation.get("csv_digest") == _digest(new_list)
+    if not (moved or is_same_path(there, new_list)):
         raise ConfigError(
             f"{path} holds the evaluation of {there or 'images of the run itself'}; move it away, or rename the list"
         )
+
+
+def _digest(file: str) -> str | None:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else None
 
 
 def _untrained(experiment: Experiment) -> TrainState:
@@ -288,7 +339,7 @@ def _summary(evaluation: Mapping[str, Any], untrained: Mapping[str, Any], part: 
 
     others = f"{compared_with(part.exclude, len(part.gallery))} of {part.gallery_name}"
     lines = [
-        f"{evaluation['queries']:,} held-out images, each compared with {others}:",
+        f"{_counted_queries(part)}, each compared with {others}:",
         f"{'':24s}{'trained':>9s}{'untrained':>12s}",
     ]
     for name, column in evaluation["columns"].items():
@@ -297,6 +348,11 @@ def _summary(evaluation: Mapping[str, Any], untrained: Mapping[str, Any], part: 
     for label, group, key in (("all labels right", "joint", "all_correct"), ("coherence", "coherence", "spearman")):
         lines.append(f"{label:24s}{number(evaluation[group][key])}{number(untrained[group][key]):>12s}")
     return "\n".join([*lines, f"report: {report}"])
+
+
+def _counted_queries(part: HeldOut) -> str:
+    noun = ("query", "queries") if part.gallery_name == GALLERY_NAME else ("held-out image", "held-out images")
+    return counted(len(part.queries), *noun)
 
 
 class _Subset(Sequence[np.ndarray]):
@@ -320,6 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoint: Literal["latest", "best"] = "latest",
         csv: str = "",
         image_root: str = "",
+        skip_bad: bool = False,
         exclude_same: str | None = None,
     ) -> Evaluated:
         """Evaluates a checkpoint of a run and writes its report anew.
@@ -330,10 +387,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             csv: Another list of images to evaluate on, into evaluation-LIST.json and report-LIST.html. Its query and
                 gallery images are compared, or its test images, or all if it has no split.
             image_root: The folder that image names of that list start from (the list's own if empty).
+            skip_bad: Leave out rows and images of that list that cannot be used, and count them, instead of stopping.
             exclude_same: A column, such as camera: no query finds images of its identity with its value there; "" is
                 none. The files are named for it. As in the run if not given.
         """
-        return Evaluated(workdir, checkpoint, absolute_path(csv), absolute_path(image_root), exclude_same)
+        return Evaluated(workdir, checkpoint, absolute_path(csv), absolute_path(image_root), skip_bad, exclude_same)
 
     return run_command(partial(_run, tyro.cli(command, args=argv, prog="python -m experiments.evaluate")))
 
@@ -345,20 +403,23 @@ class Evaluated(NamedTuple):
     checkpoint: str
     csv: str
     image_root: str
+    skip_bad: bool
     exclude_same: str | None
 
 
 def _run(asked: Evaluated) -> None:
     workdir, checkpoint = asked.workdir, asked.checkpoint
     config = load_config(workdir)
-    if asked.image_root and not asked.csv:
-        raise ConfigError("image_root is given without csv, the list that it belongs to")
+    for name in ("image_root", "skip_bad"):
+        if getattr(asked, name) and not asked.csv:
+            raise ConfigError(f"{name} is given without csv, the list that it belongs to")
     name = "-".join(
         filter(None, (Path(asked.csv).stem, _other_protocol(config, asked), "best" * (checkpoint == "best")))
     )
     check_not_of_another_list(named_file(workdir, EVALUATION_FILE, name), asked.csv)
     start_jax()
-    experiment = _load_new(config, asked) if asked.csv else _load_own(config, asked)
+    with _fitting_advice():
+        experiment = _load_new(config, asked) if asked.csv else _load_own(config, asked)
     with alone_in(workdir) as alone:
         restored = _restore(experiment, workdir, checkpoint, alone, any_classes=bool(asked.csv))
     if restored is None:
@@ -379,25 +440,64 @@ def _other_protocol(config: Config, asked: Evaluated) -> str:
 def _load_own(config: Config, asked: Evaluated) -> Experiment:
     """The run as it was trained, or with another column of images to leave out."""
     check_paths(config, asked.workdir)
-    experiment = load_experiment(config)
+    try:
+        experiment = load_experiment(config)
+    except ManifestError as error:
+        rows = "\n".join(error.problems[:_ROWS_SHOWN])
+        raise ConfigError(
+            f"{rows}\nthe run learned from this list, which has changed: put back what is missing, or give --csv to "
+            "evaluate on another list"
+        ) from error
     claim_workdir(experiment, asked.workdir)
-    if asked.exclude_same in (None, config.data.exclude_same):
-        return experiment
+    if asked.exclude_same not in (None, config.data.exclude_same):
+        experiment = _with_others_left_out(experiment, config, asked.exclude_same)
+    check_answers(experiment, evaluated_split(experiment.source))
+    return experiment
+
+
+def _with_others_left_out(experiment: Experiment, config: Config, exclude_same: str) -> Experiment:
     names = tuple(column.name for column in experiment.source.columns)
-    data = dataclasses.replace(config.data, columns=names, exclude_same=asked.exclude_same)
+    data = dataclasses.replace(config.data, columns=names, exclude_same=exclude_same)
     _, groups = load_labels(data, seed=config.seed)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, exclude_same=asked.exclude_same))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, exclude_same=exclude_same))
     return dataclasses.replace(experiment, config=config, groups=groups)
 
 
 def _load_new(config: Config, asked: Evaluated) -> Experiment:
     """The network of the run with the images and labels of another list."""
     experiment = load_new_list(
-        config, asked.workdir, csv=asked.csv, image_root=asked.image_root, exclude_same=asked.exclude_same
+        config,
+        asked.workdir,
+        csv=asked.csv,
+        image_root=asked.image_root,
+        skip_bad=asked.skip_bad,
+        exclude_same=asked.exclude_same,
     )
     print(f"{asked.csv}:\n{describe(experiment.source)}")
-    warn_of_undefined(experiment, evaluated_split(experiment.source))
+    source, root = experiment.source, Path(asked.image_root or Path(asked.csv).parent)
+    warn_of_learned(
+        config,
+        asked.workdir,
+        asked.csv,
+        [root / name for name, split in zip(source.names, source.split, strict=True) if split != LEARNING],
+    )
+    check_answers(experiment, evaluated_split(source))
     return experiment
+
+
+@contextmanager
+def _fitting_advice() -> Iterator[None]:
+    """Leaves out of what is told of a list the advice to name other label columns, which are those of the run here."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+        shown(re.sub(r"; [^;]*--columns[^;\n]*", "", str(message)), *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
 
 
 def _restore(

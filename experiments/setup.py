@@ -43,6 +43,8 @@ from jaxmetric.data import (
     make_uniform_plan,
     prepare,
 )
+from jaxmetric.data.problems import counted
+from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 from jaxmetric.encoders import make_encoder
 from jaxmetric.training import (
     Embed,
@@ -104,7 +106,7 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
             f"{', '.join(column.name for column in source.columns)}"
         )
     _check_learning(config, source)
-    evaluated_split(source)
+    _check_held_out(config, source)
     _warn_of_small_classes(config, source)
     return make_experiment(config, source, groups, learnt_identities(source), num_devices=num_devices)
 
@@ -160,7 +162,8 @@ def check_step(experiment: Experiment) -> None:
             f"which does not divide among {devices} devices"
         )
     if size // devices % chunks:
-        raise ConfigError(f"chunks is {chunks}, which does not divide a device's share of {size // devices} pictures")
+        share = counted(size // devices, "image")
+        raise ConfigError(f"chunks is {chunks}, which does not divide a device's share of {share}")
     try:
         _trace_objective(experiment)
     except ValueError as error:
@@ -195,7 +198,7 @@ def split_off_groups(source: LabelledImages, data: DataConfig) -> tuple[Labelled
     name, names = data.exclude_same, [column.name for column in source.columns]
     if not name:
         return source, None
-    if name not in names or (names[0] == name and name not in data.columns):
+    if name not in names[1:]:
         raise ConfigError(f"exclude_same is {name!r}, expected a column beside the identity, of {', '.join(names)}")
     groups = source.labels[:, [0, names.index(name)]]
     kept = [t for t, other in enumerate(names) if other != name or name in data.columns]
@@ -250,7 +253,8 @@ def evaluated_split(source: LabelledImages) -> int:
     if bool(counts["query"]) != bool(counts["gallery"]):
         there, missing = ("query", "gallery") if counts["query"] else ("gallery", "query")
         raise ConfigError(
-            f"{counts[there]:,} images have the split {there}, but none has the split {missing}: a query is searched "
+            f"{counted(counts[there], 'image has', 'images have')} the split {there}, "
+            f"but none has the split {missing}: a query is searched "
             f"in the gallery; name both, or call them test"
         )
     if counts["query"]:
@@ -259,9 +263,34 @@ def evaluated_split(source: LabelledImages) -> int:
         if counts[SPLITS[split]] > 1:
             return split
     raise ConfigError(
-        f"fewer than two images are held out for validation or test, and none as query and gallery; there is nothing "
-        f"to evaluate among {described_splits(source)}"
+        f"fewer than two images are held out for test, fewer than two for validation, and none as query and gallery "
+        f"({described_splits(source)}): there is nothing to compare"
     )
+
+
+def _check_held_out(config: Config, source: LabelledImages) -> None:
+    """Raises ConfigError, with a cure, if there is nothing to evaluate."""
+    try:
+        evaluated_split(source)
+    except ConfigError as error:
+        if (source.split >= QUERY).any():
+            raise
+        cure = (
+            "give two rows or more the split test, or leave the split column out"
+            if has_own_split(config, source)
+            else "give more images, a split column with two rows or more of test, or "
+            f"--split {'within' if config.data.split == 'disjoint' else 'disjoint'}"
+        )
+        raise ConfigError(f"{error}; {cure}") from error
+
+
+def has_own_split(config: Config, source: LabelledImages) -> bool:
+    """Whether a list's split is not the one that `split` would make of it."""
+    data = config.data
+    if data.source != "csv":
+        return False
+    made_by = {"within": split_within_classes, "disjoint": split_disjoint_classes}.get(data.split)
+    return made_by is None or not np.array_equal(source.split, made_by(source.labels[:, 0], seed=config.seed))
 
 
 def split_sizes(source: LabelledImages) -> dict[str, int]:
@@ -333,24 +362,48 @@ def claim_workdir(experiment: Experiment, workdir: Path) -> None:
             raise ConfigError(f"{workdir} holds checkpoints, but no {name}; put it back, or give another --workdir")
     check_same_config(experiment.config, workdir)
     source, path = experiment.source, workdir / DATA_FILE
-    digest = hashlib.sha256(source.labels.tobytes() + source.split.tobytes())
-    digest.update("\n".join(source.names).encode())
-    facts = {
-        "pictures": len(source),
-        "labels": [column.name for column in source.columns],
-        "digest": digest.hexdigest(),
-    }
-    if path.exists() and (began := read_json(path)) != facts:
-        left_out = experiment.config.data.skip_bad and len(source) < began["pictures"]
-        remedy = "; pictures that --skip-bad leaves out now were there then: put them back" if left_out else ""
-        raise ConfigError(
-            f"{workdir} holds a run on other data: pictures, labels or split have changed since it began "
-            f"({began['pictures']:,} pictures then, {len(source):,} now){remedy}"
-        )
+    facts = _facts_of(source)
+    if path.exists() and (changed := _changed_data(read_json(path), facts)):
+        raise ConfigError(f"{workdir} holds a run on other data: {changed}; {_cure_of_data(experiment, path)}")
     if jax.process_index() == 0:
         save_config(experiment.config, workdir)
         if not path.exists():
             write_atomically(path, json.dumps(facts, indent=2) + "\n")
+
+
+def _facts_of(source: LabelledImages) -> dict[str, Any]:
+    """What `data.json` holds. `digest` is of everything; `parts` tells what has changed."""
+    parts = {
+        "image names": "\n".join(source.names).encode(),
+        "label values": source.labels.tobytes(),
+        "split": source.split.tobytes(),
+    }
+    whole = parts["label values"] + parts["split"] + parts["image names"]
+    return {
+        "pictures": len(source),
+        "labels": [column.name for column in source.columns],
+        "digest": hashlib.sha256(whole).hexdigest(),
+        "parts": {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()},
+    }
+
+
+def _changed_data(began: dict[str, Any], now: dict[str, Any]) -> str:
+    """What of the data has changed since a run began; "" if nothing. Older files have no `parts`."""
+    if all(began.get(name) == now[name] for name in ("pictures", "labels", "digest")):
+        return ""
+    if began["labels"] != now["labels"]:
+        return f"the label columns were {', '.join(began['labels'])} then and are {', '.join(now['labels'])} now"
+    parts = began.get("parts")
+    changed = [name for name in now["parts"] if parts[name] != now["parts"][name]] if parts else []
+    what = " and ".join(changed) or "image names, label values or split"
+    counts = f"{counted(began['pictures'], 'image')} then, {now['pictures']:,} now"
+    return f"{what} changed since it began ({counts})"
+
+
+def _cure_of_data(experiment: Experiment, path: Path) -> str:
+    if experiment.config.data.skip_bad and len(experiment.source) < read_json(path)["pictures"]:
+        return "images that --skip-bad leaves out now were there then: put them back"
+    return "put the data back as they were to go on with it, or train anew in another --workdir"
 
 
 def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) -> Plan:
@@ -359,12 +412,12 @@ def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) ->
     Raises:
       ConfigError: if there are fewer than P identities to learn.
     """
-    learning = source.split == LEARNING
-    groups = len(np.unique(source.labels[learning, 0]))  # a missing identity is a group of its own
+    learning, groups = source.split == LEARNING, learning_groups(source)
     if batch.classes_per_batch > groups:
+        fitting = f"{groups} or less, but not 0, which draws images of any" if groups > 1 else "1"
         raise ConfigError(
-            f"classes_per_batch is {batch.classes_per_batch}, but the learning pictures have {groups} values of "
-            f"{source.columns[0].name}; give --classes-per-batch {groups} or less"
+            f"classes_per_batch is {batch.classes_per_batch}, but the learning pictures have "
+            f"{counted(groups, 'value')} of {source.columns[0].name}; give --classes-per-batch {fitting}"
         )
     if not batch.classes_per_batch:
         return make_uniform_plan(len(source), batch_size=batch.pictures_per_class, seed=seed, where=learning)
@@ -375,6 +428,11 @@ def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) ->
         seed=seed,
         where=learning,
     )
+
+
+def learning_groups(source: LabelledImages) -> int:
+    """Values of the identity among the learning images; a missing one is a group of its own."""
+    return len(np.unique(source.labels[source.split == LEARNING, 0]))
 
 
 def make_state(experiment: Experiment) -> TrainState:
@@ -514,17 +572,14 @@ def _warn_of_small_classes(config: Config, source: LabelledImages) -> None:
     if loss.soft_triple_weight and loss.centers_per_class > smallest:
         warnings.warn(
             f"centers_per_class is {loss.centers_per_class}, but {source.columns[0].name} {name!r} has "
-            f"{_learning_images(smallest)}: some centres stay without any",
+            f"{counted(smallest, 'learning image')}: some centres stay without any",
             stacklevel=2,
         )
     if batch.classes_per_batch and batch.pictures_per_class > smallest:
         few = int((counts < batch.pictures_per_class).sum())
         warnings.warn(
-            f"{few:,} of {len(values):,} values of {source.columns[0].name} have fewer than "
+            f"{few:,} of {counted(len(values), 'value')} of {source.columns[0].name} "
+            f"{'has' if few == 1 else 'have'} fewer than "
             f"{batch.pictures_per_class} learning images ({name!r} has {smallest}); they repeat within a batch",
             stacklevel=2,
         )
-
-
-def _learning_images(count: int) -> str:
-    return f"{count:,} learning image{'s' * (count != 1)}"

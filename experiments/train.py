@@ -20,10 +20,10 @@ import orbax.checkpoint as ocp
 import tyro
 from tqdm import tqdm
 
-from experiments.comparable import check_comparable
+from experiments.comparable import comparable_plan
 from experiments.config import Config, ConfigError, Machine, check_config, check_machine, parse
 from experiments.console import leave, run_command, say, start_jax
-from experiments.evaluate import evaluate_run, score_of, validation_metrics, warn_of_evaluation
+from experiments.evaluate import check_evaluation, evaluate_run, score_of, validation_metrics
 from experiments.hosts import follow_launcher, join_processes
 from experiments.presets import ABOUT, DEFAULT, PRESETS
 from experiments.setup import (
@@ -32,14 +32,15 @@ from experiments.setup import (
     check_step,
     claim_workdir,
     drive_step,
+    has_own_split,
     load_experiment,
-    make_batch_plan,
     make_embedder,
     make_state,
     restorable,
     sole_run,
 )
 from jaxmetric.data import BatchIterator, Plan, batches, describe
+from jaxmetric.data.problems import counted
 from jaxmetric.parallel import Driven, placed_ahead
 from jaxmetric.training import (
     MetricWindow,
@@ -109,9 +110,8 @@ def _run(name: str, config: Config, machine: Machine, workdir: Path) -> int:
             start_jax()
             experiment = load_experiment(config)
             check_step(experiment)
-            plan = make_batch_plan(config.batch, experiment.source, seed=config.seed)
-            check_comparable(config, experiment.source, plan)
-            warn_of_evaluation(experiment)
+            plan = comparable_plan(config, experiment.source)
+            check_evaluation(experiment)
             held.enter_context(sole_run(workdir))
             claim_workdir(experiment, workdir)
         say(f"{name} -> {workdir}\n{_describe(experiment)}")
@@ -206,7 +206,8 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
         say(_where_traced(_traces(workdir) - older_traces))
     if bad := stream.state()["unreadable"]:
         who = f"process {jax.process_index()}: " if jax.process_count() > 1 else ""
-        warnings.warn(f"{who}{len(bad)} pictures could not be read and were replaced, such as {bad[0]}", stacklevel=2)
+        replaced = counted(len(bad), "image could not be read and was", "images could not be read and were")
+        warnings.warn(f"{who}{replaced} replaced, such as {bad[0]}", stacklevel=2)
     return state
 
 
@@ -236,8 +237,9 @@ def _watch_comparisons(start: int) -> Callable[..., str | None]:
             return None
         told = True
         terms = " and ".join(sorted(name.removeprefix("valid/") for name in never))
+        seen = f"in any of the {step - start} batches" if step - start > 1 else "in the one batch"
         return (
-            f"warning: nothing to compare for {terms} in any of the {step - start} batches so far, so that its loss "
+            f"warning: nothing to compare for {terms} {seen} so far, so that its loss "
             "was 0; see --classes-per-batch, --pictures-per-class and the missing labels"
         )
 
@@ -275,7 +277,9 @@ def _describe(experiment: Experiment) -> str:
     devices = f"{jax.device_count()} {jax.default_backend()} device{'s' * (jax.device_count() > 1)}"
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     network = f"network: {config.network.encoder} on {devices}{processes}, {config.steps} steps"
-    return "\n".join(f"  {line}" for line in (*describe(experiment.source).splitlines(), network))
+    unused = config.data.split == "disjoint" and has_own_split(config, experiment.source)
+    split = ["split: that of the list; --split disjoint is only for a list without a split column"] * unused
+    return "\n".join(f"  {line}" for line in (*describe(experiment.source).splitlines(), *split, network))
 
 
 @contextmanager

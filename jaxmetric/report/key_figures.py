@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmetric.data.problems import counted
 from jaxmetric.report.markup import WHY_UNDEFINED, color, escape, percent
 from jaxmetric.report.run import Run, compared_with, excluded_rows
 
@@ -38,8 +39,9 @@ class KeyFigure:
 def lead(run: Run) -> str:
     """What was compared, what training changed, and whether distances follow agreement."""
     evaluation, identity = run.evaluation, run.columns[0].name
+    noun = ("query", "queries") if run.gallery_name == "the gallery" else ("held-out image", "held-out images")
     sentences = [
-        f"{evaluation['queries']:,} held-out images, each compared with "
+        f"{counted(evaluation['queries'], *noun)}, each compared with "
         f"{compared_with(excluded_rows(run), evaluation['gallery'])} of {escape(run.gallery_name)}."
     ]
     now, before = (_recall_at_1(result, identity) for result in (evaluation, run.baseline))

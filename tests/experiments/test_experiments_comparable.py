@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 
 from experiments import comparable
-from experiments.comparable import Disagreement, check_comparable, has_comparison
+from experiments.comparable import Disagreement, check_comparable, comparable_plan, has_comparison
 from experiments.config import ConfigError
 from experiments.presets import PRESETS
 from experiments.setup import make_batch_plan
@@ -183,6 +183,33 @@ def test_what_can_never_be_compared_is_refused_with_the_term_and_a_cure(columns,
 )
 def test_what_can_be_compared_is_let_through(columns, config):
     check(config, images(columns))
+
+
+@pytest.mark.parametrize(
+    ("columns", "config", "message"),
+    [
+        (ONE, config(16, 8, quadruplet_weight=1.0), r"need more values than those of person \(1\)$"),
+        (ONE, config(16, 8, soft_triple_weight=1.0), "a softmax needs at least two classes"),
+        (
+            {**ONE, "side": list("llllrrrr")},
+            config(16, 8, quadruplet_weight=1.0),
+            "have 1 value of person; give --classes-per-batch 1$",
+        ),
+        (
+            FOUR,
+            config(16, 2, quadruplet_weight=1.0),
+            "4 values of person; give --classes-per-batch 4 or less, but not 0",
+        ),
+    ],
+)
+def test_a_batch_of_too_many_identities_is_told_after_what_no_batch_can_hold(columns, config, message):
+    with pytest.raises(ConfigError, match=message):
+        comparable_plan(config, images(columns))
+
+
+def test_a_plan_that_can_be_compared_is_the_plan_of_the_batch():
+    plan = comparable_plan(config(2, 2, quadruplet_weight=1.0), images(FOUR))
+    assert (plan.classes_per_batch, plan.pictures_per_class) == (2, 2)
 
 
 def test_held_out_images_are_no_comparison():

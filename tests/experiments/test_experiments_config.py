@@ -120,6 +120,9 @@ def test_help_names_every_field(capsys):
         ("data", {"source": "csv"}, "source is csv: it needs --csv, which is not given"),
         ("data", {"source": "tfds", "tfds_name": "cars196", "columns": ()}, "it needs --columns, which is not given"),
         ("data", {"csv": "people.csv"}, "source is emoji_people: it cannot use csv, which is '.*people.csv'"),
+        ("data", {"csv": "people.csv"}, "experiments.train quadruplet_csv --csv .*people.csv$"),
+        ("data", {"ordinal": ("age",)}, "experiments.train quadruplet_csv --csv LIST$"),
+        ("data", {"tfds_name": "cars196"}, "cannot use tfds_name.*; .* give --source tfds$"),
     ],
 )
 def test_a_configuration_that_cannot_run_names_the_field(group, fields, message):
@@ -208,11 +211,53 @@ def test_a_list_that_has_moved_is_told_with_the_cure(tmp_path):
     )
     save_config(first, tmp_path / "run")
     cure = rf"if it has moved, write its new place into {tmp_path}/run/config.json"
-    with pytest.raises(ConfigError, match=f"csv is {tmp_path}/old.csv there and {tmp_path}/new.csv here .*{cure}"):
+    with pytest.raises(ConfigError, match=rf"csv is {tmp_path}/old.csv \(.*{cure}\) there and {tmp_path}/new.csv here"):
         check_same_config(second, tmp_path / "run")
     with pytest.raises(ConfigError, match=f"csv of the run is {tmp_path}/old.csv, which is not there; {cure}"):
         check_paths(first, tmp_path / "run")
     check_paths(second, tmp_path / "run")
+
+
+def test_a_relative_path_of_an_older_file_is_told_as_it_was_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_config(_replace(PRESETS["quadruplet_csv"], "data", csv="l.csv"), tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    file.write_text(file.read_text().replace(str(tmp_path / "l.csv"), "l.csv"))
+    (tmp_path / "today").mkdir()
+    monkeypatch.chdir(tmp_path / "today")
+    told = "is 'l.csv', relative to the directory where the run began"
+    with pytest.raises(ConfigError, match=f"csv of the run {told}"):
+        check_paths(load_config(tmp_path / "run"), tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"csv {told}"):
+        check_same_config(_replace(PRESETS["quadruplet_csv"], "data", csv="x.csv"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("group", "there", "here", "difference", "flags"),
+    [
+        ("data", {"image_root": ""}, {"image_root": "/x"}, "image_root is empty there and /x here", "--image-root ''"),
+        (
+            "data",
+            {"columns": ("skin",)},
+            {"columns": ()},
+            "columns is ('skin',) there and empty here",
+            "--columns skin",
+        ),
+        ("batch", {"flip": False}, {"flip": True}, "flip is False there and True here", "--no-flip"),
+        ("batch", {"crop_scale": (0.5, 1.0)}, {}, "crop_scale is (0.5, 1.0) there", "--crop-scale 0.5 1.0"),
+    ],
+)
+def test_another_configuration_is_told_with_the_flags_of_the_run(group, there, here, difference, flags, tmp_path):
+    save_config(_replace(PRESETS["debug"], group, **there), tmp_path)
+    mine = _replace(PRESETS["debug"], group, **here)
+    with pytest.raises(ConfigError) as refused:
+        check_same_config(mine, tmp_path)
+    assert difference in str(refused.value)
+    assert f"To go on with that run give {flags}; to begin another, give another --workdir" in str(refused.value)
+    words = [word.strip("'") for word in flags.split()]
+    assert flatten(dataclasses.asdict(read_command_line(["debug", *words])[1][0])) == flatten(
+        dataclasses.asdict(_replace(PRESETS["debug"], group, **there))
+    )
 
 
 def test_what_changes_no_step_may_be_other_when_a_run_goes_on(tmp_path):

@@ -25,8 +25,9 @@ from finished_runs import final_state
 from PIL import Image
 
 from experiments import evaluate, setup, train
+from experiments.config import ConfigError
 from experiments.presets import PRESETS
-from experiments.setup import drive_step, learnt_identities, load_experiment, make_state
+from experiments.setup import claim_workdir, drive_step, learnt_identities, load_experiment, make_state
 from jaxmetric.data import LEARNING
 
 ROOT = Path(__file__).parents[2]
@@ -339,7 +340,7 @@ def test_a_csv_of_ones_own_trains_with_missing_labels_and_skips_what_is_bad(tmp_
     (tmp_path / "0_0.png").unlink()
     assert train.main([*words, "--skip-bad", "--workdir", str(tmp_path / "run")]) == 1
     assert re.search(
-        r"holds a run on other data: .*24 pictures then, 23 now\); .*put them back\n", capsys.readouterr().err
+        r"holds a run on other data: .*24 images then, 23 now\); .*put them back\n", capsys.readouterr().err
     )
 
 
@@ -350,6 +351,35 @@ def test_nothing_held_out_is_found_before_training(tmp_path, capsys):
     assert train.main([*words, "--workdir", str(tmp_path / "run")]) == 1
     assert "fewer than two images are held out" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda source: {"names": [f"x{name}" for name in source.names]}, "image names changed"),
+        (lambda source: {"split": np.roll(source.split, 1)}, "split changed"),
+        (lambda source: {"labels": np.roll(source.labels, 1, axis=0)}, "label values changed"),
+    ],
+)
+def test_a_run_on_other_data_says_what_has_changed_and_what_to_do(change, told, older, tmp_path):
+    experiment = load_experiment(PRESETS["debug"])
+    claim_workdir(experiment, tmp_path)
+    claim_workdir(experiment, tmp_path)
+    if older:
+        facts = json.loads((tmp_path / "data.json").read_text())
+        (tmp_path / "data.json").write_text(
+            json.dumps({name: facts[name] for name in ("pictures", "labels", "digest")})
+        )
+        claim_workdir(experiment, tmp_path)
+        told = "image names, label values or split changed"
+    source = dataclasses.replace(experiment.source, **change(experiment.source))
+    with pytest.raises(ConfigError) as refused:
+        claim_workdir(dataclasses.replace(experiment, source=source), tmp_path)
+    assert f"on other data: {told} since it began" in str(refused.value)
+    assert str(refused.value).endswith(
+        "put the data back as they were to go on with it, or train anew in another --workdir"
+    )
 
 
 @pytest.mark.parametrize("sampled_classes", [0, 40])
