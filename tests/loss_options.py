@@ -68,7 +68,8 @@ def variants(name: str, seed: int = 0) -> dict[str, Options]:
         "alpha": np.float32(1.3),
     }
     static = {"label_weights": (2.0, 0.5), "ordinal": (0, C), "axis_name": None}
-    for key in (key for key, p in keywords.items() if p.default is None):
+    absent = {"triplets"}  # which stand for labels
+    for key in (key for key, p in keywords.items() if p.default is None and key not in absent):
         if key in of_examples:
             found[key] = options(of_examples={key: of_examples[key]})
         elif key in shared:

@@ -3,6 +3,7 @@
 The losses' own tests are in `tests/losses/test_loss_conformance.py`, those of distances and search beside them.
 """
 
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -74,21 +75,38 @@ def test_every_miner_is_here():
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_result_is_that_of_one_device(name):
+def test_sharded_arrays_are_accepted(name):
     function, *arrays = FUNCTIONS[name]
-    expected = function(*arrays)
     mesh = jax.make_mesh((8,), ("data",))
+    arrays = placed(mesh, arrays)
+    expected = jax.eval_shape(function, *FUNCTIONS[name][1:])
+    for context in (nullcontext(), jax.set_mesh(mesh)):
+        with context:
+            result = jax.eval_shape(function, *arrays)
+        assert jax.tree.map(np.shape, result) == jax.tree.map(np.shape, expected)
 
-    def placed(array):
+
+def placed(mesh, arrays):
+    def place(array):
         rows = jax.P("data") if np.ndim(array) else jax.P()
         return jax.device_put(array, jax.NamedSharding(mesh, rows))
 
-    arrays = jax.tree.map(placed, arrays)
+    return jax.tree.map(place, arrays)
+
+
+QUICK = ("label_agreement", "multi_similarity", "memory.update", "triplets", "masks")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS]
+)
+def test_the_result_is_that_of_one_device(name):
+    function, *arrays = FUNCTIONS[name]
+    expected = function(*arrays)
+    arrays = placed(jax.make_mesh((8,), ("data",)), arrays)
     jitted = jax.jit(function)(*arrays)
     for result in (function(*arrays), jitted):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), result, expected)
-    with jax.set_mesh(mesh):
-        jax.eval_shape(function, *arrays)
     if name == "memory.update":  # a memory stays where it was
         for new, old in zip(jitted, arrays[0], strict=True):
             assert new.sharding.is_equivalent_to(old.sharding, new.ndim)

@@ -174,7 +174,13 @@ def test_nothing_is_promoted_implicitly(name):
 
 
 @pytest.mark.parametrize("name", ["prepare", "prepare at its size", "augment", "augment hardly"])
-@pytest.mark.parametrize("images_spec", [jax.P("data"), jax.P(None, "model"), jax.P("data", "model"), jax.P()])
+@pytest.mark.parametrize(
+    "images_spec",
+    [
+        jax.P("data", "model"),
+        *(pytest.param(spec, marks=pytest.mark.slow) for spec in (jax.P("data"), jax.P(None, "model"), jax.P())),
+    ],
+)
 def test_batches_on_a_mesh_of_explicit_axes_are_those_of_one_device(name, images_spec):
     mesh = jax.make_mesh((4, 2), ("data", "model"))
     keys = jax.device_put(KEYS, jax.NamedSharding(mesh, jax.P("data")))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_rows import ROWS, B, C, T, example, takes
+from loss_rows import ROWS, B, C, T, example, slow_but_for_one_of_each_engine, takes
 
 import jaxmetric
 from jaxmetric import mining
@@ -430,7 +430,9 @@ def takes_masks(row):
     return takes(row, "pairs") and row.loss is not jaxmetric.chen_quadruplet_loss
 
 
-@rows_with(takes_masks)
+@pytest.mark.parametrize(
+    "name", slow_but_for_one_of_each_engine(name for name, row in ROWS.items() if takes_masks(row))
+)
 def test_masks_of_positives_and_negatives_stand_for_labels(name):
     parameters, embeddings, labels = example(name)
     row = ROWS[name]._replace(parameters=None)

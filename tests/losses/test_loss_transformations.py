@@ -85,7 +85,8 @@ def test_it_traces_inside_shard_map_with_its_default_check(name):
     assert values.shape == (N,)
 
 
-@pytest.mark.parametrize("name", slow_but_for_one_of_each_engine(LOSSES))
+@pytest.mark.slow
+@every_loss
 def test_every_option_traces_inside_shard_map_with_its_default_check(name):
     for variant, options in variants(name).items():
         _, together = arguments(name, variant)
@@ -231,9 +232,20 @@ def test_miners_memories_and_regularizers_go_through_shard_map_with_its_default_
 
 
 @every_loss
+def test_all_options_together_rely_on_no_promotion_of_ranks_or_dtypes(name):
+    assert_no_promotion(name, ["everything"])
+
+
+@pytest.mark.slow
+@every_loss
 def test_no_option_relies_on_promotion_of_ranks_or_dtypes(name):
+    assert_no_promotion(name, variants(name))
+
+
+def assert_no_promotion(name, chosen):
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        for variant, options in variants(name).items():
+        for variant in chosen:
+            options = variants(name)[variant]
             (parameters, hyper, embeddings, labels, *others), *_ = arguments(name, variant)[0]
             for dtype, traced in ((np.float32, hyper), (jnp.bfloat16, {})):
                 function = partial(value_and_gradients, name, options.static)

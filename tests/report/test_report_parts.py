@@ -104,7 +104,6 @@ def test_a_projection_takes_one_thread():
         import numpy as np
         from threadpoolctl import threadpool_info
         from jaxmetric.report.projection import project
-from jaxmetric.report.run import compared_with
 
         threads, svd = [], np.linalg.svd
 
