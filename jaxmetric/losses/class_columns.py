@@ -48,14 +48,14 @@ def check_columns(
     if not isinstance(vectors, (tuple, list)):
         return [_check_column(embeddings, labels, vectors, options, name, num_axes)]
     shape, class_weights = (embeddings.shape[0], len(vectors)), options.class_weights
-    labels, where = checks.check_labels("labels", labels), options.where
+    labels, where = _concrete(labels, checks.check_labels("labels", labels)), options.where
     if not vectors or labels.shape != shape:
         raise ValueError(f"labels has shape {labels.shape}, expected {shape}: a column for each of the {name}")
     if class_weights is None:
         class_weights = [None] * len(vectors)
     if not isinstance(class_weights, (tuple, list)) or len(class_weights) != len(vectors):
         raise ValueError(f"class_weights is {_describe(class_weights)}, expected a tuple of {len(vectors)}, as {name}")
-    where = None if where is None else checks.check_booleans("where", where)
+    where = None if where is None else _concrete(where, checks.check_booleans("where", where))
     if where is not None and where.ndim == 2 and where.shape != shape:
         raise ValueError(f"where has shape {where.shape}, expected {shape} as labels")
     columns = []
@@ -64,6 +64,11 @@ def check_columns(
         of_column = options._replace(class_weights=weight, where=known)
         columns.append(_check_column(embeddings, labels[:, t], of_class, of_column, f"{name}[{t}]", num_axes))
     return columns
+
+
+def _concrete(given: Any, checked: jax.Array) -> Any:
+    """NumPy arrays as they are: what is made of them inside `jit` is traced, and its range could not be checked."""
+    return given if isinstance(given, np.ndarray) else checked
 
 
 def _check_column(

@@ -541,6 +541,17 @@ def test_several_columns_of_labels_are_summed(name):
     np.testing.assert_allclose(stats, np.transpose([sums for _, sums in apart]), rtol=1e-5)
 
 
+@rows_with(lambda row: row.class_vectors and len(row.parameters) > 1)
+def test_constant_labels_that_are_no_classes_are_named_inside_jit_in_any_column(name):
+    parameters, embeddings, labels = example(name)
+    labels[2, 1] = C
+    for columns, vectors in ((labels, (parameters, parameters)), (labels[:, 1], parameters)):
+        with pytest.raises(ValueError, match=r"labels span .*, expected classes in"):
+            jax.jit(lambda x, columns=columns, vectors=vectors: ROWS[name].loss(x, columns, vectors))(embeddings)
+    known = np.arange(B * T).reshape(B, T) != 2 * T + 1
+    jax.eval_shape(lambda x: ROWS[name].loss(x, labels, (parameters, parameters), where=known), embeddings)
+
+
 @every_loss
 @pytest.mark.parametrize(
     ("argument", "value", "error", "came"),
