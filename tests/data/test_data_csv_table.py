@@ -271,7 +271,7 @@ OTHER_FILES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "what", "cure"), OTHER_FILES)
+@pytest.mark.parametrize(("text", "what", "cure"), OTHER_FILES, ids=range(len(OTHER_FILES)))
 def test_a_file_of_another_kind_is_named(path, text, what, cure):
     assert refused(path, text) == f"list.csv: this is {what}, not a CSV file; {cure}"
 
