@@ -32,7 +32,7 @@ from benchmarks.device_agreement import (
     wrong_neighbors,
 )
 from benchmarks.measure import HAVE_PEERS, Candidate, compiled, measure, megabytes, print_versions
-from jaxmetric.ordering import Constants, sums_by_searching, sums_by_sorting
+from jaxmetric.losses._engine.ordered_hinge import Constants, sums_by_searching, sums_by_sorting
 from jaxmetric.search import nearest_neighbors
 
 HIGHEST = jax.lax.Precision.HIGHEST

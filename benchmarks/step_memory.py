@@ -1,7 +1,7 @@
 """Memory and time of one training step: plain, in chunks, with rematerialised blocks, in bfloat16.
 
 On CPU chunks save memory alone: XLA is slow there at the gradients of convolutions in a loop, undoes rematerialisation
-and computes bfloat16 in float32. `experiments.compile` tells what they save on a TPU.
+and computes bfloat16 in float32. `jaxmetric.run.compile` tells what they save on a TPU.
 
 `python -m benchmarks.step_memory`
 """

@@ -82,8 +82,8 @@ from jaxmetric.regularizers import (
 
 __version__ = "0.1.0"
 
-# Imported when they are first asked for, as `jaxmetric.metrics` for example; the last four need the extra.
-_LAZY = frozenset({"metrics", "parallel", "search", "data", "encoders", "report", "training"})
+# Imported when they are first asked for, as `jaxmetric.metrics` for example; the last five need the extra.
+_LAZY = frozenset({"metrics", "parallel", "search", "data", "encoders", "report", "run", "training"})
 
 
 def __getattr__(name: str) -> Any:
@@ -93,7 +93,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*__all__, *_LAZY, "__version__"})
 
 
 __all__ = [

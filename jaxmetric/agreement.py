@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmetric import checks
+from jaxmetric import _checks as checks
 
 MAX_LEVELS = 4096
 _FEW_EDGES = 64

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmetric import checks
+from jaxmetric import _checks as checks
 from jaxmetric.agreement import known_labels
 from jaxmetric.numerics import as_float, replicated, sharded_like
 from jaxmetric.references import References

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmetric import checks
+from jaxmetric import _checks as checks
 from jaxmetric.agreement import known_labels
 from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.numerics import as_float

@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxmetric import checks
+from jaxmetric import _checks as checks
 
 # `pairs=` of a loss: which pairs may be used, [A, R]; or, in place of labels, which are positives and which negatives.
 PairMasks: TypeAlias = jax.Array | tuple[jax.Array, jax.Array]

@@ -11,9 +11,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxmetric import checks
+from jaxmetric import _checks as checks
 from jaxmetric.distances import pairwise_lp
-from jaxmetric.losses.reduction import reduce_each
+from jaxmetric.losses._engine.reduction import reduce_each
 from jaxmetric.numerics import safe_abs, safe_normalize
 
 # The similarities of that many classes to all others are in memory at a time.

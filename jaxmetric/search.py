@@ -4,7 +4,7 @@
 blocks of the gallery and merges every block's distances into the best so far, in float32; only one block of distances
 exists at a time. It returns a few candidates more than were asked for. The host computes their distances again, by
 differences in float64, and sees from the last candidate whether rounding can have cost a query a neighbor; for such a
-query it compares all rows (`jaxmetric.host_distances`). The rest of the module cuts and checks; `jaxmetric.metrics`
+query it compares all rows (`jaxmetric._host_distances`). The rest of the module cuts and checks; `jaxmetric.metrics`
 uses it too.
 """
 
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmetric.host_distances import (
+from jaxmetric._host_distances import (
     METRICS,
     common_offset,
     coordinates,

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmetric import checks
+from jaxmetric import _checks as checks
 from jaxmetric.references import References
 
 

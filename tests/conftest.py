@@ -22,7 +22,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from experiments.console import with_room_for_frames
+from jaxmetric.run.console import with_room_for_frames
 
 # Processes that tests start inherit this; a shell lets what it starts in the background ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,8 +2,8 @@
 
 import jax
 
-from experiments.config import load_config
-from experiments.setup import drive_step, load_experiment, restorable
+from jaxmetric.run.config import load_config
+from jaxmetric.run.setup import drive_step, load_experiment, restorable
 from jaxmetric.training import open_checkpoints, restore_latest
 
 

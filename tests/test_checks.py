@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxmetric
-from jaxmetric import checks, memory, mining
+from jaxmetric import _checks as checks
+from jaxmetric import memory, mining
 from jaxmetric.references import References
 
 KEY = jax.random.key(0)

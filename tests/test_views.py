@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmetric.losses.contrast import ntxent_loss
-from jaxmetric.losses.triplet import triplet_loss
+from jaxmetric.losses.log_sum_exp import ntxent_loss
+from jaxmetric.losses.triplets import triplet_loss
 from jaxmetric.views import self_supervised, view_labels
 
 

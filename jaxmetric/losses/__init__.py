@@ -3,9 +3,10 @@
 name_loss(embeddings, labels, *, <hyper-parameters>, where=None, weights=None, reduction="mean", has_aux=False)
 """
 
-from jaxmetric.losses.anchored_quadruplet import anchored_quadruplet_loss
-from jaxmetric.losses.angular import angular_loss
-from jaxmetric.losses.angular_margin import (
+from jaxmetric.losses._engine.class_sampling import SampledClasses, sample_classes
+from jaxmetric.losses._engine.class_shard import ClassShard
+from jaxmetric.losses._engine.reduction import LossStats
+from jaxmetric.losses.angular_margins import (
     arcface_loss,
     cosface_loss,
     large_margin_softmax_loss,
@@ -13,34 +14,41 @@ from jaxmetric.losses.angular_margin import (
     sphereface_loss,
     sub_center_arcface_loss,
 )
-from jaxmetric.losses.center import center_loss
-from jaxmetric.losses.centroid import centroid_triplet_loss
-from jaxmetric.losses.chen_quadruplet import chen_quadruplet_loss
-from jaxmetric.losses.class_sampling import SampledClasses, sample_classes
-from jaxmetric.losses.class_shard import ClassShard
-from jaxmetric.losses.contrast import (
+from jaxmetric.losses.log_sum_exp import (
+    circle_loss,
+    generalized_lifted_structure_loss,
     instance_loss,
+    lifted_structure_loss,
+    multi_similarity_loss,
     n_pairs_loss,
     nca_loss,
     ntxent_loss,
     supcon_loss,
     tuplet_margin_loss,
 )
-from jaxmetric.losses.dynamic_margin import dynamic_soft_margin_loss
-from jaxmetric.losses.histogram import histogram_loss
-from jaxmetric.losses.manifold import manifold_loss
-from jaxmetric.losses.pair_averages import intra_pair_variance_loss, ranked_list_loss, threshold_consistent_margin_loss
-from jaxmetric.losses.pairwise import contrastive_loss, margin_loss, siglip_loss, snr_contrastive_loss
-from jaxmetric.losses.proxy import normalized_softmax_loss, proxy_anchor_loss, proxy_nca_loss
-from jaxmetric.losses.quadruplet import quadruplet_hinge, quadruplet_loss, sampled_quadruplet_loss
-from jaxmetric.losses.ranking import fast_ap_loss, pnp_loss, recall_at_k_loss, smooth_ap_loss
-from jaxmetric.losses.reduction import LossStats
-from jaxmetric.losses.soft_maximum import (
-    circle_loss,
-    generalized_lifted_structure_loss,
-    lifted_structure_loss,
-    multi_similarity_loss,
+from jaxmetric.losses.pairs import (
+    contrastive_loss,
+    intra_pair_variance_loss,
+    margin_loss,
+    ranked_list_loss,
+    siglip_loss,
+    snr_contrastive_loss,
+    threshold_consistent_margin_loss,
 )
+from jaxmetric.losses.proxies import (
+    center_loss,
+    manifold_loss,
+    normalized_softmax_loss,
+    proxy_anchor_loss,
+    proxy_nca_loss,
+)
+from jaxmetric.losses.quadruplets import (
+    anchored_quadruplet_loss,
+    quadruplet_hinge,
+    quadruplet_loss,
+    sampled_quadruplet_loss,
+)
+from jaxmetric.losses.rankings import fast_ap_loss, histogram_loss, pnp_loss, recall_at_k_loss, smooth_ap_loss
 from jaxmetric.losses.soft_triple import (
     effective_centers,
     hard_triple_loss,
@@ -48,8 +56,14 @@ from jaxmetric.losses.soft_triple import (
     soft_triple_loss,
     soft_triple_regularizer,
 )
-from jaxmetric.losses.triplet import triplet_loss
-from jaxmetric.losses.vicreg import vicreg_loss
+from jaxmetric.losses.triplets import (
+    angular_loss,
+    centroid_triplet_loss,
+    chen_quadruplet_loss,
+    dynamic_soft_margin_loss,
+    triplet_loss,
+)
+from jaxmetric.losses.views import vicreg_loss
 
 __all__ = [
     "ClassShard",

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmetric import checks
-from jaxmetric.losses.class_columns import Column
-from jaxmetric.losses.class_shard import ClassVectors, check_class_vectors, count_classes, held
-from jaxmetric.losses.class_vectors import (
+from jaxmetric import _checks as checks
+from jaxmetric.losses._engine.class_columns import Column
+from jaxmetric.losses._engine.class_shard import ClassVectors, check_class_vectors, count_classes, held
+from jaxmetric.losses._engine.class_softmax import (
     class_vector_loss,
     nearest_center,
     normalized_dot_product,
@@ -24,7 +24,7 @@ from jaxmetric.losses.class_vectors import (
     softmax_loss,
     sum_over_classes,
 )
-from jaxmetric.losses.reduction import LossResult, LossStats
+from jaxmetric.losses._engine.reduction import LossResult, LossStats
 from jaxmetric.numerics import excess, safe_normalize, safe_sqrt
 
 

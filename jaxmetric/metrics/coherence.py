@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmetric.host_distances import all_distances, pair_distances
+from jaxmetric._host_distances import all_distances, pair_distances
 from jaxmetric.metrics.checks import check_labels
 from jaxmetric.search import check_count, check_embeddings, host_array
 

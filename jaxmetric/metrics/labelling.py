@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxmetric.host_distances import DistinctRows, distinct_rows, error_bound, listed_distances, offered_distances
+from jaxmetric._host_distances import DistinctRows, distinct_rows, error_bound, listed_distances, offered_distances
 from jaxmetric.metrics.checks import check_labels, check_neighbors, check_same_columns
 from jaxmetric.search import check_count, check_pair, host_array
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxmetric.losses import contrast, soft_maximum
-from jaxmetric.losses.reduction import LossStats
+from jaxmetric.losses._engine.reduction import LossStats
 from jaxmetric.references import References
 
 B, D, T = 10, 3, 3

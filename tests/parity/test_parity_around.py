@@ -23,7 +23,7 @@ from jaxmetric.distances import (
     pairwise_snr,
     pairwise_squared_euclidean,
 )
-from jaxmetric.losses.contrast import ntxent_loss
+from jaxmetric.losses.log_sum_exp import ntxent_loss
 from jaxmetric.references import References
 from jaxmetric.views import self_supervised
 

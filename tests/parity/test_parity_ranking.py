@@ -4,10 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmetric.losses.histogram import histogram_loss
-from jaxmetric.losses.manifold import manifold_loss
-from jaxmetric.losses.ranking import fast_ap_loss, pnp_loss, smooth_ap_loss
-from jaxmetric.losses.vicreg import vicreg_loss
+from jaxmetric.losses.proxies import manifold_loss
+from jaxmetric.losses.rankings import fast_ap_loss, histogram_loss, pnp_loss, smooth_ap_loss
+from jaxmetric.losses.views import vicreg_loss
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 pytest.importorskip("pytorch_metric_learning", reason="needs the extra `parity`")

@@ -1,0 +1,110 @@
+"""Working through many classes a chunk at a time, so that beside their vectors only a chunk's arrays exist."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmetric.losses._engine.class_shard import ClassVectors, are_classes, first_held, held, with_rows, without_padding
+
+# All classes are scored at once up to this many scores, C K B; beyond, as many at a time as have CHUNK scores, which a
+# processor's cache can hold.
+WHOLE = 2**21
+CHUNK = 2**19
+
+
+class Chunk(NamedTuple):
+    """Some of the classes that are here.
+
+    Attributes:
+      vectors: `[c, ...]`, zeros where a row is padding.
+      ids: `[c]`: which classes they are.
+      counted: `[c]`: which of them are classes, and were in no earlier chunk.
+    """
+
+    vectors: jax.Array
+    ids: jax.Array
+    counted: jax.Array
+
+
+def chunk_size(classes: ClassVectors, rows: int) -> int:
+    """How many classes to take at a time: all that are here, or as many as have CHUNK scores, and one at least."""
+    shape = held(classes).shape
+    scores_per_class = max(math.prod(shape[1:-1]) * rows, 1)
+    if scores_per_class * shape[0] <= WHOLE:
+        return shape[0]
+    return min(max(CHUNK // scores_per_class, 1), shape[0])
+
+
+def single_chunk(classes: ClassVectors) -> Chunk:
+    """All classes that are here."""
+    ids = first_held(classes) + jnp.arange(held(classes).shape[0])
+    return Chunk(without_padding(classes, held(classes), ids), ids, are_classes(classes, ids))
+
+
+def over_chunks(add: Callable[[Any, Chunk], Any], start: Any, classes: ClassVectors, size: int) -> Any:
+    """Folds chunks of `size` classes: `start = add(start, chunk)` for each."""
+    return jax.lax.fori_loop(
+        0, _num_chunks(classes, size), lambda number, total: add(total, chunk_at(classes, number, size)), start
+    )
+
+
+def chunk_at(classes: ClassVectors, number: Any, size: int) -> Chunk:
+    """One of the chunks. The last one reaches back, so that all are of the same size."""
+    first = _first_row(classes, number, size)
+    row = first + jnp.arange(size)
+    ids = first_held(classes) + row
+    vectors = without_padding(classes, jax.lax.dynamic_slice_in_dim(held(classes), first, size), ids)
+    return Chunk(vectors, ids, (row >= number * size) & are_classes(classes, ids))
+
+
+def gradients(
+    function: Callable[[Chunk, Any], Any],
+    cotangents: Callable[[Any, Chunk], Any],
+    classes: ClassVectors,
+    operands: Any,
+    size: int,
+    *,
+    start: ClassVectors,
+) -> tuple[ClassVectors, Any]:
+    """Adds up the gradients of `function(chunk, operands)` over chunks.
+
+    Args:
+      function: of a chunk.
+      cotangents: `(result, chunk)` to what the gradients of its result are multiplied with.
+      classes: the class vectors.
+      operands: a pytree.
+      size: of a chunk.
+      start: as `classes`, to which the gradients in the vectors are added.
+
+    Returns:
+      The gradients in the class vectors and in the operands.
+    """
+
+    def add(number: Any, total: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        d_vectors, d_operands = total
+        chunk = chunk_at(classes, number, size)
+
+        def of_vectors(vectors: jax.Array, operands: Any) -> Any:
+            return function(chunk._replace(vectors=vectors), operands)
+
+        result, pull_back = jax.vjp(of_vectors, chunk.vectors, operands)
+        d_chunk, more = pull_back(cotangents(result, chunk))
+        first = _first_row(classes, number, size)
+        d_chunk = jax.lax.dynamic_slice_in_dim(d_vectors, first, size) + d_chunk
+        d_vectors = jax.lax.dynamic_update_slice_in_dim(d_vectors, d_chunk, first, 0)
+        return d_vectors, jax.tree.map(jnp.add, d_operands, more)
+
+    nothing = jax.tree.map(jnp.zeros_like, operands)
+    d_vectors, d_operands = jax.lax.fori_loop(0, _num_chunks(classes, size), add, (held(start), nothing))
+    return with_rows(classes, d_vectors), d_operands
+
+
+def _num_chunks(classes: ClassVectors, size: int) -> int:
+    return -(-held(classes).shape[0] // size)
+
+
+def _first_row(classes: ClassVectors, number: Any, size: int) -> jax.Array:
+    return jnp.minimum(number * size, held(classes).shape[0] - size)

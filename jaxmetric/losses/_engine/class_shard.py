@@ -1,0 +1,144 @@
+"""Classes shared out among devices: each holds the vectors of some, and a loss gets them as a `ClassShard`.
+
+What devices know of their own classes only is added up over the mapped axis, in `over_shards`. The gradients follow the
+convention of `jaxmetric.parallel`: the sum of all N devices' losses is differentiated, so that cotangents are added up
+wherever values were. Averaged over devices, gradients of what is replicated are those of the loss; those of the
+vectors, which no other device has a part in, come out N times as large. Inside `shard_map` with `check_vma=True`, both
+come out N times as large, and right where the average of the loss over devices is differentiated.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jaxmetric import _checks as checks
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["vectors"], meta_fields=["axis_name", "num_classes"])
+@dataclasses.dataclass(frozen=True)
+class ClassShard:
+    """The class vectors that one of N devices holds, in place of the `centers` or `proxies` of a loss.
+
+    Device d holds the classes [d S, (d + 1) S) with S = ceil(num_classes / N). Inside `pmap`, `shard_map` or `vmap`
+    over the axis, with the embeddings and labels of the global batch, a loss then returns what it would of all class
+    vectors, equal on all devices. Labels and `class_weights` are those of all classes.
+
+    The gradient in `vectors` is N times that of the loss, to be divided by N, where those of parameters that every
+    device has are averaged over devices. Inside `shard_map` with `check_vma=True`, its default, differentiate the
+    `pmean` of the loss instead: all gradients are then those of the loss. See the guide for a whole step.
+
+    Attributes:
+      vectors: `[S, D]`, or `[S, K, D]`. Rows of classes from num_classes on are padding: they count nowhere and have
+        gradient zero.
+      axis_name: of the mapped axis.
+      num_classes: C, of all devices together; static.
+
+    Example:
+      >>> import jax, jaxmetric
+      >>> centers = jaxmetric.init_centers(jax.random.key(0), num_classes=6, centers_per_class=2, dim=4)
+      >>> embeddings, labels = centers[:, 0], jax.numpy.arange(6)
+      >>> def on_device(vectors):
+      ...     shard = jaxmetric.ClassShard(vectors, axis_name="devices", num_classes=6)
+      ...     return jaxmetric.soft_triple_loss(embeddings, labels, shard)
+      >>> losses = jax.vmap(on_device, axis_name="devices")(centers.reshape(3, 2, 2, 4))  # on three devices
+      >>> jax.numpy.allclose(losses, jaxmetric.soft_triple_loss(embeddings, labels, centers)).item()
+      True
+    """
+
+    vectors: jax.Array
+    axis_name: str
+    num_classes: int
+
+
+# The vectors of all classes, or of those of a shard.
+ClassVectors: TypeAlias = jax.Array | ClassShard
+
+
+def check_class_vectors(name: str, vectors: Any, num_axes: int) -> ClassVectors:
+    """Returns class vectors, `[C, D]` or (with three axes) `[C, K, D]`, or a shard of them, in float32 (or float64)."""
+    if not isinstance(vectors, ClassShard):
+        return checks.check_class_parameters(name, vectors, num_axes)
+    num_classes = checks.check_static_integer(f"{name}.num_classes", vectors.num_classes, least=1)
+    rows = checks.check_class_parameters(f"{name}.vectors", vectors.vectors, num_axes)
+    devices = axis_size(vectors.axis_name, f"{name}.axis_name")
+    if rows.shape[0] != shard_size(num_classes, devices):
+        raise ValueError(
+            f"{name}.vectors has {rows.shape[0]} rows, expected {shard_size(num_classes, devices)}: {num_classes} "
+            f"classes over {devices} devices"
+        )
+    return dataclasses.replace(vectors, vectors=rows)
+
+
+def axis_size(axis_name: str, name: str = "axis_name") -> int:
+    """How many devices a mapped axis has; raises ValueError where it is not mapped."""
+    try:
+        return jax.lax.axis_size(axis_name)
+    except NameError:
+        message = f"{name} is {axis_name!r}, expected an axis of the pmap, shard_map or vmap around it"
+        raise ValueError(message) from None
+
+
+def shard_size(num_classes: int, devices: int) -> int:
+    """S = ceil(C / N)."""
+    return -(-num_classes // devices)
+
+
+def count_classes(classes: ClassVectors) -> int:
+    """C, wherever the vectors of the classes are."""
+    return classes.num_classes if isinstance(classes, ClassShard) else classes.shape[0]
+
+
+def held(classes: ClassVectors) -> jax.Array:
+    """The vectors that are here: all, or `[S, ...]` of a shard."""
+    return classes.vectors if isinstance(classes, ClassShard) else classes
+
+
+def with_rows(classes: ClassVectors, rows: jax.Array) -> ClassVectors:
+    """Other numbers for each of the classes that are here, in place of their vectors."""
+    return dataclasses.replace(classes, vectors=rows) if isinstance(classes, ClassShard) else rows
+
+
+def first_held(classes: ClassVectors) -> Any:
+    """The class of the first vector that is here."""
+    if not isinstance(classes, ClassShard):
+        return 0
+    return jax.lax.axis_index(classes.axis_name) * classes.vectors.shape[0]
+
+
+def are_classes(classes: ClassVectors, index: jax.Array) -> jax.Array:
+    """Which of the rows that stand at `index` among those of all devices are no padding."""
+    return index < count_classes(classes) if _has_padding(classes) else jnp.ones(index.shape, bool)
+
+
+def without_padding(classes: ClassVectors, rows: jax.Array, index: jax.Array) -> jax.Array:
+    """The rows at `index`, zeros where that is padding, so that nothing there reaches the loss."""
+    return _where_rows(are_classes(classes, index), rows) if _has_padding(classes) else rows
+
+
+def over_shards(classes: ClassVectors, tree: Any) -> Any:
+    """Adds up over devices what each has of its own classes; of all classes it is the sum already."""
+    return jax.lax.psum(tree, classes.axis_name) if isinstance(classes, ClassShard) else tree
+
+
+def of_labels(classes: ClassVectors, labels: jax.Array) -> jax.Array:
+    """`[B, ...]`: the vectors of the examples' classes; anything where a label is no class."""
+    rows = held(classes)
+    row = labels - first_held(classes)
+    of_examples = rows[jnp.clip(row, 0, rows.shape[0] - 1)]
+    if not isinstance(classes, ClassShard):
+        return of_examples
+    is_here = (row >= 0) & (row < rows.shape[0]) & are_classes(classes, labels)
+    return over_shards(classes, _where_rows(is_here, of_examples))
+
+
+def _has_padding(classes: ClassVectors) -> bool:
+    if not isinstance(classes, ClassShard):
+        return False
+    return axis_size(classes.axis_name) * classes.vectors.shape[0] > classes.num_classes
+
+
+def _where_rows(where: jax.Array, rows: jax.Array) -> jax.Array:
+    return jnp.where(where.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)

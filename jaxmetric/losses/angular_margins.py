@@ -1,0 +1,515 @@
+"""Softmax losses with a margin on the angle to the right class, and P2SGrad, which has none.
+
+Each differs from the normalised softmax in what stands for the logit of the right class; `theta` is the angle between
+an example and a class vector. None takes an arccos, whose gradient has no bound near theta = 0: cos(theta + m) comes
+from the addition theorem, cos(m theta) from Chebyshev's polynomials.
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmetric import _checks as checks
+from jaxmetric.losses._engine.class_columns import Column
+from jaxmetric.losses._engine.class_shard import ClassVectors
+from jaxmetric.losses._engine.class_softmax import (
+    ColumnLoss,
+    Score,
+    class_vector_loss,
+    dot_product,
+    nearest_center,
+    normalized_dot_product,
+    of_examples,
+    right_and_others,
+    softmax_loss,
+    sum_over_classes,
+)
+from jaxmetric.losses._engine.reduction import LossResult, LossStats
+from jaxmetric.numerics import safe_normalize, safe_sqrt
+
+
+def arcface_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    proxies: ClassVectors,
+    *,
+    scale: float = 64.0,
+    margin: float = 0.5,
+    class_weights: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""ArcFace: the angle between an example and its class vector is smaller than those to others, by a margin.
+
+    :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s \cos(\theta_y + m)` and :math:`z_c = s \cos \theta_c` for
+    the other classes.
+
+    Beyond :math:`\theta_y = \pi - m`, where the cosine would rise again, :math:`z_y = s (\cos \theta_y - m \sin m)`, as
+    in the authors' code: the loss always grows with the angle.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised here.
+      labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
+      scale: s > 0.
+      margin: m, in radians, from 0 to pi.
+      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
+      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
+      weights: `[B]` example weights >= 0.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
+      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = arcface_loss(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2), scale=1.0, margin=jnp.pi / 2)
+      >>> round(float(loss), 4)  # cos(0 + pi/2) against cos(pi/2): log(2)
+      0.6931
+
+    References:
+      J. Deng, J. Guo, N. Xue, S. Zafeiriou, ArcFace: Additive Angular Margin Loss for Deep Face Recognition, CVPR 2019,
+      arXiv 1801.07698.
+    """
+    checks.check_scalar("scale", scale, above=0)
+    _check_angle(margin)
+    return class_vector_loss(
+        _arcface,
+        {"scale": scale, "margin": margin},
+        embeddings,
+        labels,
+        proxies,
+        name="proxies",
+        num_axes=2,
+        class_weights=class_weights,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+        has_aux=has_aux,
+    )
+
+
+def sub_center_arcface_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    centers: ClassVectors,
+    *,
+    scale: float = 64.0,
+    margin: float = 0.5,
+    class_weights: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""Sub-centre ArcFace: ArcFace with several centres per class, of which the nearest counts.
+
+    :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s \cos(\theta_y + m)`, :math:`z_c = s \cos \theta_c` and
+    :math:`\cos \theta_c = \max_k x^\top w_c^k` for vectors of length 1. A class's noisy examples gather around other
+    centres than the dominant one.
+
+    Beyond :math:`\theta_y = \pi - m` it goes on as `arcface_loss` does.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised here.
+      labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
+      centers: `[C, K, D]` centres, normalised here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
+        columns of labels, whose losses add up.
+      scale: s > 0.
+      margin: m, in radians, from 0 to pi.
+      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
+      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
+      weights: `[B]` example weights >= 0.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
+      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of centers.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> centers = jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [-1.0, 0.0]]])
+      >>> loss = sub_center_arcface_loss(jnp.array([[0.0, 1.0]]), jnp.array([0]), centers, scale=1.0, margin=0.0)
+      >>> round(float(loss), 4)  # cosines 1, of the second centre, and 0: log(1 + exp(-1))
+      0.3133
+
+    References:
+      J. Deng, J. Guo, T. Liu, M. Gong, S. Zafeiriou, Sub-center ArcFace: Boosting Face Recognition by Large-Scale Noisy
+      Web Faces, ECCV 2020.
+    """
+    checks.check_scalar("scale", scale, above=0)
+    _check_angle(margin)
+    return class_vector_loss(
+        _sub_center_arcface,
+        {"scale": scale, "margin": margin},
+        embeddings,
+        labels,
+        centers,
+        name="centers",
+        num_axes=3,
+        class_weights=class_weights,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+        has_aux=has_aux,
+    )
+
+
+def cosface_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    proxies: ClassVectors,
+    *,
+    scale: float = 64.0,
+    margin: float = 0.35,
+    class_weights: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""CosFace: the cosine with the vector of an example's class is larger than those with others, by a margin.
+
+    :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s (\cos \theta_y - m)` and :math:`z_c = s \cos \theta_c` for
+    the other classes: `normalized_softmax_loss` of normalised embeddings.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised here.
+      labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
+      scale: s > 0.
+      margin: m, taken off the cosine.
+      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
+      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
+      weights: `[B]` example weights >= 0.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
+      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = cosface_loss(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2), scale=1.0, margin=1.0)
+      >>> round(float(loss), 4)  # 1 - 1 against 0: log(2)
+      0.6931
+
+    References:
+      H. Wang, Y. Wang, Z. Zhou, X. Ji, D. Gong, J. Zhou, Z. Li, W. Liu, CosFace: Large Margin Cosine Loss for Deep Face
+      Recognition, CVPR 2018, arXiv 1801.09414.
+    """
+    checks.check_scalar("scale", scale, above=0)
+    checks.check_scalar("margin", margin)
+    return class_vector_loss(
+        _cosface,
+        {"scale": scale, "margin": margin},
+        embeddings,
+        labels,
+        proxies,
+        name="proxies",
+        num_axes=2,
+        class_weights=class_weights,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+        has_aux=has_aux,
+    )
+
+
+def sphereface_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    proxies: ClassVectors,
+    *,
+    scale: float = 1.0,
+    margin: int = 4,
+    class_weights: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""SphereFace: m times the angle to the class vector is smaller than the angles to others.
+
+    :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s |x| \psi(\theta_y)` and :math:`z_c = s |x| \cos \theta_c`
+    for the other classes, where :math:`\psi(\theta) = (-1)^k \cos(m \theta) - 2 k` for :math:`\theta` in :math:`[k \pi
+    / m, (k + 1) \pi / m]`: cos(m theta), going on downwards.
+
+    Args:
+      embeddings: `[B, D]` floats; their lengths are part of the loss.
+      labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
+      scale: s > 0; 1 in the paper.
+      margin: m >= 1, a static integer; 1 is no margin.
+      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
+      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
+      weights: `[B]` example weights >= 0.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
+      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or out of range, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above, or `margin` is no static integer.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = sphereface_loss(jnp.array([[0.0, 2.0]]), jnp.array([0]), jnp.eye(2), margin=2)
+      >>> round(float(loss), 4)  # psi(90 degrees) = -cos(180 degrees) - 2 = -1; 2 psi against 2: log(1 + exp(4))
+      4.0181
+
+    References:
+      W. Liu, Y. Wen, Z. Yu, M. Li, B. Raj, L. Song, SphereFace: Deep Hypersphere Embedding for Face Recognition, CVPR
+      2017, arXiv 1704.08063.
+    """
+    checks.check_scalar("scale", scale, above=0)
+    return class_vector_loss(
+        _sphereface(checks.check_static_integer("margin", margin, least=1)),
+        {"scale": scale},
+        embeddings,
+        labels,
+        proxies,
+        name="proxies",
+        num_axes=2,
+        class_weights=class_weights,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+        has_aux=has_aux,
+    )
+
+
+def large_margin_softmax_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    proxies: ClassVectors,
+    *,
+    scale: float = 1.0,
+    margin: int = 4,
+    class_weights: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The large-margin softmax (L-softmax): SphereFace with class vectors whose lengths count.
+
+    :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s |w_y| |x| \psi(\theta_y)` and :math:`z_c = s\, w_c^\top x`
+    for the other classes, where :math:`\psi(\theta) = (-1)^k \cos(m \theta) - 2 k` for :math:`\theta` in :math:`[k \pi
+    / m, (k + 1) \pi / m]`.
+
+    Args:
+      embeddings: `[B, D]` floats; their lengths are part of the loss.
+      labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
+      proxies: `[C, D]` class vectors, not normalised, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
+      scale: s > 0; 1 in the paper.
+      margin: m >= 1, a static integer; 1 is the ordinary softmax.
+      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
+      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
+      weights: `[B]` example weights >= 0.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
+      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or out of range, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above, or `margin` is no static integer.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = large_margin_softmax_loss(jnp.array([[0.0, 2.0]]), jnp.array([0]), 3 * jnp.eye(2), margin=2)
+      >>> round(float(loss), 4)  # lengths 2 and 3, psi(90 degrees) = -1: -6 against 6: log(1 + exp(12))
+      12.0
+
+    References:
+      W. Liu, Y. Wen, Z. Yu, M. Yang, Large-Margin Softmax Loss for Convolutional Neural Networks, ICML 2016, arXiv
+      1612.02295.
+    """
+    checks.check_scalar("scale", scale, above=0)
+    return class_vector_loss(
+        _large_margin_softmax(checks.check_static_integer("margin", margin, least=1)),
+        {"scale": scale},
+        embeddings,
+        labels,
+        proxies,
+        name="proxies",
+        num_axes=2,
+        class_weights=class_weights,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+        has_aux=has_aux,
+    )
+
+
+def p2sgrad_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    proxies: ClassVectors,
+    *,
+    class_weights: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""P2SGrad: cosines with class vectors are 1 for the right class and 0 for others, in the mean square.
+
+    :math:`\frac{1}{2} \sum_c (\cos \theta_c - [c = y])^2`: the loss whose gradient is the one that the paper gives
+    instead of a loss, :math:`\sum_c (\cos \theta_c - [c = y])\, \nabla \cos \theta_c`. It has no hyper-parameters.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised here.
+      labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
+      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
+      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
+      weights: `[B]` example weights >= 0.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
+      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(p2sgrad_loss(jnp.array([[1.0, 0.0]]), jnp.array([1]), jnp.eye(2)))  # ((1 - 0)^2 + (0 - 1)^2) / 2
+      1.0
+
+    References:
+      X. Zhang, R. Zhao, J. Yan, M. Gao, Y. Qiao, X. Wang, H. Li, P2SGrad: Refined Gradients for Optimizing Deep Face
+      Models, CVPR 2019, arXiv 1905.02479. As a mean square: X. Wang, J. Yamagishi, A Comparative Study on Recent Neural
+      Spoofing Countermeasures for Synthetic Speech Detection, Interspeech 2021, arXiv 2103.11326.
+    """
+    return class_vector_loss(
+        _p2sgrad,
+        {},
+        embeddings,
+        labels,
+        proxies,
+        name="proxies",
+        num_axes=2,
+        class_weights=class_weights,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+        has_aux=has_aux,
+    )
+
+
+def _arcface(
+    embeddings: jax.Array, column: Column, *, scale: jax.Array, margin: jax.Array, score: Score = normalized_dot_product
+) -> tuple[jax.Array, LossStats]:
+    right, others = right_and_others(score, column.vectors, column.labels, scale * safe_normalize(embeddings))
+    return of_examples(softmax_loss(scale * _cos_of_sum(right / scale, margin), others), column)
+
+
+def _sub_center_arcface(
+    embeddings: jax.Array, column: Column, *, scale: jax.Array, margin: jax.Array
+) -> tuple[jax.Array, LossStats]:
+    return _arcface(embeddings, column, scale=scale, margin=margin, score=nearest_center)
+
+
+def _cos_of_sum(cosine: jax.Array, margin: jax.Array) -> jax.Array:
+    """cos(theta + margin); beyond theta = pi - margin, where that would rise again, cos(theta) - margin sin(margin)."""
+    sine = safe_sqrt((1 - cosine) * (1 + cosine))
+    rises = cosine < -jnp.cos(margin)
+    return jnp.where(rises, cosine - margin * jnp.sin(margin), cosine * jnp.cos(margin) - sine * jnp.sin(margin))
+
+
+def _cosface(
+    embeddings: jax.Array, column: Column, *, scale: jax.Array, margin: jax.Array
+) -> tuple[jax.Array, LossStats]:
+    logits = scale * safe_normalize(embeddings)
+    right, others = right_and_others(normalized_dot_product, column.vectors, column.labels, logits)
+    return of_examples(softmax_loss(right - scale * margin, others), column)
+
+
+@cache
+def _sphereface(margin: int) -> ColumnLoss:
+    def of_column(embeddings: jax.Array, column: Column, *, scale: jax.Array) -> tuple[jax.Array, LossStats]:
+        _, others = right_and_others(normalized_dot_product, column.vectors, column.labels, scale * embeddings)
+        right = scale * _length(embeddings) * _psi(_cosines(embeddings, column), margin)
+        return of_examples(softmax_loss(right, others), column)
+
+    return of_column
+
+
+@cache
+def _large_margin_softmax(margin: int) -> ColumnLoss:
+    def of_column(embeddings: jax.Array, column: Column, *, scale: jax.Array) -> tuple[jax.Array, LossStats]:
+        _, others = right_and_others(dot_product, column.vectors, column.labels, scale * embeddings)
+        length = _length(embeddings) * _length(column.of_labels(column.vectors))
+        right = scale * length * _psi(_cosines(embeddings, column), margin)
+        return of_examples(softmax_loss(right, others), column)
+
+    return of_column
+
+
+def _cosines(embeddings: jax.Array, column: Column) -> jax.Array:
+    """`[B]` cosines of the angles between embeddings and the vectors of their classes."""
+    of_class = column.of_labels(column.vectors)
+    return jnp.sum(safe_normalize(embeddings) * safe_normalize(of_class), axis=1)
+
+
+def _psi(cosine: jax.Array, m: int) -> jax.Array:
+    """(-1)^k cos(m theta) - 2 k with k = floor(m theta / pi): cos(m theta), going on downwards where it would rise."""
+    turns = jnp.zeros(cosine.shape, jnp.int32)
+    for j in range(1, m):
+        turns += (cosine < math.cos(j * math.pi / m)).astype(jnp.int32)
+    before, chebyshev = jnp.ones_like(cosine), cosine
+    for _ in range(m - 1):
+        before, chebyshev = chebyshev, 2 * cosine * chebyshev - before
+    return jnp.where(turns % 2 == 0, chebyshev, -chebyshev) - 2 * turns.astype(cosine.dtype)
+
+
+def _length(vectors: jax.Array) -> jax.Array:
+    """`[B]` lengths, without squaring what may be too small or too large for it; gradient 0 at 0."""
+    return jnp.sum(vectors * safe_normalize(vectors), axis=-1)
+
+
+def _p2sgrad(embeddings: jax.Array, column: Column) -> tuple[jax.Array, LossStats]:
+    values, _ = sum_over_classes(
+        _halved_squares, column.vectors, safe_normalize(embeddings), column.labels, rows=column.labels.size
+    )
+    return of_examples(values, column)
+
+
+def _halved_squares(vectors: jax.Array, index: jax.Array, embeddings: jax.Array, labels: jax.Array) -> jax.Array:
+    cosine = normalized_dot_product(vectors, embeddings)
+    return jnp.square(cosine - (index[:, None] == labels[None, :]).astype(cosine.dtype)) / 2
+
+
+def _check_angle(margin: Any) -> None:
+    checks.check_scalar("margin", margin, least=0, most=math.pi, unit="radians")

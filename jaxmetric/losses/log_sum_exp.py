@@ -1,0 +1,768 @@
+"""Losses in which the positives of an anchor compete with its negatives in a softmax or a smooth maximum.
+
+`ntxent_loss`, `n_pairs_loss` and `tuplet_margin_loss` compare each positive with all negatives. `supcon_loss`,
+`nca_loss` and `instance_loss` take all positives at once: the mean of their logarithms, or the logarithm of their sum,
+without or with the anchor itself among them. `multi_similarity_loss` and `circle_loss` take one log-sum-exp over the
+positives and one over the negatives, `generalized_lifted_structure_loss` the hinge of the sum of the two, and
+`lifted_structure_loss` compares each positive pair with the negatives of both of its members.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxmetric import _checks as checks
+from jaxmetric.losses._engine.comparison import (
+    Comparison,
+    Pairwise,
+    between_references,
+    compare,
+    negatives_between_references,
+    pair_weights,
+    weights_of_complete_anchors,
+)
+from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
+from jaxmetric.numerics import masked_logsumexp, safe_divide, safe_sqrt, softplus
+from jaxmetric.references import PairMasks, References
+
+
+def ntxent_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    temperature: float = 0.07,
+    similarity: Pairwise = "cosine",
+    label_weights: Sequence[float] | None = None,
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The normalised temperature-scaled cross entropy, also known as InfoNCE: each positive against all negatives.
+
+    The mean over pairs of an anchor a and a positive p of
+    :math:`-\log \frac{\exp(s_{ap} / \tau)}{\exp(s_{ap} / \tau) + \sum_n \exp(s_{an} / \tau)}`, s the similarity, n the
+    negatives of a. With two views of each picture as the two examples of a class it is the loss of SimCLR.
+
+    With several columns of labels, every pair is a positive of the weight of the share :math:`\pi` of its labels that
+    agree, and among the negatives n != p each counts :math:`1 - \pi_{an}` times.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `similarity` is an array.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike.
+      temperature: tau > 0.
+      similarity: `"cosine"`, `"dot"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
+      label_weights: T static weights of the columns in the share of the labels that agree.
+      references: what the anchors are compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
+      where: `[B]` or `[B, T]` booleans: which examples, or labels, are valid.
+      weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
+        whatever its weight (unless that is 0). No gradient flows into them.
+      reduction: `"mean"` over pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for each
+        anchor the sum over its positives.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` sums); 0, with zero gradients, if there is no pair of a positive and a negative.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or `temperature` is not above 0.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), jnp.array([4, 4, 9])
+      >>> round(float(ntxent_loss(embeddings, labels, temperature=1.0)), 4)  # log(1 + exp(0 - 1)), twice
+      0.3133
+
+    References:
+      T. Chen, S. Kornblith, M. Norouzi, G. Hinton, A Simple Framework for Contrastive Learning of Visual
+      Representations, ICML 2020. A. van den Oord, Y. Li, O. Vinyals, Representation Learning with Contrastive
+      Predictive Coding, 2018.
+    """
+    checks.check_scalar("temperature", temperature, above=0)
+    comparison = compare(
+        embeddings,
+        labels,
+        similarity=similarity,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        multi_output=True,
+        label_weights=label_weights,
+    )
+    return reduce_anchors(_ntxent(comparison, temperature), reduction, has_aux)
+
+
+def n_pairs_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    similarity: Pairwise = "dot",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The (N+1)-tuplet loss of the N-pairs paper, over all anchors, positives and negatives of the batch.
+
+    The mean over pairs of an anchor a and a positive p of
+    :math:`\log\big(1 + \sum_n \exp(f_a^\top f_n - f_a^\top f_p)\big)`, n the negatives of a.
+
+    The paper's N-pair-mc loss is this one of N anchors against the N other halves of their pairs as `references`. Its
+    regulariser of the embeddings' lengths is not included: without one, or with a weak one, they grow.
+
+    Args:
+      embeddings: `[B, D]` floats, not normalised; None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      similarity: `"dot"`, `"cosine"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
+      references: what the anchors are compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
+        whatever its weight (unless that is 0). No gradient flows into them.
+      reduction: `"mean"` over pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for each
+        anchor the sum over its positives.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` sums); 0, with zero gradients, if there is no pair of a positive and a negative.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxmetric.references import References
+      >>> anchors, positives, labels = 2 * jnp.eye(2), jnp.eye(2), jnp.arange(2)
+      >>> loss = n_pairs_loss(anchors, labels, references=References(positives, labels))
+      >>> round(float(loss), 4)  # log(1 + exp(0 - 2)), twice
+      0.1269
+
+    References:
+      K. Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NeurIPS 2016.
+    """
+    comparison = compare(
+        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    )
+    return reduce_anchors(_n_pairs(comparison), reduction, has_aux)
+
+
+def tuplet_margin_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    margin: float = 0.1,
+    scale: float = 64.0,
+    similarity: Pairwise = "cosine",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The tuplet margin loss: each positive against all negatives, by angles, with some slack for the positive.
+
+    The mean over pairs of an anchor a and a positive p of
+    :math:`\log\big(1 + \sum_n \exp(s\,(\cos\theta_{an} - \cos(\theta_{ap} - \beta)))\big)`, n the negatives of a. An
+    angle below :math:`\beta` to a positive is not made any smaller.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      margin: beta, the slack, in radians, in [0, pi / 2).
+      scale: s > 0.
+      similarity: `"cosine"`, or a function of `[B, D]` and `[R, D]`, or a `[B, R]` array, of cosines.
+      references: what the anchors are compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
+        whatever its weight (unless that is 0). No gradient flows into them.
+      reduction: `"mean"` over pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for each
+        anchor the sum over its positives.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` sums); 0, with zero gradients, if there is no pair of a positive and a negative.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), jnp.array([4, 4, 9])
+      >>> loss = tuplet_margin_loss(embeddings, labels, margin=jnp.pi / 3, scale=1.0)
+      >>> round(float(loss), 4)  # cos(0 - pi / 3) = 0.5: log(1 + exp(0 - 0.5)), twice
+      0.4741
+
+    References:
+      B. Yu, D. Tao, Deep Metric Learning with Tuplet Margin Loss, ICCV 2019.
+    """
+    checks.check_scalar("margin", margin, least=0, below=math.pi / 2, unit="radians")
+    checks.check_scalar("scale", scale, above=0)
+    comparison = compare(
+        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    )
+    return reduce_anchors(_tuplet_margin(comparison, margin, scale), reduction, has_aux)
+
+
+def supcon_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    temperature: float = 0.1,
+    similarity: Pairwise = "cosine",
+    label_weights: Sequence[float] | None = None,
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The supervised contrastive loss, L_out: all positives of an anchor share one softmax over all other examples.
+
+    The mean over anchors i, P(i) their positives, of
+    :math:`\frac{-1}{|P(i)|} \sum_{p \in P(i)} \log \frac{\exp(s_{ip} / \tau)}{\sum_{a \ne i} \exp(s_{ia} / \tau)}`.
+
+    With several columns of labels, every other example is a positive of the weight of the share of the labels on which
+    it agrees with the anchor; |P(i)| is the sum of the shares.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `similarity` is an array.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike.
+      temperature: tau > 0.
+      similarity: `"cosine"`, `"dot"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
+      label_weights: T static weights of the columns in the share of the labels that agree.
+      references: what the anchors are compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
+      where: `[B]` or `[B, T]` booleans: which examples, or labels, are valid.
+      weights: `[B]` example weights >= 0, those of the anchors in the mean over anchors and those of the positives in
+        the mean over positives; in the denominator each counts once (unless it weighs 0). No gradient flows into them.
+      reduction: `"mean"` over anchors with a positive and a negative, `"mean_active"` over those with a positive loss,
+        `"sum"`, or `"none"`: one value per anchor.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, if no anchor has both a positive and a negative.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or `temperature` is not above 0.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings = jnp.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+      >>> loss = supcon_loss(embeddings, jnp.array([4, 4, 4, 9]), temperature=1.0)
+      >>> round(float(loss), 4)  # log(2 e + 1) - 1, three times
+      0.862
+
+    References:
+      P. Khosla, P. Teterwak, C. Wang, A. Sarna, Y. Tian, P. Isola, A. Maschinot, C. Liu, D. Krishnan, Supervised
+      Contrastive Learning, NeurIPS 2020.
+    """
+    checks.check_scalar("temperature", temperature, above=0)
+    comparison = compare(
+        embeddings,
+        labels,
+        similarity=similarity,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        multi_output=True,
+        label_weights=label_weights,
+    )
+    return reduce_anchors(_supcon(comparison, temperature), reduction, has_aux)
+
+
+def nca_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    softmax_scale: float = 1.0,
+    distance: Pairwise = "squared_euclidean",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""Neighbourhood components analysis: a neighbour drawn at random, near ones more likely, is of one's own class.
+
+    The mean over anchors i of
+    :math:`-\log \frac{\sum_{p \in P(i)} \exp(-\gamma\, d_{ip})}{\sum_{a \ne i} \exp(-\gamma\, d_{ia})}`, P(i) the
+    positives of i.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      softmax_scale: gamma > 0.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or a
+        `[B, R]` array.
+      references: what the anchors are compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
+        gradient flows into them.
+      reduction: `"mean"` over anchors with a positive, `"mean_active"` over those with a positive loss, `"sum"`, or
+        `"none"`: one value per anchor.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, if no anchor has both a positive and a negative.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or `softmax_scale` is not above 0.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[0.0], [1.0], [1.0]]), jnp.array([4, 4, 9])
+      >>> round(float(nca_loss(embeddings, labels)), 4)  # (log(1 + exp(1 - 1)) + log(1 + exp(1 - 0))) / 2
+      1.0032
+
+    References:
+      J. Goldberger, S. Roweis, G. Hinton, R. Salakhutdinov, Neighbourhood Components Analysis, NeurIPS 2004.
+    """
+    checks.check_scalar("softmax_scale", softmax_scale, above=0)
+    comparison = compare(
+        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+    )
+    return reduce_anchors(_nca(comparison, softmax_scale), reduction, has_aux)
+
+
+def instance_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    gamma: float = 64.0,
+    similarity: Pairwise = "cosine",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The instance loss: each example is a class of its own, and its embedding the vector of that class.
+
+    The mean over the examples i that have a negative of
+    :math:`-\log \frac{\exp(\gamma) + \sum_{p \in P(i)} \exp(\gamma\, s_{ip})}{\exp(\gamma) + \sum_{a \ne i}
+    \exp(\gamma\, s_{ia})}`, s the cosine, 1 of an example with itself, P(i) the examples of the same label. With all
+    labels distinct it spreads the embeddings over the sphere; a label that occurs more than once makes one class of
+    its examples, of which the softmax may choose any.
+
+    The paper learns the vectors of the classes, one per picture of the training set; this is its form within a batch.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers; `jnp.arange(B)` makes every example a class; None if `pairs` says what is
+        alike.
+      gamma: the scale of the similarities, > 0.
+      similarity: `"cosine"`, or a function of `[B, D]` and `[R, D]`, or a `[B, R]` array, of cosines.
+      references: what the anchors are compared with, besides themselves; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
+        gradient flows into them.
+      reduction: `"mean"` over examples with a negative, `"mean_active"` over those with a positive loss, `"sum"`, or
+        `"none"`: one value per example.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, if no example has a negative.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or `gamma` is not above 0.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> round(float(instance_loss(jnp.eye(2), jnp.arange(2), gamma=1.0)), 4)  # log(1 + exp(0 - 1)), twice
+      0.3133
+
+    References:
+      Z. Zheng, L. Zheng, M. Garrett, Y. Yang, M. Xu, Y.-D. Shen, Dual-Path Convolutional Image-Text Embeddings with
+      Instance Loss, ACM TOMM 2020.
+    """
+    checks.check_scalar("gamma", gamma, above=0)
+    comparison = compare(
+        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    )
+    return reduce_anchors(_instance(comparison, gamma), reduction, has_aux)
+
+
+@jax.jit
+def _ntxent(c: Comparison, temperature: float) -> LossStats:
+    logits = c.values / temperature
+    against = masked_logsumexp(logits, c.negatives > 0, weights=c.negatives)
+    # A pair that is alike in a share pi is also among its own negatives, 1 - pi times: what is missing to 1 is pi.
+    log_share = jnp.log(jnp.where(c.positives > 0, c.positives, 1))
+    losses = softplus(against[:, None] - logits - log_share) + log_share
+    return each_pair(losses, pair_weights(c, c.positives))
+
+
+@jax.jit
+def _n_pairs(c: Comparison) -> LossStats:
+    return _each_positive_against_negatives(c, c.values, c.values)
+
+
+@jax.jit
+def _tuplet_margin(c: Comparison, margin: float, scale: float) -> LossStats:
+    # cos(theta - margin) by the sum formula: an arc cosine has no finite gradient at 1.
+    sines = safe_sqrt((1 - c.values) * (1 + c.values))
+    slack = c.values * jnp.cos(margin) + sines * jnp.sin(margin)
+    return _each_positive_against_negatives(c, scale * slack, scale * c.values)
+
+
+def _each_positive_against_negatives(c: Comparison, positive: jax.Array, negative: jax.Array) -> LossStats:
+    """For each pair (a, p), log(1 + sum over n of exp(negative[a, n] - positive[a, p]))."""
+    against = masked_logsumexp(negative, c.negatives)
+    return each_pair(softplus(against[:, None] - positive), pair_weights(c, c.positives))
+
+
+@jax.jit
+def _supcon(c: Comparison, temperature: float) -> LossStats:
+    logits = c.values / temperature
+    shares = c.positives * c.reference_weights[None, :]
+    of_positives = safe_divide(jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1), jnp.sum(shares, axis=1))
+    losses = masked_logsumexp(logits, c.positives + c.negatives > 0) - of_positives
+    return each_anchor(losses, weights_of_complete_anchors(c))
+
+
+@jax.jit
+def _nca(c: Comparison, softmax_scale: float) -> LossStats:
+    logits = -softmax_scale * c.values
+    exists = jnp.any(c.positives, axis=1)
+    alike = jnp.where(exists, masked_logsumexp(logits, c.positives), 0)
+    losses = softplus(masked_logsumexp(logits, c.negatives) - alike)
+    return each_anchor(losses, jnp.where(exists, c.anchor_weights, 0))
+
+
+@jax.jit
+def _instance(c: Comparison, gamma: float) -> LossStats:
+    logits = gamma * c.values
+    alike = jnp.logaddexp(masked_logsumexp(logits, c.positives), gamma)
+    losses = softplus(masked_logsumexp(logits, c.negatives) - alike)
+    return each_anchor(losses, jnp.where(jnp.any(c.negatives, axis=1), c.anchor_weights, 0))
+
+
+def multi_similarity_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float = 0.5,
+    similarity: Pairwise = "cosine",
+    label_weights: Sequence[float] | None = None,
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The multi-similarity loss: soft maxima of how dissimilar the positives and how similar the negatives are.
+
+    The mean over anchors i of :math:`\frac{1}{\alpha} \log\big(1 + \sum_p e^{-\alpha (s_{ip} - \lambda)}\big)
+    + \frac{1}{\beta} \log\big(1 + \sum_n e^{\beta (s_{in} - \lambda)}\big)`, p the positives and n the negatives of i.
+    The paper's first step, the choice of pairs, is a mask for `pairs`.
+
+    With several columns of labels every pair is in both sums: :math:`\pi` times in the first, with :math:`\pi` the
+    share of its labels that agree, and :math:`1 - \pi` times in the second.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `similarity` is an array.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike.
+      alpha: how sharply hard positives stand out, > 0.
+      beta: how sharply hard negatives stand out, > 0.
+      base: lambda, the similarity between positives and negatives: 1 in the paper's text, 0.5 in its code.
+      similarity: `"cosine"`, `"dot"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
+      label_weights: T static weights of the columns in the share of the labels that agree.
+      references: what the anchors are compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
+      where: `[B]` or `[B, T]` booleans: which examples, or labels, are valid.
+      weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
+        gradient flows into them.
+      reduction: `"mean"` over anchors with a positive and a negative, `"mean_active"` over those with a positive loss,
+        `"sum"`, or `"none"`: one value per anchor.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, if no anchor has both a positive and a negative.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), jnp.array([4, 4, 9])
+      >>> loss = multi_similarity_loss(embeddings, labels, alpha=1.0, beta=1.0, base=0.0)
+      >>> round(float(loss), 4)  # log(1 + exp(-1)) + log(1 + exp(0)), twice
+      1.0064
+
+    References:
+      X. Wang, X. Han, W. Huang, D. Dong, M. R. Scott, Multi-Similarity Loss with General Pair Weighting for Deep Metric
+      Learning, CVPR 2019.
+    """
+    checks.check_scalar("alpha", alpha, above=0)
+    checks.check_scalar("beta", beta, above=0)
+    checks.check_scalar("base", base)
+    comparison = compare(
+        embeddings,
+        labels,
+        similarity=similarity,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        multi_output=True,
+        label_weights=label_weights,
+    )
+    return reduce_anchors(_multi_similarity(comparison, alpha, beta, base), reduction, has_aux)
+
+
+def circle_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    margin: float = 0.4,
+    gamma: float = 80.0,
+    similarity: Pairwise = "cosine",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The circle loss: each similarity is pulled the harder the farther it is from where it should be.
+
+    The mean over anchors of :math:`\log\big(1 + \sum_n e^{\gamma \alpha_n (s_n - m)} \sum_p e^{-\gamma \alpha_p (s_p -
+    1 + m)}\big)`, with the weights :math:`\alpha_p = [1 + m - s_p]_+` and :math:`\alpha_n = [s_n + m]_+`, taken for
+    constants by the gradient; p are the positives and n the negatives of the anchor.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      margin: m: positives should be more similar than 1 - m, negatives less than m.
+      gamma: the scale, > 0. The paper takes m = 0.4, gamma = 80 for fine-grained retrieval and m = 0.25, gamma = 256
+        for faces.
+      similarity: `"cosine"`, or a function of `[B, D]` and `[R, D]`, or a `[B, R]` array, of cosines.
+      references: what the anchors are compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
+        gradient flows into them.
+      reduction: `"mean"` over anchors with a positive and a negative, `"mean_active"` over those with a positive loss,
+        `"sum"`, or `"none"`: one value per anchor.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, if no anchor has both a positive and a negative.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), jnp.array([4, 4, 9])
+      >>> loss = circle_loss(embeddings, labels, margin=0.5, gamma=4.0)
+      >>> round(float(loss), 4)  # weights 0.5 and 0.5: log(1 + exp(4 * 0.5 * -0.5) * exp(-4 * 0.5 * 0.5)), twice
+      0.1269
+
+    References:
+      Y. Sun, C. Cheng, Y. Zhang, C. Zhang, L. Zheng, Z. Wang, Y. Wei, Circle Loss: A Unified Perspective of Pair
+      Similarity Optimization, CVPR 2020.
+    """
+    checks.check_scalar("margin", margin)
+    checks.check_scalar("gamma", gamma, above=0)
+    comparison = compare(
+        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    )
+    return reduce_anchors(_circle(comparison, margin, gamma), reduction, has_aux)
+
+
+def lifted_structure_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    margin: float = 1.0,
+    distance: Pairwise = "euclidean",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The lifted structure loss: each positive pair against the negatives of both of its members.
+
+    The mean over pairs of an anchor i and a positive j of :math:`\frac{1}{2} [J_{ij}]_+^2` with
+    :math:`J_{ij} = D_{ij} + \log\big(\sum_k e^{\alpha - D_{ik}} + \sum_l e^{\alpha - D_{jl}}\big)`, k the negatives of
+    i and l those of j.
+
+    With `references`, j and all negatives are references: the negatives of j, which `pairs` leaves alone, are found by
+    comparing the references with each other.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      margin: alpha.
+      distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or, of a
+        batch without references, a `[B, B]` array.
+      references: what the anchors are compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
+        whatever its weight (unless that is 0). No gradient flows into them.
+      reduction: `"mean"` over pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for each
+        anchor the sum over its positives.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` sums); 0, with zero gradients, if there is no positive pair with a negative.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[0.0], [1.0], [3.0]]), jnp.array([4, 4, 9])
+      >>> loss = lifted_structure_loss(embeddings, labels)
+      >>> round(float(loss), 4)  # J = 1 + log(exp(1 - 3) + exp(1 - 2)) = 0.3133, twice
+      0.0491
+
+    References:
+      H. Oh Song, Y. Xiang, S. Jegelka, S. Savarese, Deep Metric Learning via Lifted Structured Feature Embedding, CVPR
+      2016.
+    """
+    checks.check_scalar("margin", margin)
+    comparison = compare(
+        embeddings,
+        labels,
+        distance=distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        needs_labels=references is not None,
+    )
+    others = None if references is None else between_references("distance", distance, comparison, references)
+    return reduce_anchors(_lifted_structure(comparison, others, margin), reduction, has_aux)
+
+
+def generalized_lifted_structure_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    margin: float = 1.0,
+    distance: Pairwise = "euclidean",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The generalised lifted structure loss: the soft maximum over positives against that over negatives.
+
+    The mean over anchors a of :math:`\big[\log \sum_p e^{D_{ap}} + \log \sum_n e^{m - D_{an}}\big]_+`, p the positives
+    and n the negatives of a.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      margin: m.
+      distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or a
+        `[B, R]` array.
+      references: what the anchors are compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
+        gradient flows into them.
+      reduction: `"mean"` over anchors with a positive and a negative, `"mean_active"` over those with a positive loss,
+        `"sum"`, or `"none"`: one value per anchor.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, if no anchor has both a positive and a negative.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[0.0], [1.0], [3.0]]), jnp.array([4, 4, 9])
+      >>> float(generalized_lifted_structure_loss(embeddings, labels, margin=2.0))  # relu(1 + 2 - 3), relu(1 + 2 - 2)
+      0.5
+
+    References:
+      A. Hermans, L. Beyer, B. Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017.
+    """
+    checks.check_scalar("margin", margin)
+    comparison = compare(
+        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+    )
+    return reduce_anchors(_generalized_lifted_structure(comparison, margin), reduction, has_aux)
+
+
+@jax.jit
+def _multi_similarity(c: Comparison, alpha: float, beta: float, base: float) -> LossStats:
+    beyond = c.values - base
+    alike = masked_logsumexp(-alpha * beyond, c.positives > 0, weights=c.positives)
+    unlike = masked_logsumexp(beta * beyond, c.negatives > 0, weights=c.negatives)
+    losses = softplus(alike) / alpha + softplus(unlike) / beta
+    return each_anchor(losses, weights_of_complete_anchors(c))
+
+
+@jax.jit
+def _circle(c: Comparison, margin: float, gamma: float) -> LossStats:
+    constant = jax.lax.stop_gradient(c.values)
+    pull, push = jax.nn.relu(1 + margin - constant), jax.nn.relu(constant + margin)
+    alike = masked_logsumexp(-gamma * pull * (c.values - (1 - margin)), c.positives)
+    unlike = masked_logsumexp(gamma * push * (c.values - margin), c.negatives)
+    return each_anchor(softplus(alike + unlike), weights_of_complete_anchors(c))
+
+
+@jax.jit
+def _lifted_structure(c: Comparison, others: jax.Array | None, margin: float) -> LossStats:
+    of_anchors = of_positives = masked_logsumexp(margin - c.values, c.negatives)
+    if others is not None:
+        of_positives = masked_logsumexp(margin - others, negatives_between_references(c))
+    losses = jax.nn.relu(c.values + jnp.logaddexp(of_anchors[:, None], of_positives[None, :]))
+    return each_pair(jnp.square(losses) / 2, pair_weights(c, c.positives))
+
+
+@jax.jit
+def _generalized_lifted_structure(c: Comparison, margin: float) -> LossStats:
+    alike = masked_logsumexp(c.values, c.positives)
+    unlike = masked_logsumexp(margin - c.values, c.negatives)
+    return each_anchor(jax.nn.relu(alike + unlike), weights_of_complete_anchors(c))

@@ -1,0 +1,665 @@
+"""Losses over pairs: two examples of one class lie close, others far apart.
+
+`contrastive_loss` and `snr_contrastive_loss` are hinges with fixed margins, `siglip_loss` is a logistic regression on
+the similarity, and `margin_loss` learns the boundary between close and far. `intra_pair_variance_loss` compares each
+pair with the mean of its kind, `threshold_consistent_margin_loss` averages over the pairs beyond a threshold, and
+`ranked_list_loss` over those of each anchor, the worst weighing most.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmetric import _checks as checks
+from jaxmetric.losses._engine.comparison import Comparison, Pairwise, compare, pair_weights
+from jaxmetric.losses._engine.reduction import (
+    LossResult,
+    LossStats,
+    check_reduction,
+    each_anchor,
+    each_pair,
+    reduce_anchors,
+)
+from jaxmetric.numerics import excess, safe_abs, safe_divide, safe_sqrt, softplus
+from jaxmetric.references import PairMasks, References
+
+
+def contrastive_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    pos_margin: float = 0.0,
+    neg_margin: float = 1.0,
+    power: int = 2,
+    distance: Pairwise = "euclidean",
+    label_weights: Sequence[float] | None = None,
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The contrastive loss: alike examples come together, others move apart until a margin.
+
+    A pair at distance :math:`D` loses :math:`\frac12 [D - m^+]_+^2` if its labels agree and
+    :math:`\frac12 [m^- - D]_+^2` if not. With :math:`m^+ = 0` that is the paper's
+    :math:`\frac12 D^2` and :math:`\frac12 [m - D]_+^2`; with `power=1` it is the linear
+    :math:`[D - m^+]_+` and :math:`[m^- - D]_+`.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `distance` is an array.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike. With T labels a pair is alike by the share
+        of them that agrees, and different by the rest: it loses both terms, each weighed by its share.
+      pos_margin: m+, the distance up to which alike examples lose nothing. A negative one lets coinciding examples lose
+        something, too.
+      neg_margin: m-, the distance from which others lose nothing.
+      power: 2 for the paper's squared hinges, 1 for linear ones.
+      distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+        `[A, R]` array.
+      label_weights: T static weights of the labels.
+      references: what to compare the batch with; itself if not given.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`, or the
+        shares in [0, 1] by which pairs are alike and different.
+      where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
+      weights: `[B]` weights >= 0; a pair weighs the product of its members'.
+      reduction: `"mean"` over all pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for
+        each anchor the sum over its pairs.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` sums); 0, with zero gradients, if there is no pair.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[0.0], [0.4], [1.0]]), jnp.array([4, 4, 9])
+      >>> loss = contrastive_loss(embeddings, labels)
+      >>> round(float(loss), 3)  # distances .4 (alike), 1 and .6: (.4^2 + 0^2 + .4^2) / 2 / 3
+      0.053
+
+    References:
+      R. Hadsell, S. Chopra, Y. LeCun, Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("pos_margin", pos_margin)
+    checks.check_scalar("neg_margin", neg_margin)
+    if isinstance(checks.check_scalar("power", power), jax.core.Tracer) or power not in (1, 2):
+        raise ValueError(f"power is {power!r}, expected 1 or 2")
+    # `pairwise_euclidean` calls distances near rounding 0; squared, the same distances still attract.
+    squared = power == 2 and isinstance(distance, str) and distance == "euclidean"
+    comparison = compare(
+        embeddings,
+        labels,
+        distance="squared_euclidean" if squared else distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        multi_output=True,
+        label_weights=label_weights,
+    )
+    per_anchor = _contrastive(comparison, pos_margin, neg_margin, power=power, squared=squared)
+    return reduce_anchors(per_anchor, reduction, has_aux)
+
+
+@partial(jax.jit, static_argnames=("power", "squared"))
+def _contrastive(c: Comparison, pos_margin: float, neg_margin: float, *, power: int, squared: bool) -> LossStats:
+    distances = safe_sqrt(c.values) if squared else c.values
+    close, apart = jax.nn.relu(distances - pos_margin), jax.nn.relu(neg_margin - distances)
+    if power == 2:
+        close, apart = jnp.square(close) / 2, jnp.square(apart) / 2
+    return _alike_and_not(close, apart, c)
+
+
+def snr_contrastive_loss(
+    embeddings: jax.Array,
+    labels: jax.Array | None,
+    *,
+    pos_margin: float = 0.0,
+    neg_margin: float = 1.0,
+    zero_mean: float = 0.0,
+    label_weights: Sequence[float] | None = None,
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The contrastive loss of signal-to-noise-ratio distances.
+
+    A pair of an anchor i and another j, at the distance
+    :math:`d_S = \mathrm{var}(h_i - h_j) / \mathrm{var}(h_i)`, loses :math:`[d_S - m^+]_+` if their labels agree and
+    :math:`[m^- - d_S]_+` if not, and both of them :math:`\lambda\,|\sum_d h_{id}|`, which keeps the mean of an
+    embedding's coordinates at 0. The distance is not symmetric, so that a pair counts in both orders.
+
+    Args:
+      embeddings: `[B, D]` floats with D >= 2.
+      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike. With T labels a pair is alike by the share
+        of them that agrees.
+      pos_margin: m+; the paper's formula has none.
+      neg_margin: m-, alpha of the paper.
+      zero_mean: lambda >= 0, the weight of the regulariser. It is part of every pair's loss, so that `"mean"` contains
+        its mean over the anchors, and every pair counts for `"mean_active"`.
+      label_weights: T static weights of the labels.
+      references: what to compare the batch with; itself if not given.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`, or the
+        shares in [0, 1] by which pairs are alike and different.
+      where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
+      weights: `[B]` weights >= 0; a pair weighs the product of its members'.
+      reduction: `"mean"` over all pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for
+        each anchor the sum over its pairs.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` sums); 0, with zero gradients, if there is no pair.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[1.0, -1.0], [2.0, -2.0]]), jnp.array([4, 4])
+      >>> float(snr_contrastive_loss(embeddings, labels))  # differences of variance 1; signals 1 and 4: (1 + .25) / 2
+      0.625
+
+    References:
+      T. Yuan, W. Deng, J. Tang, Y. Tang, B. Chen, Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric
+      Learning, CVPR 2019, arXiv 1904.02616.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("pos_margin", pos_margin)
+    checks.check_scalar("neg_margin", neg_margin)
+    checks.check_scalar("zero_mean", zero_mean, least=0)
+    comparison = compare(
+        embeddings,
+        labels,
+        distance="snr",
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        multi_output=True,
+        label_weights=label_weights,
+    )
+    return reduce_anchors(_snr_contrastive(comparison, pos_margin, neg_margin, zero_mean), reduction, has_aux)
+
+
+@jax.jit
+def _snr_contrastive(c: Comparison, pos_margin: float, neg_margin: float, zero_mean: float) -> LossStats:
+    mean = zero_mean * safe_abs(jnp.sum(c.anchors, axis=1, keepdims=True))
+    close, apart = jax.nn.relu(c.values - pos_margin), jax.nn.relu(neg_margin - c.values)
+    return _alike_and_not(close + mean, apart + mean, c)
+
+
+def siglip_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    scale: jax.Array | float = 10.0,
+    bias: jax.Array | float = -10.0,
+    similarity: Pairwise = "cosine",
+    label_weights: Sequence[float] | None = None,
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The sigmoid loss of SigLIP: whether a pair is alike is a logistic regression on its similarity.
+
+    An anchor i loses :math:`-\sum_j \log \sigma(z_{ij}(t\,s_{ij} + b))` over all references j, with
+    :math:`z_{ij} = 1` if their labels agree and -1 if not. Unlike a softmax it needs no sum over the batch to normalise
+    with. The scale t and the bias b are usually learned: pass them as parameters.
+
+    Args:
+      embeddings: `[B, D]` floats, images for example; None if `similarity` is an array.
+      labels: `[B]` or `[B, T]` integers; `jnp.arange(B)` on both sides for images and their texts; None if `pairs` says
+        what is alike. With T labels a pair is alike by the share of them that agrees, and different by the rest.
+      scale: t > 0, static or learned; the paper learns its logarithm, from log 10.
+      bias: b, static or learned; the paper starts from -10, where most pairs, being different, lose little.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      label_weights: T static weights of the labels.
+      references: what to compare the batch with, texts for example; the batch itself if not given.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`, or the
+        shares in [0, 1] by which pairs are alike and different.
+      where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
+      weights: `[B]` weights >= 0; a reference's counts relative to the mean of the references' weights.
+      reduction: `"mean"` of the anchors' losses, the paper's: the sum over all pairs divided by the batch, not by the
+        number of pairs; `"mean_active"`, which is the same; `"sum"` over all pairs, or `"none"`: for each anchor the
+        sum over its pairs.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, if there is no pair.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxmetric.references import References
+      >>> images = texts = jnp.eye(2)
+      >>> loss = siglip_loss(images, jnp.arange(2), scale=2.0, bias=-1.0, references=References(texts, jnp.arange(2)))
+      >>> round(float(loss), 4)  # similarities 1 and 0, logits 1 and -1: 2 log(1 + exp(-1)) for each image
+      0.6265
+
+    References:
+      X. Zhai, B. Mustafa, A. Kolesnikov, L. Beyer, Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv
+      2303.15343.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("scale", scale, above=0)
+    checks.check_scalar("bias", bias)
+    comparison = compare(
+        embeddings,
+        labels,
+        similarity=similarity,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        multi_output=True,
+        label_weights=label_weights,
+    )
+    return reduce_anchors(_siglip(comparison, scale, bias), reduction, has_aux)
+
+
+@jax.jit
+def _siglip(c: Comparison, scale: jax.Array, bias: jax.Array) -> LossStats:
+    logits = scale * c.values + bias
+    # p softplus(-z) + n softplus(z) by one softplus, that of the larger share, which keeps the digits of small losses.
+    signed = jnp.where(c.positives > c.negatives, -logits, logits)
+    valid = c.positives + c.negatives > 0
+    losses = softplus(signed) - jnp.minimum(c.positives, c.negatives) * signed
+    count = jnp.sum(c.reference_weights > 0, dtype=c.values.dtype)
+    relative = safe_divide(count * c.reference_weights, jnp.sum(c.reference_weights))
+    of_anchor = jnp.sum(jnp.where(valid, relative[None, :] * losses, 0), axis=1)
+    return each_anchor(of_anchor, jnp.where(jnp.any(valid, axis=1), c.anchor_weights, 0))
+
+
+def margin_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    beta: jax.Array | float,
+    *,
+    margin: float = 0.2,
+    nu: float = 0.0,
+    distance: Pairwise = "euclidean",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The margin loss: a learned boundary lies between the distances of alike and of other examples.
+
+    Each triplet of an anchor a, a positive p and a negative n loses
+    :math:`[\alpha + D_{ap} - \beta]_+ + [\alpha + \beta - D_{an}]_+ + \nu \beta`, where the boundary :math:`\beta` is
+    one number or the one of the anchor's class. The triplets only balance the pairs: each term sees a single pair,
+    so that O(B^2) time and memory suffice.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised by the network; None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers, in [0, C) if `beta` is `[C]`; None if `pairs` says what is alike.
+      beta: a scalar or `[C]`, static or learned; the paper starts from 1.2.
+      margin: alpha >= 0.
+      nu: >= 0, the weight of the regulariser, which draws a learned beta down.
+      distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+        `[A, R]` array.
+      references: what to compare the batch with; itself if not given.
+      pairs: `[B, R]` booleans: which pairs may be used. The paper draws negatives by their distance. With
+        `labels=None`: two masks, `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` weights >= 0; a triplet weighs the product of its members'.
+      reduction: `"mean"` over the pairs of all triplets, two each; `"mean_active"`, the authors' choice, over those
+        with a positive loss; `"sum"`, or `"none"`: for each anchor the sum over its triplets.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss (or `[B]` sums); 0, with zero gradients, if there is no triplet. Under `jit`, a valid label
+      outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[0.0], [1.1], [3.0]]), jnp.array([4, 4, 9])
+      >>> loss = margin_loss(embeddings, labels, 1.2)
+      >>> round(float(loss), 3)  # anchors 0 and 1, positives at 1.1: .1 each; negatives at 3 and 1.9: 0; four pairs
+      0.05
+
+    References:
+      C.-Y. Wu, R. Manmatha, A. J. Smola, P. Krähenbühl, Sampling Matters in Deep Embedding Learning, ICCV 2017, arXiv
+      1706.07567.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("margin", margin, least=0)
+    checks.check_scalar("nu", nu, least=0)
+    beta = _check_beta(beta)
+    comparison = compare(
+        embeddings,
+        labels,
+        distance=distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        needs_labels=beta.ndim > 0,
+    )
+    boundary = _boundaries(comparison, beta)
+    return reduce_anchors(_margin(comparison, boundary, margin, nu), reduction, has_aux)
+
+
+@jax.jit
+def _margin(c: Comparison, beta: jax.Array, margin: float, nu: float) -> LossStats:
+    boundary = beta[:, None]
+    near, far = pair_weights(c, c.positives), c.reference_weights[None, :] * c.negatives.astype(c.values.dtype)
+    num_far = jnp.sum(far, axis=1)
+    num_near = jnp.sum(near, axis=1)  # of the anchor's weight as well, which each triplet has once
+    positives = each_pair(jax.nn.relu(margin + c.values - boundary), near * num_far[:, None])
+    negatives = each_pair(jax.nn.relu(margin + boundary - c.values), far * num_near[:, None])
+    total, valid, active = (jnp.add(*sums) for sums in zip(positives, negatives, strict=True))
+    triplets = num_near * num_far
+    total += jnp.where(triplets > 0, nu * triplets * beta, 0)
+    # A label without a boundary stays visible, also where its anchor has no triplet.
+    return LossStats(jnp.where(jnp.isnan(beta) & (c.anchor_weights > 0), jnp.nan, total), valid, active)
+
+
+def _check_beta(beta: Any) -> jax.Array:
+    beta = checks.check_array("beta", beta, "floats")
+    if not jnp.issubdtype(beta.dtype, jnp.floating) and not jnp.issubdtype(beta.dtype, jnp.integer):
+        raise TypeError(f"beta has dtype {beta.dtype}, expected floats")
+    if beta.ndim > 1 or beta.size == 0:
+        raise ValueError(f"beta has shape {beta.shape}, expected a scalar or [C]")
+    return beta
+
+
+def _boundaries(c: Comparison, beta: jax.Array) -> jax.Array:
+    """The boundary of each anchor, `[A]`; NaN where a traced label has none."""
+    beta = beta.astype(c.values.dtype)
+    if beta.ndim == 0:
+        return jnp.broadcast_to(beta, c.anchor_weights.shape)
+    checks.check_class_range(c.anchor_labels, c.anchor_weights > 0, beta.size, "beta")
+    labels = jnp.where(c.anchor_weights > 0, c.anchor_labels, 0)
+    return jnp.where((labels >= 0) & (labels < beta.size), beta[jnp.clip(labels, 0, beta.size - 1)], jnp.nan)
+
+
+def _alike_and_not(close: jax.Array, apart: jax.Array, c: Comparison) -> LossStats:
+    """Sums `close` over the pairs that are alike and `apart` over those that are not."""
+    alike = each_pair(close, pair_weights(c, c.positives))
+    unlike = each_pair(apart, pair_weights(c, c.negatives))
+    return LossStats(*(jnp.add(*sums) for sums in zip(alike, unlike, strict=True)))
+
+
+def intra_pair_variance_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    pos_eps: float = 0.01,
+    neg_eps: float = 0.01,
+    similarity: Pairwise = "cosine",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The intra-pair variance loss: pairs of a kind are about as similar as each other.
+
+    :math:`\mathrm{E}_{ap} [(1 - \epsilon^+)\, \mathrm{E}(s_{ap}) - s_{ap}]_+^2 +
+    \mathrm{E}_{an} [s_{an} - (1 + \epsilon^-)\, \mathrm{E}(s_{an})]_+^2`: it pulls at positives less similar than the
+    average positive, and at negatives more similar than the average negative. A complement of another loss, in the
+    paper of `tuplet_margin_loss`.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      pos_eps: epsilon of the positives, >= 0.
+      neg_eps: epsilon of the negatives, >= 0.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      references: what to compare the batch with; itself if not given.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` weights >= 0; a pair weighs the product of its members'.
+      reduction: `"mean"`, which is the formula; `"mean_active"` and `"sum"`, which are the same, as the loss is one
+        number of the whole batch; or `"none"`: what each anchor's pairs contribute to it.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` parts of it); 0, with zero gradients, if there is no pair.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> similarity = jnp.array([[0.0, 1.0, 0.2], [0.6, 0.0, 0.2], [0.2, 0.2, 0.0]])
+      >>> loss = intra_pair_variance_loss(None, jnp.array([4, 4, 9]), pos_eps=0.0, neg_eps=0.0, similarity=similarity)
+      >>> round(float(loss), 3)  # positives 1 and .6 on average .8: (0 + .2^2) / 2; the negatives are equal
+      0.02
+
+    References:
+      B. Yu, D. Tao, Deep Metric Learning With Tuplet Margin Loss, ICCV 2019.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("pos_eps", pos_eps, least=0)
+    checks.check_scalar("neg_eps", neg_eps, least=0)
+    comparison = compare(
+        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    )
+    return reduce_anchors(_intra_pair_variance(comparison, pos_eps, neg_eps), reduction, has_aux)
+
+
+@jax.jit
+def _intra_pair_variance(c: Comparison, pos_eps: float, neg_eps: float) -> LossStats:
+    near, far = pair_weights(c, c.positives), pair_weights(c, c.negatives)
+    below = jax.nn.relu((1 - pos_eps) * _average(c.values, near) - c.values)
+    above = jax.nn.relu(c.values - (1 + neg_eps) * _average(c.values, far))
+    contributions = _parts(jnp.square(below), near) + _parts(jnp.square(above), far)
+    return _of_batch(contributions, near + far)
+
+
+def threshold_consistent_margin_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    pos_margin: float = 0.9,
+    neg_margin: float = 0.5,
+    pos_weight: float = 1.0,
+    neg_weight: float = 1.0,
+    similarity: Pairwise = "cosine",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The threshold-consistent margin loss: one threshold of similarity should fit all classes.
+
+    :math:`\lambda^+ \frac{\sum_{ap} (m^+ - s_{ap})\, [s_{ap} \le m^+]}{\sum_{ap} [s_{ap} \le m^+]} +
+    \lambda^- \frac{\sum_{an} (s_{an} - m^-)\, [s_{an} \ge m^-]}{\sum_{an} [s_{an} \ge m^-]}`: the mean excess of the
+    hard pairs, and of them alone. A regulariser beside another loss.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      pos_margin: m+, the similarity that alike examples should exceed.
+      neg_margin: m-, the similarity below which others should stay.
+      pos_weight: lambda+ >= 0.
+      neg_weight: lambda- >= 0.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      references: what to compare the batch with; itself if not given.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` weights >= 0; a pair weighs the product of its members'.
+      reduction: `"mean"`, which is the formula; `"mean_active"` and `"sum"`, which are the same, as the loss is one
+        number of the whole batch; or `"none"`: what each anchor's pairs contribute to it.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` parts of it); 0, with zero gradients, if there is no hard pair.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> similarity = jnp.array([[0.0, 1.0, 0.2], [0.6, 0.0, 0.7], [0.2, 0.6, 0.0]])
+      >>> loss = threshold_consistent_margin_loss(None, jnp.array([4, 4, 9]), similarity=similarity)
+      >>> round(float(loss), 3)  # of the positives .6 is hard, by .3; of the negatives .7 and .6, by .2 and .1
+      0.45
+
+    References:
+      Q. Zhang, L. Xu, Q. Tang, J. Fang, Y. N. Wu, J. Tighe, Y. Xing, Threshold-Consistent Margin Loss for Open-World
+      Deep Metric Learning, ICLR 2024, arXiv 2307.04047.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("pos_margin", pos_margin)
+    checks.check_scalar("neg_margin", neg_margin)
+    checks.check_scalar("pos_weight", pos_weight, least=0)
+    checks.check_scalar("neg_weight", neg_weight, least=0)
+    comparison = compare(
+        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    )
+    per_anchor = _threshold_consistent(comparison, pos_margin, neg_margin, pos_weight, neg_weight)
+    return reduce_anchors(per_anchor, reduction, has_aux)
+
+
+@jax.jit
+def _threshold_consistent(
+    c: Comparison, pos_margin: float, neg_margin: float, pos_weight: float, neg_weight: float
+) -> LossStats:
+    # What is hard is asked for in the negative, so that a similarity of NaN stays.
+    near = pair_weights(c, c.positives & ~(c.values > pos_margin))
+    far = pair_weights(c, c.negatives & ~(c.values < neg_margin))
+    contributions = pos_weight * _parts(pos_margin - c.values, near) + neg_weight * _parts(c.values - neg_margin, far)
+    return _of_batch(contributions, pair_weights(c, c.positives | c.negatives))
+
+
+def ranked_list_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    margin: float = 0.4,
+    alpha: float | None = None,
+    pos_temperature: float = 0.0,
+    neg_temperature: float = 10.0,
+    neg_weight: float = 0.5,
+    distance: Pairwise = "euclidean",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The ranked list loss: an anchor's negatives lie beyond a boundary, its positives within a smaller one.
+
+    Of each anchor :math:`(1 - \lambda) \sum_p \bar w_{ap} [d_{ap} - (\alpha - m)]_+ + \lambda \sum_n \bar w_{an}
+    [\alpha - d_{an}]_+`, where :math:`w_{ap} = \exp(T_p (d_{ap} - (\alpha - m)))` and
+    :math:`w_{an} = \exp(T_n (\alpha - d_{an}))` of the pairs on the wrong side, and :math:`\bar w` is their share in
+    the sum over the anchor's positives, or negatives. The weights are constants to the gradient, as in the authors'
+    code: they say how much a pair is pulled, and are not themselves to be made smaller.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised by the network; None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      margin: m >= 0, between the two boundaries.
+      alpha: the boundary of the negatives; 1 + margin / 2 if not given.
+      pos_temperature: T_p >= 0; 0 weighs all positives outside their boundary alike.
+      neg_temperature: T_n >= 0; towards infinity only the nearest negative counts.
+      neg_weight: lambda in [0, 1].
+      distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+        `[A, R]` array.
+      references: what to compare the batch with; itself if not given.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` weights >= 0 of anchors in the mean, and of references in the sums of an anchor.
+      reduction: `"mean"` over the anchors that have a positive or a negative, `"mean_active"` over those that lose
+        something, `"sum"`, or `"none"` for one value per anchor.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, if there is no pair.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> distances = jnp.array([[0.0, 1.0, 1.1], [1.0, 0.0, 1.5], [1.1, 1.5, 0.0]])
+      >>> losses = ranked_list_loss(None, jnp.array([4, 4, 9]), distance=distances, reduction="none")
+      >>> print(losses.round(3))  # boundaries .8 and 1.2: half of .2 + .1, of .2 and of .1
+      [0.15 0.1  0.05]
+
+    References:
+      X. Wang, Y. Hua, E. Kodirov, G. Hu, R. Garnier, N. M. Robertson, Ranked List Loss for Deep Metric Learning, CVPR
+      2019, arXiv 1903.03238. The weights of positives: the extended version, IEEE TPAMI 2021.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("margin", margin, least=0)
+    alpha = 1 + margin / 2 if alpha is None else checks.check_scalar("alpha", alpha)
+    checks.check_scalar("pos_temperature", pos_temperature, least=0)
+    checks.check_scalar("neg_temperature", neg_temperature, least=0)
+    checks.check_scalar("neg_weight", neg_weight, least=0, most=1)
+    comparison = compare(
+        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+    )
+    per_anchor = _ranked_list(comparison, margin, alpha, pos_temperature, neg_temperature, neg_weight)
+    return reduce_anchors(per_anchor, reduction, has_aux)
+
+
+@jax.jit
+def _ranked_list(
+    c: Comparison, margin: float, alpha: float, pos_temperature: float, neg_temperature: float, neg_weight: float
+) -> LossStats:
+    near = _worst_first(c.values - (alpha - margin), c.positives, c.reference_weights, pos_temperature)
+    far = _worst_first(alpha - c.values, c.negatives, c.reference_weights, neg_temperature)
+    compared = jnp.any(c.positives | c.negatives, axis=1)
+    return each_anchor((1 - neg_weight) * near + neg_weight * far, jnp.where(compared, c.anchor_weights, 0))
+
+
+def _worst_first(beyond: jax.Array, selected: jax.Array, weights: jax.Array, temperature: float) -> jax.Array:
+    """`[A]`: the average of each anchor's positive excesses `[A, R]`, each weighing exp(temperature excess)."""
+    wrong = selected & ~(beyond <= 0)
+    beyond = jnp.where(wrong, beyond, 0)
+    constant = jax.lax.stop_gradient(beyond)
+    largest = jnp.max(constant, axis=1, keepdims=True, initial=0)
+    shares = jnp.where(wrong, weights[None, :] * jnp.exp(temperature * excess(constant, largest)), 0)
+    return safe_divide(jnp.sum(shares * beyond, axis=1), jnp.sum(shares, axis=1))
+
+
+def _average(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """The weighted average of all values that weigh something; 0 if none does."""
+    return jnp.sum(_parts(values, weights))
+
+
+def _parts(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """What each value contributes to the weighted average of all."""
+    return jnp.where(weights > 0, safe_divide(weights, jnp.sum(weights)) * values, 0)
+
+
+def _of_batch(contributions: jax.Array, weights: jax.Array) -> LossStats:
+    """The sums for each anchor of a loss which is one number of the whole batch, made of `[A, R]` contributions."""
+    total = jnp.sum(contributions, axis=1)
+    valid = safe_divide(jnp.sum(weights, axis=1), jnp.sum(weights))
+    return LossStats(total, valid, jnp.where(jnp.sum(total) > 0, valid, 0))

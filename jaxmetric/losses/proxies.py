@@ -1,0 +1,494 @@
+"""Losses that compare examples with learned vectors of the classes.
+
+`normalized_softmax_loss` and `proxy_nca_loss` score the classes of each example, `proxy_anchor_loss` the examples of
+each class. `center_loss` pulls examples to the center of their class, and `manifold_loss` compares random-walk
+similarities between embeddings and proxies.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxmetric import _checks as checks
+from jaxmetric.distances import pairwise_cosine_similarity, pairwise_dot_product
+from jaxmetric.losses._engine.class_columns import Column
+from jaxmetric.losses._engine.class_shard import ClassShard, ClassVectors, count_classes
+from jaxmetric.losses._engine.class_softmax import (
+    class_vector_loss,
+    normalized_dot_product,
+    of_examples,
+    right_and_others,
+    softmax_loss,
+    sum_over_classes,
+)
+from jaxmetric.losses._engine.reduction import LossResult, LossStats
+from jaxmetric.numerics import as_float, excess, safe_divide, safe_normalize, safe_sqrt
+
+
+def normalized_softmax_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    proxies: ClassVectors,
+    *,
+    scale: float = 20.0,
+    margin: float = 0.0,
+    class_weights: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""Softmax cross entropy over the similarities to one normalised vector per class.
+
+    :math:`-\log \mathrm{softmax}(\lambda\,(x^\top w_c - \delta\,[c = y]))_y` with :math:`|w_c| = 1`: SoftTriple with a
+    single centre per class.
+
+    Args:
+      embeddings: `[B, D]` floats; normalised ones make the similarities cosines.
+      labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
+      scale: lambda > 0, the inverse temperature.
+      margin: delta, taken off the similarity to the right class.
+      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
+      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
+      weights: `[B]` example weights >= 0.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
+      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = normalized_softmax_loss(jnp.eye(2), jnp.array([0, 1]), 5 * jnp.eye(2), scale=1.0)
+      >>> round(float(loss), 4)  # log(1 + exp(-1))
+      0.3133
+
+    References:
+      A. Zhai, H.-Y. Wu, Classification is a Strong Baseline for Deep Metric Learning, BMVC 2019, arXiv 1811.12649.
+    """
+    checks.check_scalar("scale", scale, above=0)
+    checks.check_scalar("margin", margin)
+    return class_vector_loss(
+        _normalized_softmax,
+        {"scale": scale, "margin": margin},
+        embeddings,
+        labels,
+        proxies,
+        name="proxies",
+        num_axes=2,
+        class_weights=class_weights,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+        has_aux=has_aux,
+    )
+
+
+def _normalized_softmax(
+    embeddings: jax.Array, column: Column, *, scale: jax.Array, margin: jax.Array
+) -> tuple[jax.Array, LossStats]:
+    right, others = right_and_others(normalized_dot_product, column.vectors, column.labels, scale * embeddings)
+    return of_examples(softmax_loss(right - scale * margin, others), column)
+
+
+def proxy_nca_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    proxies: ClassVectors,
+    *,
+    temperature: float = 1.0,
+    positive_in_denominator: bool = False,
+    class_weights: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""Proxy-NCA: an example is nearer to the proxy of its class than to those of the others; and Proxy-NCA++.
+
+    :math:`-\log \frac{\exp(-d(x, p_y) / \sigma)}{\sum_{z \in Z} \exp(-d(x, p_z) / \sigma)}` with d the squared
+    Euclidean distance of the vectors scaled to length 1, and Z the classes other than y.
+
+    With `positive_in_denominator=True`, Z is all classes: a softmax, whose gradient is weak for examples that are right
+    already. With `temperature=1/9` that is the loss of Proxy-NCA++.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised here.
+      labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
+      temperature: sigma > 0.
+      positive_in_denominator: whether the right class is in Z.
+      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
+      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
+      weights: `[B]` example weights >= 0.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
+      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+
+    Returns:
+      The scalar loss (or `[B]` losses): >= 0 with the positive in the denominator; without it as low as
+      log(C - 1) - 4 / sigma, and 0 if there is a single class. Under `jit`, a valid label outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels, proxies = jnp.eye(2), jnp.array([0, 1]), jnp.eye(2)
+      >>> round(float(proxy_nca_loss(embeddings, labels, proxies)), 4)  # -log(exp(-0) / exp(-2))
+      -2.0
+      >>> loss = proxy_nca_loss(embeddings, labels, proxies, positive_in_denominator=True)
+      >>> round(float(loss), 4)  # log(1 + exp(-2))
+      0.1269
+
+    References:
+      Y. Movshovitz-Attias, A. Toshev, T. K. Leung, S. Ioffe, S. Singh, No Fuss Distance Metric Learning using Proxies,
+      ICCV 2017, arXiv 1703.07464. E. W. Teh, T. DeVries, G. W. Taylor, ProxyNCA++: Revisiting and Revitalizing Proxy
+      Neighborhood Component Analysis, ECCV 2020, arXiv 2004.01113.
+    """
+    checks.check_scalar("temperature", temperature, above=0)
+    checks.check_flag("positive_in_denominator", positive_in_denominator)
+    return class_vector_loss(
+        _proxy_nca_plus_plus if positive_in_denominator else _proxy_nca,
+        {"temperature": temperature},
+        embeddings,
+        labels,
+        proxies,
+        name="proxies",
+        num_axes=2,
+        class_weights=class_weights,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+        has_aux=has_aux,
+    )
+
+
+def _proxy_nca(embeddings: jax.Array, column: Column, *, temperature: jax.Array) -> tuple[jax.Array, LossStats]:
+    right, others = _nca_logits(embeddings, column, temperature)
+    alone = others == -jnp.inf  # a single class has no denominator
+    return of_examples(jnp.where(alone, 0, jnp.where(alone, 0, others) - right), column)
+
+
+def _proxy_nca_plus_plus(
+    embeddings: jax.Array, column: Column, *, temperature: jax.Array
+) -> tuple[jax.Array, LossStats]:
+    return of_examples(softmax_loss(*_nca_logits(embeddings, column, temperature)), column)
+
+
+def _nca_logits(embeddings: jax.Array, column: Column, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Between unit vectors the squared distance is 2 - 2 cos, and the 2 cancels.
+    doubled = safe_normalize(embeddings) * (2 / temperature)
+    return right_and_others(normalized_dot_product, column.vectors, column.labels, doubled)
+
+
+def proxy_anchor_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    proxies: ClassVectors,
+    *,
+    scale: float = 32.0,
+    margin: float = 0.1,
+    class_weights: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""Proxy-Anchor: each proxy pulls its class's examples and pushes the others, the hardest most.
+
+    :math:`\frac{1}{|P^+|} \sum_{p \in P^+} \log\Big(1 + \sum_{x \in X_p^+} e^{-\alpha (s(x, p) - \delta)}\Big) +
+    \frac{1}{|P|} \sum_{p \in P} \log\Big(1 + \sum_{x \in X_p^-} e^{\alpha (s(x, p) + \delta)}\Big)` with s the cosine,
+    P all proxies, :math:`P^+` those of the classes in the batch, :math:`X_p^+` the examples of p's class, :math:`X_p^-`
+    the others.
+
+    The tuples of this loss are classes: `"mean"` is the formula, and `LossStats.valid` counts (the weights of) all
+    classes.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised here.
+      labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
+      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
+      scale: alpha > 0.
+      margin: delta.
+      class_weights: `[C]` weights >= 0, which multiply the two terms of a class; a tuple of T.
+      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
+      weights: `[B]` weights >= 0. Relative to their mean, they are how often an example counts in the inner sums.
+      reduction: `"mean"`, `"mean_active"` or `"sum"`.
+      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+
+    Returns:
+      The scalar loss >= 0. Under `jit`, a valid label outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = proxy_anchor_loss(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2), scale=1.0, margin=0.0)
+      >>> round(float(loss), 4)  # log(1 + exp(-1)) + log(1 + exp(0))
+      1.0064
+
+    References:
+      S. Kim, D. Kim, M. Cho, S. Kwak, Proxy Anchor Loss for Deep Metric Learning, CVPR 2020, arXiv 2003.13911.
+    """
+    checks.check_scalar("scale", scale, above=0)
+    checks.check_scalar("margin", margin)
+    return class_vector_loss(
+        _proxy_anchor,
+        {"scale": scale, "margin": margin},
+        embeddings,
+        labels,
+        proxies,
+        name="proxies",
+        num_axes=2,
+        class_weights=class_weights,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+        has_aux=has_aux,
+        per_example=False,
+    )
+
+
+def _proxy_anchor(
+    embeddings: jax.Array, column: Column, *, scale: jax.Array, margin: jax.Array
+) -> tuple[None, LossStats]:
+    labels, weights, of_class = column.labels, column.weights, column.class_weights
+    valid = weights > 0
+    # How often each example counts: weights, relative to their mean.
+    counts = weights * safe_divide(jnp.sum(valid, dtype=weights.dtype), jnp.sum(weights))
+    operands = safe_normalize(embeddings) * scale, scale * margin
+    (positive, negative, present, active), _ = sum_over_classes(
+        _anchor_terms, column.vectors, operands, (labels, counts, of_class), rows=labels.size
+    )
+    total_weight = jnp.asarray(count_classes(column.vectors), weights.dtype) if of_class is None else jnp.sum(of_class)
+    total = positive * safe_divide(total_weight, present) + negative
+    known = jnp.all(~valid | column.is_class())
+    return None, LossStats(jnp.where(known, total, jnp.nan), jnp.where(jnp.any(valid), total_weight, 0), active)
+
+
+def _anchor_terms(vectors: jax.Array, index: jax.Array, operands: tuple, fixed: tuple) -> tuple[jax.Array, ...]:
+    """For each class its positive and its negative term, whether the batch has it, and whether its loss is positive."""
+    (embeddings, margin), (labels, counts, of_class) = operands, fixed
+    logits = normalized_dot_product(vectors, embeddings)
+    valid, is_right = (counts > 0)[None, :], index[:, None] == labels[None, :]
+    signed = margin + jnp.where(is_right, -logits, logits)
+    positive = _log_1_plus_sum(signed, is_right & valid, counts)
+    negative = _log_1_plus_sum(signed, ~is_right & valid, counts)
+    weight = jnp.ones_like(positive) if of_class is None else of_class[index]
+    present = jnp.any(is_right & valid, axis=1)
+    active = positive + negative > 0
+    return weight * positive, weight * negative, jnp.where(present, weight, 0), jnp.where(active, weight, 0)
+
+
+def _log_1_plus_sum(logits: jax.Array, where: jax.Array, counts: jax.Array) -> jax.Array:
+    """log(1 + the sum of counts exp(logits)) over the examples `where`, for each class: `[c]`."""
+    selected = jnp.where(where, logits, -jnp.inf)
+    largest = jax.lax.stop_gradient(jnp.max(selected, axis=1, initial=0))  # the 0 is the logit of the one
+    total = jnp.sum(counts[None, :] * jnp.exp(excess(selected, largest[:, None])), axis=1)
+    return largest + jnp.log1p(jnp.expm1(-largest) + total)
+
+
+def center_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    centers: ClassVectors,
+    *,
+    class_weights: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The centre loss: an example lies at the centre of its class.
+
+    :math:`\frac{1}{2} |x - c_y|^2`, to be added, with a small weight, to a loss that tells classes apart.
+
+    Args:
+      embeddings: `[B, D]` floats.
+      labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
+      centers: `[C, D]` class centres, not normalised, or a `ClassShard` of them; a tuple of T for T columns of labels,
+        whose losses add up.
+      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
+      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
+      weights: `[B]` example weights >= 0.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
+      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of centers.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(center_loss(jnp.array([[3.0, 4.0]]), jnp.array([1]), jnp.zeros((2, 2))))  # 25 / 2
+      12.5
+
+    References:
+      Y. Wen, K. Zhang, Z. Li, Y. Qiao, A Discriminative Feature Learning Approach for Deep Face Recognition, ECCV 2016.
+    """
+    return class_vector_loss(
+        _center,
+        {},
+        embeddings,
+        labels,
+        centers,
+        name="centers",
+        num_axes=2,
+        class_weights=class_weights,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+        has_aux=has_aux,
+    )
+
+
+def _center(embeddings: jax.Array, column: Column) -> tuple[jax.Array, LossStats]:
+    of_class = column.of_labels(column.vectors)
+    return of_examples(jnp.sum(jnp.square(embeddings - of_class), axis=1) / 2, column)
+
+
+# The temperature of the affinities exp(cos / 0.5), of the paper's experiments.
+_TEMPERATURE = 0.5
+
+
+def manifold_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    proxies: jax.Array,
+    *,
+    context_weight: float = 1.0,
+    alpha: float = 0.8,
+    margin: float = 5e-4,
+    class_weights: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The manifold loss: along the manifold, an embedding is near its proxy, and near what its proxy is near to.
+
+    :math:`F = (1 - \alpha)(I - \alpha\, \bar S)^{-1}` with :math:`\bar S = D^{-1/2} S D^{-1/2}` and
+    :math:`S_{ij} = \exp(2 [\cos(z_i, z_j)]_+)`, :math:`S_{ii} = 0`, over all embeddings and proxies z: where random
+    walks end up that go on with probability alpha. For the example i of the class y, with the similarities
+    :math:`s_{ic}` to proxies c,
+
+    :math:`\log\left(1 + \sum_{c \ne y} [\delta_c \ge 0]\, e^{\delta_c}\right),\quad \delta_c = s_{ic} - s_{iy} + m`,
+
+    once with :math:`s_{ic} = F_{ic}` (intrinsic) plus lambda_C times with :math:`s_{ic} = \cos(F_i, F_c)` (context).
+
+    The classes are meta-classes in the paper: every learner of an ensemble joins the classes of the data at random,
+    such as by `jax.random.randint(key, [num_classes], 0, C)[labels]`.
+
+    Args:
+      embeddings: `[B, D]` floats.
+      labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
+      proxies: `[C, D]` class vectors.
+      context_weight: lambda_C >= 0, of the context loss.
+      alpha: in (0, 1), how far the random walks go.
+      margin: m, in similarity.
+      class_weights: `[C]` weights >= 0 that multiply those of the examples of a class.
+      where: `[B]` booleans (`[B, T]` with a tuple): which examples are valid; others are no part of the walks.
+      weights: `[B]` example weights >= 0 of the losses; in the walks every valid example counts once.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, with a single class. Under `jit`, a valid label
+      outside [0, C) gives NaN.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, proxies = jnp.array([[1.0, 0.0], [-1.0, 0.0]]), jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+      >>> float(manifold_loss(embeddings, jnp.array([0, 1]), proxies))  # each is most similar to its proxy
+      0.0
+      >>> round(float(manifold_loss(embeddings, jnp.array([1, 0]), proxies)), 3)  # log(1 + e^.124) + log(1 + e^.209)
+      1.56
+
+    References:
+      N. Aziere, S. Todorovic, Ensemble Deep Manifold Similarity Learning using Hard Proxies, CVPR 2019.
+    """
+    checks.check_scalar("context_weight", context_weight, least=0)
+    checks.check_scalar("margin", margin)
+    checks.check_scalar("alpha", alpha, above=0, below=1)
+    return class_vector_loss(
+        _manifold,
+        {"context_weight": context_weight, "alpha": alpha, "margin": margin},
+        embeddings,
+        labels,
+        proxies,
+        name="proxies",
+        num_axes=2,
+        class_weights=class_weights,
+        where=where,
+        weights=weights,
+        reduction=reduction,
+        has_aux=has_aux,
+    )
+
+
+def _manifold(
+    embeddings: jax.Array, column: Column, *, context_weight: jax.Array, alpha: jax.Array, margin: jax.Array
+) -> tuple[jax.Array, LossStats]:
+    if isinstance(column.vectors, ClassShard):
+        raise TypeError("proxies is a ClassShard, expected an array: the walks of manifold_loss go over all proxies")
+    count, num_proxies = embeddings.shape[0], column.vectors.shape[0]
+    points = jnp.concatenate([embeddings, as_float(column.vectors)])
+    valid = jnp.concatenate([column.weights > 0, jnp.ones(num_proxies, bool)])
+    walks = (1 - alpha) * _inverse(jnp.eye(len(points), dtype=points.dtype) - alpha * _transitions(points, valid))
+    losses = _n_pair(walks[:count, count:], column.labels, margin)
+    context = pairwise_cosine_similarity(walks[:count], walks[count:])
+    return of_examples(losses + context_weight * _n_pair(context, column.labels, margin), column)
+
+
+def _transitions(points: jax.Array, valid: jax.Array) -> jax.Array:
+    """The normalised affinities of all pairs of valid points; 0 for those of a point with itself and of others."""
+    cosines = jax.nn.relu(pairwise_cosine_similarity(points))
+    pairs = valid[:, None] & valid[None, :] & ~jnp.eye(valid.size, dtype=bool)
+    affinities = jnp.where(pairs, jnp.exp(cosines / _TEMPERATURE), 0)
+    scale = safe_divide(jnp.ones_like(points[:, 0]), safe_sqrt(jnp.sum(affinities, axis=1)))
+    return affinities * scale[:, None] * scale[None, :]
+
+
+def _n_pair(similarities: jax.Array, labels: jax.Array, margin: jax.Array) -> jax.Array:
+    right = labels[:, None] == jnp.arange(similarities.shape[1])[None, :]
+    own = jnp.sum(jnp.where(right, similarities, 0), axis=1, keepdims=True)
+    beyond = similarities - own + margin
+    # Not `beyond >= 0`, so that a NaN is counted.
+    counted = ~right & ~(beyond < 0)
+    return jnp.log1p(jnp.sum(jnp.where(counted, jnp.exp(jnp.where(counted, beyond, 0)), 0), axis=1))
+
+
+@jax.custom_vjp
+def _inverse(matrix: jax.Array) -> jax.Array:
+    """The inverse of a symmetric positive definite matrix, by its Cholesky decomposition."""
+    identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix, symmetrize_input=False), True), identity)
+
+
+def _inverse_forward(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    inverse = _inverse(matrix)
+    return inverse, inverse
+
+
+def _inverse_backward(inverse: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    return (-pairwise_dot_product(pairwise_dot_product(inverse, cotangent.T), inverse),)
+
+
+_inverse.defvjp(_inverse_forward, _inverse_backward)

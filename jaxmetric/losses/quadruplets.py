@@ -1,0 +1,357 @@
+"""The quadruplet loss of Proença et al.: a pair that agrees on more labels lies closer than one that agrees on fewer.
+
+For two pairs of examples with disagreements phi(i, j) < phi(p, q) the loss is
+
+    relu(|f_i - f_j|^2 - |f_p - f_q|^2 + alpha).
+
+`quadruplet_hinge` is that formula for four examples. `sampled_quadruplet_loss` averages it over random quadruplets, as
+the paper does. `quadruplet_loss` averages it over all quadruplets of the batch, exactly, by sorting the pairs
+(`jaxmetric.losses._engine.ordered_hinge`). `anchored_quadruplet_loss` is for batches with too many pairs to sort: it
+compares a few anchors with the whole batch, and is exact in expectation.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmetric import _checks as checks
+from jaxmetric.agreement import PairLevels, disagreement_levels, known_labels
+from jaxmetric.distances import pairwise_squared_euclidean
+from jaxmetric.losses._engine.anchored_pairs import anchored_stats, draw_anchors
+from jaxmetric.losses._engine.labelled_batch import Disagreement, LabelledBatch, check_disagreement, labelled_batch
+from jaxmetric.losses._engine.ordered_hinge import level_sums, ordered_hinge
+from jaxmetric.losses._engine.pairs_of_pairs import all_pairs, of_all_pairs, sample_ordered
+from jaxmetric.losses._engine.reduction import LossResult, LossStats, check_reduction, reduce_each, reduce_stats
+from jaxmetric.numerics import safe_divide
+
+BALANCES = ("quadruplets", "levels")
+
+
+def quadruplet_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    *,
+    margin: float = 0.1,
+    agreement: str = "count",
+    self_pairs: bool = False,
+    balance: str = "quadruplets",
+    label_weights: Sequence[float] | None = None,
+    ordinal: Sequence[int | None] | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The quadruplet loss over all quadruplets of a batch.
+
+    The mean of :math:`[\,|f_i - f_j|^2 - |f_p - f_q|^2 + \alpha\,]_+` over all pairs of distinct pairs of examples with
+    :math:`\phi(i, j) < \phi(p, q)`, phi the number of labels on which two examples disagree. It is exact, value and
+    gradient, in O(P log P) time for the P = B (B - 1) / 2 pairs of the batch, and O(P) memory; beyond B = 5,793 the
+    counts of violations pass 2^24 and are rounded to float32. Its gradient is a `custom_vjp`, so that forward-mode
+    differentiation (`jax.jvp`) is not defined.
+
+    Where labels are missing, the disagreement of a pair is an interval, from the known disagreements to those plus the
+    unknown columns; a pair comes before another only if its largest disagreement is below the other's smallest.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised or not.
+      labels: `[B]` or `[B, T]` integers.
+      margin: alpha, in squared distance.
+      agreement: `"count"` orders pairs by how many labels agree; `"any"` only puts those that agree on everything
+        before those that do not, as the code published with the paper does.
+      self_pairs: whether to take the pairs (i, i) as well, as that code does. It enumerates ordered pairs, so that
+        (i, i) occurs once where (i, j) occurs twice: here (i, i) weighs a half, which makes the mean equal to
+        that over that code's terms, and the sum an eighth of its sum.
+      balance: `"quadruplets"` weighs every quadruplet the same; `"levels"` every pair of different levels of
+        disagreement, however many quadruplets it has, so that frequent coarse levels do not drown the fine ones.
+      label_weights: T static weights > 0: disagreement on column t counts `label_weights[t]`.
+      ordinal: T static entries: 0 or None for a categorical column, for an ordinal one the largest |a - b| its values
+        can have; its disagreement is then |a - b|.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid.
+      weights: `[B]` example weights >= 0; a quadruplet weighs the product of its pairs', a pair that of its members.
+        They are constants: no gradient flows into them.
+      reduction: `"mean"`, `"mean_active"` (over quadruplets with a positive loss) or `"sum"`.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0; 0, with zero gradients, if no quadruplet of the batch has two different disagreements.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings = jnp.array([[0.0], [0.2], [0.5]])
+      >>> labels = jnp.array([[7, 0], [7, 1], [4, 1]])  # identity, gender
+      >>> loss, stats = quadruplet_loss(embeddings, labels, margin=0.1, has_aux=True)
+      >>> round(float(loss), 6)  # relu(.04-.25+.1), relu(.09-.25+.1): both pairs that agree on one label are closer
+      0.0
+      >>> float(stats.valid), float(stats.active)
+      (2.0, 0.0)
+
+    References:
+      H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
+      Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
+    """
+    check_reduction(reduction)
+    checks.check_scalar("margin", margin)
+    checks.check_choice("balance", balance, BALANCES)
+    checks.check_flag("self_pairs", self_pairs)
+    batch = labelled_batch(embeddings, labels, where, weights)
+    disagreement = check_disagreement(batch, agreement, label_weights, ordinal)
+    stats = _quadruplet_stats(batch, margin, disagreement=disagreement, self_pairs=self_pairs, balance=balance)
+    loss = reduce_stats(stats, reduction)
+    return (loss, stats) if has_aux else loss
+
+
+def sampled_quadruplet_loss(
+    key: jax.Array,
+    embeddings: jax.Array,
+    labels: jax.Array,
+    *,
+    num_quadruplets: int,
+    margin: float = 0.1,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    """The paper's estimator: the mean of `quadruplet_hinge` over random quadruplets of different phi.
+
+    Drawn uniformly, with replacement, from the quadruplets over which `quadruplet_loss` averages, so that its
+    expectation is that loss. Every draw is a valid quadruplet, however rare these are in the batch.
+
+    Args:
+      key: a `jax.random` key.
+      embeddings: `[B, D]` floats.
+      labels: `[B]` or `[B, T]` integers.
+      num_quadruplets: how many to draw, static, at least 1.
+      margin: alpha, in squared distance.
+      where: `[B]` booleans: which examples are valid. (Single missing labels: see `quadruplet_loss`.)
+      weights: `[B]` example weights >= 0: quadruplets are drawn in proportion to the product of their pairs'.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per quadruplet.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[num_quadruplets]` losses); 0 if the batch has no valid quadruplet.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax
+      >>> embeddings = jax.random.normal(jax.random.key(0), (8, 4))
+      >>> labels = jax.numpy.arange(8)[:, None] // jax.numpy.array([1, 2, 4])
+      >>> exact = quadruplet_loss(embeddings, labels)
+      >>> sampled = sampled_quadruplet_loss(jax.random.key(1), embeddings, labels, num_quadruplets=20_000)
+      >>> bool(abs(sampled - exact) < 0.05 * exact)
+      True
+
+    References:
+      H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
+      Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("margin", margin)
+    checks.check_static_integer("num_quadruplets", num_quadruplets, least=1)
+    if where is not None and np.ndim(where) != 1:
+        raise ValueError(f"where has shape {np.shape(where)}, expected [B]: one boolean for each example")
+    batch = labelled_batch(embeddings, labels, where, weights)
+    if batch.size < 2:
+        nothing = jnp.zeros(num_quadruplets, batch.embeddings.dtype)
+        loss, stats = reduce_each(nothing, nothing, reduction)
+        return (loss, stats) if has_aux else loss
+
+    losses, drawn = _sampled_losses(key, batch, margin, num_quadruplets)
+    losses += 0 * jnp.sum(batch.weights)  # one that is no weight may never be drawn, and must be seen all the same
+    loss, stats = reduce_each(losses, drawn, reduction)
+    return (loss, stats) if has_aux else loss
+
+
+def quadruplet_hinge(embeddings4: jax.Array, labels4: jax.Array, *, margin: float = 0.1) -> jax.Array:
+    r"""The quadruplet loss of four examples i, j, p, q, to be `vmap`ped over many.
+
+    :math:`[\,|f_i - f_j|^2 - |f_p - f_q|^2 + \alpha\,]_+` if :math:`\phi(i, j) < \phi(p, q)`; the same with the two
+    pairs exchanged if phi orders them the other way; 0 if the pairs disagree on equally many labels.
+
+    Args:
+      embeddings4: `[4, D]` embeddings of i, j, p, q.
+      labels4: `[4, T]` or `[4]` integer labels.
+      margin: alpha, in squared distance.
+
+    Returns:
+      A scalar >= 0.
+
+    Raises:
+      ValueError: if a shape is not one of the above.
+      TypeError: if a dtype is not.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings = jnp.array([[0.0], [1.0], [0.0], [0.5]])
+      >>> labels = jnp.array([[7, 0], [7, 0], [7, 0], [4, 0]])  # (i, j) agree on both labels, (p, q) on one
+      >>> round(float(quadruplet_hinge(embeddings, labels, margin=0.1)), 6)  # 1 - 0.25 + 0.1
+      0.85
+
+    References:
+      H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
+      Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
+    """
+    embeddings4 = checks.check_embeddings(embeddings4, "embeddings4")
+    labels4, _ = known_labels(labels4, None, "labels4")
+    if embeddings4.shape[0] != 4 or labels4.shape[0] != 4:
+        raise ValueError(
+            f"embeddings4 and labels4 have {embeddings4.shape[0]} and {labels4.shape[0]} rows, expected 4 and 4"
+        )
+    (i, j, p, q), (y_i, y_j, y_p, y_q) = embeddings4, labels4
+    phi_ij, phi_pq = jnp.sum(y_i != y_j), jnp.sum(y_p != y_q)
+    difference = jnp.sum(jnp.square(i - j)) - jnp.sum(jnp.square(p - q))
+    sign = jnp.sign(phi_pq - phi_ij).astype(difference.dtype)
+    return jnp.where(sign == 0, 0, jax.nn.relu(sign * difference + margin))
+
+
+@partial(jax.jit, static_argnames=("disagreement", "self_pairs", "balance"))
+def _quadruplet_stats(
+    batch: LabelledBatch, margin: float, *, disagreement: Disagreement, self_pairs: bool, balance: str
+) -> LossStats:
+    lower, upper, num_levels = _pair_levels(batch, disagreement)
+    pair_weights = _pair_weights(batch)
+    distances = of_all_pairs(pairwise_squared_euclidean(batch.embeddings))
+    if self_pairs:  # at distance 0, on level 0
+        distances, lower, upper = (jnp.pad(x, (0, batch.size)) for x in (distances, lower, upper))
+        pair_weights = jnp.append(pair_weights, jnp.square(batch.weights) / 2)
+    near_weights = far_weights = pair_weights
+    if balance == "levels":
+        near_weights = _share_of_level(pair_weights, upper, num_levels)
+        far_weights = _share_of_level(pair_weights, lower, num_levels)
+    return LossStats(
+        *ordered_hinge(distances, lower, upper, near_weights, far_weights, margin=margin, num_levels=num_levels)
+    )
+
+
+@partial(jax.jit, static_argnames="num_quadruplets")
+def _sampled_losses(
+    key: jax.Array, batch: LabelledBatch, margin: float, num_quadruplets: int
+) -> tuple[jax.Array, jax.Array]:
+    """The losses of drawn quadruplets, and as their weights 1, or 0 if the batch has none to draw."""
+    embeddings, labels = batch.embeddings, batch.labels
+    pairs = all_pairs(batch.size)
+    levels = _pair_levels(batch, Disagreement())
+    near, far, exists = sample_ordered(
+        key,
+        levels.lower,
+        levels.upper,
+        _pair_weights(batch),
+        num_samples=num_quadruplets,
+        num_levels=levels.num_levels,
+    )
+    quadruplets = jnp.stack([pairs.first[near], pairs.second[near], pairs.first[far], pairs.second[far]], axis=1)
+    losses = jax.vmap(lambda four: quadruplet_hinge(embeddings[four], labels[four], margin=margin))(quadruplets)
+    return losses, jnp.broadcast_to(exists, losses.shape).astype(losses.dtype)
+
+
+def _pair_levels(batch: LabelledBatch, disagreement: Disagreement) -> PairLevels:
+    lower, upper, num_levels = disagreement_levels(
+        batch.labels[:, None],
+        batch.labels[None],
+        first_known=batch.known[:, None],
+        second_known=batch.known[None],
+        **disagreement._asdict(),
+    )
+    return PairLevels(of_all_pairs(lower), of_all_pairs(upper), num_levels)
+
+
+def _pair_weights(batch: LabelledBatch) -> jax.Array:
+    return of_all_pairs(batch.weights[:, None] * batch.weights[None])
+
+
+def _share_of_level(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
+    """Returns the weights divided by the sum of all on the same level, so that each level sums to 1."""
+    return safe_divide(weights, level_sums(weights, levels, num_levels)[levels])
+
+
+def anchored_quadruplet_loss(
+    key: jax.Array,
+    embeddings: jax.Array,
+    labels: jax.Array,
+    *,
+    num_anchors: int,
+    margin: float = 0.1,
+    agreement: str = "count",
+    balance: str = "quadruplets",
+    label_weights: Sequence[float] | None = None,
+    ordinal: Sequence[int | None] | None = None,
+    axis_name: str | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The quadruplet loss, estimated without bias from the pairs of a few random anchors with the whole batch.
+
+    Draws `num_anchors` examples uniformly, without replacement, and compares all pairs that have one of them: its
+    expectation over keys, value and gradient, is `quadruplet_loss` (`"mean"` and `"sum"`; `"mean_active"` is a ratio of
+    two estimates), and with as many anchors as valid examples it is that loss. For A anchors it takes O(A B log(A B))
+    time and O(A B) memory, and O(B^2) time to count the pairs of each level of disagreement; beyond A B = 2^24 the
+    counts of violations are rounded to float32.
+
+    On N devices, in a step over the mapped axis `axis_name`, each draws its own `num_anchors` of the gathered batch,
+    compares them with it and counts its share of the pairs. All return the same number; a gradient averaged over
+    devices is the gradient of that number.
+
+    Args:
+      key: a `jax.random` key, the same on all devices.
+      embeddings: `[B, D]` floats, normalised or not, the same on all devices.
+      labels: `[B]` or `[B, T]` integers.
+      num_anchors: A, for each device, static; at least 2, and N A at most B.
+      margin: alpha, in squared distance.
+      agreement: as in `quadruplet_loss`, like all that follow.
+      balance: `"quadruplets"` or `"levels"`.
+      label_weights: T static weights > 0.
+      ordinal: T static entries: 0 or None for a categorical column, for an ordinal one its largest |a - b|.
+      axis_name: the mapped axis of devices whose anchors are taken together; None for one device.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid.
+      weights: `[B]` example weights >= 0. They do not change which anchors are drawn, save that 0 is a mask.
+      reduction: `"mean"`, `"mean_active"` or `"sum"`.
+      has_aux: whether to return `(loss, LossStats)`; `total` and `active` are estimates, `valid` is exact.
+
+    Returns:
+      The scalar loss >= 0; 0, with zero gradients, if no quadruplet of the batch has two different disagreements.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or there are more anchors than examples.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax
+      >>> from jaxmetric import quadruplet_loss
+      >>> embeddings = jax.random.normal(jax.random.key(0), (8, 4))
+      >>> labels = jax.numpy.arange(8)[:, None] // jax.numpy.array([1, 2, 4])
+      >>> exact = quadruplet_loss(embeddings, labels)
+      >>> keys = jax.random.split(jax.random.key(1), 1000)
+      >>> losses = jax.vmap(lambda key: anchored_quadruplet_loss(key, embeddings, labels, num_anchors=3))(keys)
+      >>> bool(abs(losses.mean() - exact) < 0.05 * exact)
+      True
+
+    References:
+      H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
+      Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
+    """
+    check_reduction(reduction)
+    checks.check_scalar("margin", margin)
+    checks.check_choice("balance", balance, BALANCES)
+    checks.check_static_integer("num_anchors", num_anchors, least=2)
+    batch = labelled_batch(embeddings, labels, where, weights)
+    disagreement = check_disagreement(batch, agreement, label_weights, ordinal)
+    if batch.size < 2:
+        stats = LossStats(*jnp.zeros(3, batch.embeddings.dtype))
+    else:
+        anchors = draw_anchors(key, batch.weights > 0, num_anchors, axis_name)
+        stats = anchored_stats(batch, anchors, margin, disagreement=disagreement, balance=balance, axis_name=axis_name)
+    loss = reduce_stats(stats, reduction)
+    return (loss, stats) if has_aux else loss

@@ -1,0 +1,527 @@
+"""Losses that approximate retrieval metrics by smooth ranks: average precision, Recall@k, and histograms.
+
+In `smooth_ap_loss`, `pnp_loss` and `recall_at_k_loss` a rank is 1 plus a soft count, by sigmoids of differences of
+similarities, of the references ranked before. What a loss makes of the ranks of one positive is a `Term` of
+`jaxmetric.losses._engine.positive_sums`, which never stores the ranks of all triplets. `fast_ap_loss` replaces ranks by
+the cumulative counts of a histogram of distances.
+
+`histogram_loss` compares the similarities of positive and negative pairs. A similarity counts at the two nodes around
+it on an equidistant grid, so that the histogram has a gradient. No array has an axis for the nodes beside those of
+anchors and references.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmetric import _checks as checks
+from jaxmetric.losses._engine.comparison import Comparison, Pairwise, compare, pair_weights
+from jaxmetric.losses._engine.positive_sums import PositivePair, Term, sum_over_positives
+from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
+from jaxmetric.numerics import safe_divide
+from jaxmetric.references import PairMasks, References
+
+
+def smooth_ap_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    temperature: float = 0.01,
+    similarity: Pairwise = "cosine",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""Smooth AP: one minus the average precision of each query's ranking, with sigmoids in place of steps.
+
+    :math:`1 - \frac{1}{|P_q|} \sum_{i \in P_q} \frac{1 + \sum_{j \in P_q, j \ne i} G_{ij}}
+    {1 + \sum_{j \in P_q \cup N_q, j \ne i} G_{ij}}` with :math:`G_{ij} = \sigma((s_{qj} - s_{qi}) / \tau)`.
+
+    As in the code published with the paper, the ranking of a query holds the query itself, as one of its positives;
+    `pairs=~jnp.eye(B, dtype=bool)` leaves it out. A query without another positive has no loss.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers, in any order and number; None if `pairs` says what is alike.
+      temperature: tau > 0, in similarity; the smaller, the nearer to average precision and the sparser the gradient.
+      similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
+      references: what each query ranks; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
+        `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0: of queries, and of positives in a query's mean; among the ranked every valid
+        example counts once.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per query.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss in [0, 1) (or `[B]` losses); 0, with zero gradients, where there is no positive.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> similarity = jnp.array([[9.0, 1.0, 5.0], [1.0, 9.0, 0.0], [5.0, 0.0, 9.0]])
+      >>> loss = smooth_ap_loss(None, jnp.array([0, 0, 1]), similarity=similarity)
+      >>> round(float(loss), 4)  # mean of 1/6 and 0
+      0.0833
+
+      The first query ranks itself first and its other positive third: 1 - (1/1 + 2/3) / 2.
+
+    References:
+      A. Brown, W. Xie, V. Kalogeiton, A. Zisserman, Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval,
+      ECCV 2020, arXiv 2007.12163.
+    """
+    checks.check_scalar("temperature", temperature, above=0)
+    comparison = compare(
+        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    )
+    ranking = _ranking(comparison, comparison.own)
+    return reduce_anchors(_mean_over_positives(ranking, temperature, term=_precision_lost), reduction, has_aux)
+
+
+def pnp_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    variant: str = "O",
+    alpha: float = 1.0,
+    b: float = 2.0,
+    temperature: float = 0.01,
+    similarity: Pairwise = "cosine",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""Penalises the negatives that a query ranks before its positives, and nothing else.
+
+    :math:`\frac{1}{|P_q|} \sum_{i \in P_q} f(R_i)`, where the number of negatives before the positive i is
+    :math:`R_i = \sum_{j \in N_q} \sigma((s_{qj} - s_{qi}) / \tau)`, and `variant` chooses f:
+
+    * `"O"`: :math:`R`;
+    * `"Iu"`: :math:`(1 + R) \log(1 + R)`, and `"Ib"`: :math:`(b R - \log(1 + b R)) / b^2`, whose derivatives increase:
+      positives far behind are drawn most, so that a class becomes one cluster;
+    * `"Ds"`: :math:`\log(1 + R)`, and `"Dq"`: :math:`1 - (1 + R)^{-\alpha}`, whose derivatives decrease: positives far
+      behind are let alone, so that a class may be several clusters.
+
+    As in the code published with the paper, the query itself is one of its positives; `pairs=~jnp.eye(B, dtype=bool)`
+    leaves it out. A query without another positive has no loss.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      variant: f, one of the five above.
+      alpha: > 0, of `"Dq"`.
+      b: > 0, of `"Ib"`.
+      temperature: tau > 0, in similarity.
+      similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
+      references: what each query ranks; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
+        `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0: of queries, and of positives in a query's mean; among the negatives every
+        valid example counts once.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per query.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, where there is no positive or no negative.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> similarity = jnp.array([[9.0, 1.0, 5.0], [1.0, 9.0, 0.0], [5.0, 0.0, 9.0]])
+      >>> pnp_loss(None, jnp.array([0, 0, 1]), similarity=similarity, reduction="none").tolist()
+      [0.5, 0.0, 0.0]
+
+      The first ranks one negative before its positive and none before itself: (1 + 0) / 2.
+
+    References:
+      Z. Li, W. Min, J. Song, Y. Zhu, L. Kang, X. Wei, X. Wei, S. Jiang, Rethinking the Optimization of Average
+      Precision: Only Penalizing Negative Instances before Positive Ones is Enough, AAAI 2022, arXiv 2102.04640.
+    """
+    checks.check_choice("variant", variant, _PNP_TERMS)
+    for name, value in (("alpha", alpha), ("b", b), ("temperature", temperature)):
+        checks.check_scalar(name, value, above=0)
+    comparison = compare(
+        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    )
+    ranking = _ranking(comparison, comparison.own)
+    per_anchor = _mean_over_positives(ranking, temperature, alpha, b, term=_PNP_TERMS[variant])
+    return reduce_anchors(per_anchor, reduction, has_aux)
+
+
+def recall_at_k_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    ks: Sequence[int] = (1, 2, 4, 8, 16),
+    temperature: float = 0.01,
+    rank_temperature: float = 1.0,
+    similarity: Pairwise = "cosine",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The recall@k surrogate: one minus a soft count of the positives among each query's k nearest, over several k.
+
+    :math:`1 - \frac{1}{|K|} \sum_{k \in K} \frac{\min(k, \sum_{i \in P_q} \sigma((k - r_i) / \tau_1))}{\min(k, |P_q|)}`
+    with the soft ranks :math:`r_i = 1 + \sum_{j \ne i} \sigma((s_{qj} - s_{qi}) / \tau_2)`.
+
+    The query itself is not ranked. A perfect ranking does not have the loss 0: the positive on place k counts 1/2.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      ks: K, static numbers >= 1.
+      temperature: tau_2 > 0, in similarity.
+      rank_temperature: tau_1 > 0, in ranks.
+      similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
+      references: what each query ranks; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
+        `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0: of queries, and of the positives among each other; among the ranked every
+        valid example counts once.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per query.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss in [0, 1] (or `[B]` losses); 0, with zero gradients, where no query has both a positive and a
+      negative.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> similarity = jnp.array([[9.0, 1.0, 5.0], [1.0, 9.0, 0.0], [5.0, 0.0, 9.0]])
+      >>> losses = recall_at_k_loss(None, jnp.array([0, 0, 1]), similarity=similarity, ks=(1,), reduction="none")
+      >>> losses.round(4).tolist()  # ranks 2 and 1: 1 - sigmoid(-1), 1 - sigmoid(0)
+      [0.7310999631881714, 0.5, 0.0]
+
+    References:
+      Y. Patel, G. Tolias, J. Matas, Recall@k Surrogate Loss with Large Batches and Similarity Mixup, CVPR 2022, arXiv
+      2108.11179.
+    """
+    checks.check_scalar("temperature", temperature, above=0)
+    checks.check_scalar("rank_temperature", rank_temperature, above=0)
+    comparison = compare(
+        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    )
+    per_anchor = _recall_lost(_ranking(comparison), _check_ks(ks), temperature, rank_temperature)
+    return reduce_anchors(per_anchor, reduction, has_aux)
+
+
+def fast_ap_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    num_bins: int = 10,
+    distance: Pairwise = "squared_euclidean",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""FastAP: one minus the average precision of each query's ranking, from a histogram of its distances.
+
+    :math:`1 - \frac{1}{|P_q|} \sum_{l=0}^{L} \frac{h^+_l H^+_l}{H_l}`, h the counts at the L + 1 nodes of [0, 4], H
+    the cumulative ones, + those of positives; a distance counts at the two nodes around it, by its nearness to each.
+
+    Args:
+      embeddings: `[B, D]` normalised floats, whose squared distances lie in [0, 4]: larger ones count as 4 and have no
+        gradient. None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      num_bins: L, a static number >= 1.
+      distance: `"squared_euclidean"` or any other in [0, 4]: a name, a function `(x [A, D], y [R, D]) -> [A, R]`, or an
+        `[A, R]` array.
+      references: what each query ranks; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
+        `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0: of queries, and of positives in a query's mean; in H every valid example
+        counts once.
+      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per query.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss in [0, 1) (or `[B]` losses); 0, with zero gradients, where there is no positive or no negative.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> distance = jnp.array([[0.0, 2.0, 1.0], [2.0, 0.0, 4.0], [1.0, 4.0, 0.0]])
+      >>> fast_ap_loss(None, jnp.array([0, 0, 1]), num_bins=4, distance=distance, reduction="none").tolist()
+      [0.5, 0.0, 0.0]
+
+      The first finds its positive at node 2, and a negative before, at node 1: 1 - 1 x 1 / 2.
+
+    References:
+      F. Cakir, K. He, X. Xia, B. Kulis, S. Sclaroff, Deep Metric Learning to Rank, CVPR 2019.
+    """
+    checks.check_static_integer("num_bins", num_bins, least=1)
+    comparison = compare(
+        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+    )
+    return reduce_anchors(_fast_ap(comparison, num_bins=num_bins), reduction, has_aux)
+
+
+class _Ranking(NamedTuple):
+    """What a query ranks: its positives, of which `[A, R]` may hold the query itself, and its negatives."""
+
+    similarities: jax.Array  # [A, R]
+    positives: jax.Array  # [A, R] booleans
+    negatives: jax.Array  # [A, R] booleans
+    query_weights: jax.Array  # [A], 0 for a query without a positive other than itself
+    reference_weights: jax.Array  # [R]
+
+
+def _ranking(comparison: Comparison, own: jax.Array | None = None) -> _Ranking:
+    positives = comparison.positives
+    weights = jnp.where(jnp.any(positives, axis=1), comparison.anchor_weights, 0)
+    positives = positives if own is None else positives | own
+    values = jnp.where(positives | comparison.negatives, comparison.all_values, 0)
+    return _Ranking(values, positives, comparison.negatives, weights, comparison.reference_weights)
+
+
+class _Masks(NamedTuple):
+    """What a term sees of its query beside the similarities."""
+
+    positives: jax.Array  # [R]
+    negatives: jax.Array  # [R]
+
+
+class _Constants(NamedTuple):
+    """What all terms see."""
+
+    reference_weights: jax.Array  # [R]
+    temperature: jax.Array
+    hyper: tuple[jax.Array, ...]
+
+
+def _before(pair: PositivePair, of: jax.Array, temperature: jax.Array) -> jax.Array:
+    """How many of the references `of` `[R]` are before the positive, softly; the positive itself is not."""
+    others = of & (jnp.arange(of.size) != pair.positive)
+    return jnp.sum(jnp.where(others, jax.nn.sigmoid((pair.anchor_row - pair.value) / temperature), 0))
+
+
+def _weight(pair: PositivePair, constants: _Constants) -> jax.Array:
+    # A masked sum, not an index: it also goes through without references.
+    weights = constants.reference_weights
+    return jnp.sum(jnp.where(jnp.arange(weights.size) == pair.positive, weights, 0))
+
+
+def _precision_lost(pair: PositivePair, masks: _Masks, constants: _Constants) -> jax.Array:
+    negatives = _before(pair, masks.negatives, constants.temperature)
+    positives = 1 + _before(pair, masks.positives, constants.temperature)
+    # One minus the precision at the positive: exactly 0 where no negative is ranked.
+    return _weight(pair, constants) * negatives / (positives + negatives)
+
+
+def _pnp_term(curve: Callable[..., jax.Array], pair: PositivePair, masks: _Masks, constants: _Constants) -> jax.Array:
+    negatives = _before(pair, masks.negatives, constants.temperature)
+    return _weight(pair, constants) * curve(negatives, *constants.hyper)
+
+
+_PNP_CURVES: dict[str, Callable[..., jax.Array]] = {
+    "O": lambda r, alpha, b: r,
+    "Ds": lambda r, alpha, b: jnp.log1p(r),
+    "Dq": lambda r, alpha, b: -jnp.expm1(-alpha * jnp.log1p(r)),
+    "Iu": lambda r, alpha, b: (1 + r) * jnp.log1p(r),
+    "Ib": lambda r, alpha, b: (b * r - jnp.log1p(b * r)) / b**2,
+}
+_PNP_TERMS: dict[str, Term] = {name: partial(_pnp_term, curve) for name, curve in _PNP_CURVES.items()}
+
+
+@partial(jax.jit, static_argnames="term")
+def _mean_over_positives(ranking: _Ranking, temperature: float, *hyper: float, term: Term) -> LossStats:
+    """For each query the weighted mean of a term over its positives."""
+    weights, dtype = ranking.reference_weights, ranking.similarities.dtype
+    constants = _Constants(weights, jnp.asarray(temperature, dtype), tuple(jnp.asarray(each, dtype) for each in hyper))
+    masks = _Masks(ranking.positives, ranking.negatives)
+    sums = sum_over_positives(term, ranking.similarities, None, ranking.positives, masks, constants)
+    of_positives = jnp.sum(jnp.where(ranking.positives, weights[None, :], 0), axis=1)
+    return each_anchor(safe_divide(sums, of_positives), ranking.query_weights)
+
+
+def _among_first(pair: PositivePair, ranked: jax.Array, constants: _Constants) -> tuple[jax.Array, ...]:
+    """Whether the positive is among the k first, softly, for each k."""
+    rank_temperature, *ks = constants.hyper
+    rank = 1 + _before(pair, ranked, constants.temperature)
+    weight = _weight(pair, constants)
+    return tuple(weight * jax.nn.sigmoid((k - rank) / rank_temperature) for k in ks)
+
+
+@jax.jit
+def _recall_lost(ranking: _Ranking, ks: jax.Array, temperature: float, rank_temperature: float) -> LossStats:
+    similarities, positives, negatives, query_weights, weights = ranking
+    dtype = similarities.dtype
+    ks = ks.astype(dtype)
+    hyper = (jnp.asarray(rank_temperature, dtype), *ks)
+    constants = _Constants(weights, jnp.asarray(temperature, dtype), hyper)
+    found = sum_over_positives(_among_first, similarities, None, positives, positives | negatives, constants)
+    found = jnp.stack(found, axis=1)
+    of_positives = jnp.sum(jnp.where(positives, weights[None, :], 0), axis=1, keepdims=True)
+    num_positives = jnp.sum(positives.astype(dtype), axis=1, keepdims=True)
+    # With weights, a query has as many positives as before, of which some count for more.
+    found = found * safe_divide(num_positives, of_positives)
+    recall = safe_divide(jnp.minimum(ks[None, :], found), jnp.minimum(ks[None, :], num_positives))
+    valid = jnp.any(negatives, axis=1)
+    return each_anchor(1 - jnp.mean(recall, axis=1), jnp.where(valid, query_weights, 0))
+
+
+def _check_ks(ks: Sequence[int]) -> jax.Array:
+    if not isinstance(ks, Sequence) or isinstance(ks, str):
+        raise TypeError(f"ks is {ks!r}, expected a sequence of static integers")
+    if not ks:
+        raise ValueError(f"ks is {ks!r}, expected at least one static number")
+    for k in ks:
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ValueError(f"ks has {k!r}, expected static integers of at least 1")
+    return jnp.array(ks, jnp.int32)
+
+
+@partial(jax.jit, static_argnames="num_bins")
+def _fast_ap(comparison: Comparison, *, num_bins: int) -> LossStats:
+    positives, negatives = comparison.positives, comparison.negatives
+    weights = jnp.where(positives, comparison.reference_weights[None, :], 0)
+    positions = jnp.clip(comparison.values * (num_bins / 4), 0, num_bins)
+
+    @jax.checkpoint
+    def counts(node: jax.Array, positions: jax.Array) -> list[jax.Array]:
+        """The three counts of each query at one node: so no array has an axis of nodes beside [A, R]."""
+        near = jax.nn.relu(1 - jnp.abs(positions - node))
+        masked = (jnp.where(positives, near, 0), jnp.where(negatives, near, 0), jnp.where(positives, weights * near, 0))
+        return [jnp.sum(each, axis=1) for each in masked]
+
+    nodes = jnp.arange(num_bins + 1, dtype=positions.dtype)
+    of_positives, of_negatives, weighed = jax.lax.map(lambda node: counts(node, positions), nodes)
+    negatives_before = jnp.cumsum(of_negatives, axis=0)
+    before = jnp.cumsum(of_positives, axis=0) + negatives_before
+    # One minus the precision at each node, whose mean over the positives is 1 - FastAP.
+    lost = jnp.sum(weighed * safe_divide(negatives_before, before), axis=0)
+    valid = jnp.where(jnp.any(positives, axis=1), comparison.anchor_weights, 0)
+    return each_anchor(safe_divide(lost, jnp.sum(weights, axis=1)), valid)
+
+
+def histogram_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    num_bins: int = 100,
+    similarity: Pairwise = "cosine",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The histogram loss: how probable it is that a negative pair is more similar than a positive pair.
+
+    :math:`\sum_{r=0}^{R} h^-_r \sum_{q=0}^{r} h^+_q`, with h the relative frequencies of the similarities of negative
+    and positive pairs at the R + 1 nodes of [-1, 1]; a similarity counts at the two nodes around it, by its nearness.
+
+    As a mean over negative pairs, of the frequency :math:`\phi^+` of positive pairs which are less similar.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      num_bins: R, a static number >= 1: 2 over the width of a bin.
+      similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array. Similarities
+        outside [-1, 1] count as -1 or 1 and have no gradient.
+      references: what the batch is compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0; a pair weighs the product of its members', in both histograms.
+      reduction: `"mean"` over negative pairs, `"mean_active"`, `"sum"`, or `"none"`: for each anchor the sum over its
+        negative pairs.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss in [0, 1] (or `[B]` sums); 0, with zero gradients, if there are no positive or no negative pairs.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> similarity = jnp.array([[1.0, 0.0, 0.75], [0.0, 1.0, -0.5], [0.75, -0.5, 1.0]])
+      >>> float(histogram_loss(None, jnp.array([0, 0, 1]), num_bins=4, similarity=similarity))
+      0.5
+
+      The positive pair has similarity 0: one negative pair is above, at 0.75, and one below.
+
+    References:
+      E. Ustinova, V. Lempitsky, Learning Deep Embeddings with Histogram Loss, NeurIPS 2016, arXiv 1611.00822.
+    """
+    checks.check_static_integer("num_bins", num_bins, least=1)
+    comparison = compare(
+        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    )
+    return reduce_anchors(_histogram(comparison, num_bins=num_bins), reduction, has_aux)
+
+
+@partial(jax.jit, static_argnames="num_bins")
+def _histogram(comparison: Comparison, *, num_bins: int) -> LossStats:
+    bins = _soft_bins(comparison.values, num_bins)
+    positives, negatives = (pair_weights(comparison, mask) for mask in (comparison.positives, comparison.negatives))
+    total = jnp.sum(positives)
+    less_similar = jnp.cumsum(safe_divide(_soft_counts(bins, positives, num_bins), total))
+    return each_pair(_interpolate(less_similar, bins), jnp.where(total > 0, negatives, 0))
+
+
+class _SoftBins(NamedTuple):
+    """Where `[A, R]` values lie on a grid of nodes 0 to n."""
+
+    share: jax.Array  # in [0, 1], of the node above
+    below: jax.Array  # of the node below, in a flat table of n + 1 nodes for each anchor
+
+
+def _soft_bins(values: jax.Array, num_bins: int) -> _SoftBins:
+    position = jnp.clip((values + 1) * (num_bins / 2), 0, num_bins)
+    # Clipped as integers once more: what a NaN becomes is undefined, and its share shall be seen.
+    node = jnp.clip(jax.lax.stop_gradient(position).astype(jnp.int32), 0, num_bins - 1)
+    below = node + (num_bins + 1) * jnp.arange(values.shape[0], dtype=jnp.int32)[:, None]
+    return _SoftBins(position - node.astype(position.dtype), below)
+
+
+def _soft_counts(bins: _SoftBins, weights: jax.Array, num_bins: int) -> jax.Array:
+    """`[n + 1]`: the weight at each node, of values that weigh `weights` `[A, R]`."""
+    upper = jnp.where(weights > 0, weights * bins.share, 0)
+    # A table for each anchor: single sums over all pairs of a large batch would lose digits.
+    counts = jnp.zeros(weights.shape[0] * (num_bins + 1), weights.dtype)
+    counts = counts.at[bins.below].add(weights - upper).at[bins.below + 1].add(upper)
+    return jnp.sum(counts.reshape(weights.shape[0], num_bins + 1), axis=0)
+
+
+def _interpolate(table: jax.Array, bins: _SoftBins) -> jax.Array:
+    """`[A, R]`: at each value the function that is given at the nodes by `table` `[n + 1]`."""
+    tables = jnp.tile(table, bins.below.shape[0])
+    lower, upper = tables[bins.below], tables[bins.below + 1]
+    return lower + bins.share * (upper - lower)

@@ -1,0 +1,744 @@
+"""Losses over triplets: an anchor lies closer to a positive than to a negative.
+
+`triplet_loss` compares the two distances with a margin, `chen_quadruplet_loss` adds the pairs of two other classes,
+`angular_loss` bounds the angle at the negative, `centroid_triplet_loss` compares anchors with the centroids of classes,
+and `dynamic_soft_margin_loss` weighs a triplet by the share of the triplets that are easier than it.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmetric import _checks as checks
+from jaxmetric.losses._engine.comparison import (
+    SYMMETRIC_DISTANCES,
+    Comparison,
+    Pairwise,
+    TripletDistances,
+    between_references,
+    compare,
+    compare_triplets,
+    negatives_between_references,
+    no_sums,
+    pairwise_values,
+)
+from jaxmetric.losses._engine.ordered_hinge import (
+    NearFarSums,
+    gap_hinge_of_rows,
+    near_far_sums,
+    of_margin,
+    with_gradient,
+)
+from jaxmetric.losses._engine.pairs_of_pairs import all_pairs
+from jaxmetric.losses._engine.positive_sums import PositivePair, sum_over_positives
+from jaxmetric.losses._engine.reduction import (
+    LossResult,
+    LossStats,
+    check_reduction,
+    each_anchor,
+    each_pair,
+    reduce_anchors,
+    reduce_stats,
+)
+from jaxmetric.losses._engine.triplet_sums import (
+    every_gap,
+    hinge,
+    soft_hinge,
+    sorted_triplets,
+    sum_over_triplets,
+    triplet_weights,
+)
+from jaxmetric.mining import hardest_negatives, hardest_positives, semi_hard_negatives
+from jaxmetric.numerics import as_float, masked_logsumexp, safe_divide, softplus
+from jaxmetric.references import PairMasks, References
+
+MININGS = ("all", "all-semi-hard", "all-hard", "semi-hard", "hard")
+HARD_OR_ALL = ("hard", "all")
+
+
+def triplet_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    margin: float = 0.2,
+    mining: str = "all",
+    soft_margin: bool = False,
+    swap: bool = False,
+    distance: Pairwise = "squared_euclidean",
+    references: References | None = None,
+    triplets: jax.Array | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The triplet loss over the triplets of a batch.
+
+    The mean of :math:`[\,d(a, p) - d(a, n) + \alpha\,]_+` over triplets of an anchor a, a positive p of the same class
+    and a negative n of another; d is the squared Euclidean distance, if no other is asked for.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised or not; None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike, or `triplets` lists the triplets.
+      margin: alpha, in units of the distance.
+      mining: `"all"` takes every triplet, exactly, in O(B^2) memory, and in O(B^2 log B) time or, with `soft_margin` or
+        `swap`, in O(B) for each pair of an anchor and a positive. At the same cost `"all-hard"` takes every triplet
+        whose negative is not farther than its positive, and `"all-semi-hard"` every one whose negative is farther, but
+        by no more than the margin. `"semi-hard"` takes for each such pair the nearest
+        negative that is farther than the positive (the farthest if there is none); `"hard"` takes for each anchor its
+        farthest positive and its nearest negative.
+      soft_margin: whether to take log(1 + exp(d(a, p) - d(a, n) + alpha)) instead of the hinge. The soft margin of
+        Hermans et al. has alpha = 0.
+      swap: whether to take min(d(a, n), d(p, n)) instead of d(a, n), in the triplets that were mined without it.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or an
+        array `[B, R]`.
+      references: where positives and negatives come from; the batch itself if not given.
+      triplets: `[N, 3]` integers, or a tuple of three `[N]`, in place of labels: the rows of an anchor in the batch, of
+        a positive and of a negative in the references; a negative number marks a row without a triplet. With them
+        `reduction="none"` gives `[N]` losses, and O(N) distances are computed. For three arrays `[N, D]` of anchors,
+        positives and negatives, pass their concatenation and `jnp.arange(3 * N).reshape(3, N).T`.
+      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given. With `labels=None`: two masks,
+        `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0; a triplet weighs the product of its members'. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"` (over triplets with a positive loss), `"sum"`, or `"none"`: for each anchor
+        the sum over its triplets.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` sums); 0, with zero gradients, if the batch has no triplet.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[0.0], [1.0], [1.5]]), jnp.array([4, 4, 9])
+      >>> loss = triplet_loss(embeddings, labels, margin=0.2)
+      >>> round(float(loss), 3)  # anchor 0: relu(1 - 2.25 + .2) = 0; anchor 1: relu(1 - .25 + .2) = .95
+      0.475
+      >>> round(float(triplet_loss(embeddings, labels, margin=0.2, swap=True)), 3)  # anchor 0: relu(1 - .25 + .2)
+      0.95
+
+    References:
+      F. Schroff, D. Kalenichenko, J. Philbin, FaceNet: A Unified Embedding for Face Recognition and Clustering, CVPR
+      2015. A. Hermans, L. Beyer, B. Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017
+      (`"hard"`, `soft_margin`). V. Balntas, E. Riba, D. Ponsa, K. Mikolajczyk, Learning Local Feature Descriptors with
+      Triplets and Shallow Convolutional Neural Networks, BMVC 2016 (`swap`).
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("margin", margin)
+    checks.check_choice("mining", mining, MININGS)
+    checks.check_flag("soft_margin", soft_margin)
+    checks.check_flag("swap", swap)
+    if mining in _GAPS:
+        checks.check_scalar("margin", margin, least=0)
+    if triplets is not None:
+        _check_alone(labels, pairs, mining)
+        given = compare_triplets(
+            embeddings, triplets, distance=distance, references=references, where=where, weights=weights, between=swap
+        )
+        return reduce_anchors(_given_triplets(given, margin, soft_margin=soft_margin), reduction, has_aux)
+    comparison = compare(
+        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+    )
+    others = between_references("distance", distance, comparison, references) if swap else None
+    per_anchor = _sums_of_anchors(comparison, others, margin, mining=mining, soft_margin=soft_margin)
+    return reduce_anchors(per_anchor, reduction, has_aux)
+
+
+def _check_alone(labels: jax.Array | None, pairs: PairMasks | None, mining: str) -> None:
+    if mining != "all":
+        raise ValueError(f"mining is {mining!r}, expected 'all': triplets lists the triplets")
+    for name, given in (("labels", labels), ("pairs", pairs)):
+        if given is not None:
+            raise ValueError(f"{name} and triplets are both given, expected one of them")
+
+
+@partial(jax.jit, static_argnames="soft_margin")
+def _given_triplets(given: TripletDistances, margin: float, *, soft_margin: bool) -> LossStats:
+    far = given.far if given.between is None else jnp.minimum(given.far, given.between)
+    return each_anchor((soft_hinge if soft_margin else hinge)(given.near - far, margin), given.weights)
+
+
+@partial(jax.jit, static_argnames=("mining", "soft_margin"))
+def _sums_of_anchors(
+    c: Comparison, others: jax.Array | None, margin: float, *, mining: str, soft_margin: bool
+) -> LossStats:
+    if not c.values.size:
+        return no_sums(c)
+    penalty = soft_hinge if soft_margin else hinge
+    if mining == "hard":
+        sums = _hard_triplets(c, others, margin, penalty)
+    elif mining == "semi-hard":
+        sums = _semi_hard_triplets(c, others, margin, penalty)
+    elif soft_margin or others is not None:
+        keep = _GAPS.get(mining, every_gap)
+        sums = sum_over_triplets(penalty, c, others, (jnp.asarray(margin, c.values.dtype),), keep=keep)
+    elif mining == "all":
+        sums = sorted_triplets(c, margin)
+    else:
+        near, far = triplet_weights(c)
+        sums = LossStats(*gap_hinge_of_rows(c.values, near, far, margin=margin, hard=mining == "all-hard"))
+    return LossStats(*(c.anchor_weights * jnp.where(c.anchor_weights > 0, each, 0) for each in sums))
+
+
+def all_triplets(c: Comparison, margin: float) -> LossStats:
+    """The sums of the hinges of all triplets."""
+    return LossStats(*(jnp.sum(each) for each in _sums_of_anchors(c, None, margin, mining="all", soft_margin=False)))
+
+
+# Which triplets a set takes: (d(a, p), d(a, n) [R], margin) to booleans [R].
+_GAPS: dict[str, Callable[..., jax.Array]] = {
+    "all-semi-hard": lambda near, far, margin: (far > near) & (far <= near + margin),
+    "all-hard": lambda near, far, margin: far <= near,
+}
+
+
+def _semi_hard_triplets(
+    c: Comparison, others: jax.Array | None, margin: float, penalty: Callable[..., jax.Array]
+) -> LossStats:
+    index = semi_hard_negatives(c.values, c.negatives)
+    far = jnp.take_along_axis(c.values, index, axis=1)
+    if others is not None:
+        far = jnp.minimum(far, others[jnp.arange(index.shape[1])[None, :], index])
+    near_weights, far_weights = triplet_weights(c)
+    triplets = near_weights * jnp.take_along_axis(far_weights, index, axis=1)
+    sums = each_pair(penalty(c.values - far, margin), triplets)
+    # A negative at a distance of NaN sorts last and is not chosen; it must be seen all the same.
+    not_a_number = 0 * jnp.sum(jnp.where(c.negatives, c.values, 0), axis=1)
+    return sums._replace(total=sums.total + not_a_number)
+
+
+def _hard_triplets(
+    c: Comparison, others: jax.Array | None, margin: float, penalty: Callable[..., jax.Array]
+) -> LossStats:
+    near, far = hardest_positives(c.values, c.positives), hardest_negatives(c.values, c.negatives)
+    near_weights, far_weights = triplet_weights(c)
+    chosen = (
+        jnp.take_along_axis(array, index[:, None], axis=1)
+        for array, index in ((c.values, near), (c.values, far), (near_weights, near), (far_weights, far))
+    )
+    near_distance, far_distance, near_weight, far_weight = chosen
+    if others is not None:
+        far_distance = jnp.minimum(far_distance, others[near, far][:, None])
+    return each_pair(penalty(near_distance - far_distance, margin), near_weight * far_weight)
+
+
+def chen_quadruplet_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array,
+    *,
+    margin: float = 1.0,
+    second_margin: float = 0.5,
+    distance: Pairwise = "squared_euclidean",
+    references: References | None = None,
+    pairs: jax.Array | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The quadruplet loss of two margins over all triplets and quadruplets of a batch, exactly.
+
+    The mean of :math:`[\,d(a, p) - d(a, n) + \alpha_1\,]_+` over all triplets, plus that of
+    :math:`[\,d(a, p) - d(k, l) + \alpha_2\,]_+` over all quadruplets of an anchor a, a positive p and two examples k
+    and l whose classes differ from each other and from that of a.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised or not; None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers.
+      margin: alpha_1, in units of the distance.
+      second_margin: alpha_2, in units of the distance; smaller than alpha_1, as the second term is auxiliary.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or an
+        array `[B, R]`.
+      references: where p, n and l come from, k being of the batch; the batch itself if not given.
+      pairs: `[B, R]` booleans: which (a, p), (a, n) and (k, l) may be used; all if not given.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0; a tuple weighs the product of its members'. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"` (over tuples with a positive loss) or `"sum"`: that of the triplets plus that
+        of the quadruplets.
+      has_aux: whether to return `(loss, LossStats)`, whose entries are `[2]`: of triplets and of quadruplets.
+
+    Returns:
+      The scalar loss >= 0; 0, with zero gradients, if the batch has no triplet.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[0.0], [1.0], [3.0], [4.0]]), jnp.array([4, 4, 8, 9])
+      >>> loss, stats = chen_quadruplet_loss(embeddings, labels, has_aux=True)
+      >>> # triplets: relu(1 - 9 + 1), relu(1 - 16 + 1), relu(1 - 4 + 1), relu(1 - 9 + 1); quadruplets: relu(1 - 1 + .5)
+      >>> float(loss), stats.valid.tolist()
+      (0.5, [4.0, 4.0])
+
+    References:
+      W. Chen, X. Chen, J. Zhang, K. Huang, Beyond Triplet Loss: A Deep Quadruplet Network for Person
+      Re-identification, CVPR 2017.
+    """
+    check_reduction(reduction)
+    checks.check_scalar("margin", margin)
+    checks.check_scalar("second_margin", second_margin)
+    comparison = compare(
+        embeddings,
+        labels,
+        distance=distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        needs_labels=True,
+    )
+    symmetric = references is None and pairs is None and isinstance(distance, str) and distance in SYMMETRIC_DISTANCES
+    triplets = all_triplets(comparison, margin)
+    quadruplets = _all_quadruplets(comparison, second_margin, symmetric=symmetric)
+    stats = LossStats(*(jnp.stack(both) for both in zip(triplets, quadruplets, strict=True)))
+    loss = jnp.sum(reduce_stats(stats, reduction))
+    return (loss, stats) if has_aux else loss
+
+
+# All quadruplets of an anchor a, a positive p and a pair (k, l) of two other classes are those with any negative pair,
+# less those whose negative pair touches the class of a. Each of the three sums over pairs of pairs is one sort.
+@partial(jax.jit, static_argnames="symmetric")
+def _all_quadruplets(c: Comparison, margin: float, *, symmetric: bool) -> LossStats:
+    weights = c.anchor_weights[:, None] * c.reference_weights[None, :]
+    far = jnp.where(c.negatives, weights, 0)
+    elsewhere = _not_touching(c, c.negatives.astype(jnp.int32)) > 0
+    # Without a pair of two other classes, what is left of the sums is only their rounding.
+    near = jnp.where(c.positives & elsewhere[:, None], weights, 0)
+    sums = _near_far_sums(c, near, far, margin, symmetric=symmetric)
+    total = with_gradient(jnp.sum(near * sums.hinges), c.values, (near - far) * sums.violations)
+    valid = jnp.sum(jnp.sum(near, axis=1) * jax.nn.relu(_not_touching(c, far)))
+    active = jnp.sum(near * sums.violations)
+    return LossStats(of_margin(total, active, margin), valid, active)
+
+
+def _near_far_sums(c: Comparison, near: jax.Array, far: jax.Array, margin: float, *, symmetric: bool) -> NearFarSums:
+    """`[A, R]` sums over the pairs of the other side that share no class: all, less those that share either."""
+    if symmetric:  # (i, j) stands for (j, i) as well
+        first, second = all_pairs(near.shape[0])
+        near, far = 2 * near, 2 * far
+    else:
+        first, second = (index.reshape(-1) for index in jnp.indices(near.shape))
+    of_anchors, of_references = c.anchor_labels[first], c.reference_labels[second]
+    segments = jnp.stack([jnp.zeros_like(of_anchors), of_anchors, of_references])
+    values, near, far = (each[first, second] for each in (c.values, near, far))
+    everywhere_and_touching = jax.lax.map(lambda each: near_far_sums(values, near, far, each, margin=margin), segments)
+    hinges, violations = (
+        jnp.zeros_like(c.values).at[first, second].set(each[0] - each[1] - each[2], unique_indices=True)
+        for each in everywhere_and_touching
+    )
+    if symmetric:
+        hinges, violations = hinges + hinges.T, violations + violations.T
+    return NearFarSums(jnp.where(violations <= 0, 0, jax.nn.relu(hinges)), violations)
+
+
+def _not_touching(c: Comparison, of_pairs: jax.Array) -> jax.Array:
+    """`[A]`: the sum of what each `[A, R]` negative pair has, over those that do not touch the class of each anchor."""
+    of_anchors, of_references = jnp.sum(of_pairs, axis=1), jnp.sum(of_pairs, axis=0)
+    same_anchor = c.anchor_labels[:, None] == c.anchor_labels[None, :]
+    same_reference = c.anchor_labels[:, None] == c.reference_labels[None, :]
+    touching = jnp.sum(jnp.where(same_anchor, of_anchors[None, :], 0), axis=1)
+    return jnp.sum(of_pairs) - touching - jnp.sum(jnp.where(same_reference, of_references[None, :], 0), axis=1)
+
+
+def angular_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    angle: float = math.pi / 4,
+    similarity: Pairwise = "cosine",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The angular loss over the pairs of an anchor and a positive.
+
+    The mean of :math:`\log(1 + \sum_n \exp f_{apn})` over the pairs of an anchor a and a positive p; n runs over the
+    negatives of a, and :math:`f_{apn} = 4 \tan^2\!\alpha \,(x_a + x_p)^T x_n - 2 (1 + \tan^2\!\alpha)\, x_a^T x_p`.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      angle: alpha, in radians, in (0, pi / 2): the angle which the one at the negative should not exceed.
+      similarity: `"cosine"`, which compares embeddings scaled to length 1; `"dot"`; a function of `[B, D]` and
+        `[R, D]`; or an array `[B, R]`.
+      references: where positives and negatives come from; the batch itself if not given.
+      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given. With `labels=None`: two masks,
+        `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0; a pair (a, p) weighs the product of its members'. In the sum over n every
+        negative counts once. No gradient flows into the weights.
+      reduction: `"mean"`, `"mean_active"` (over pairs with a positive loss), `"sum"`, or `"none"`: for each anchor the
+        sum over its pairs.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` sums); 0, with zero gradients, if the batch has no triplet.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or `angle` is out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), jnp.array([4, 4, 9])
+      >>> round(float(angular_loss(embeddings, labels)), 4)  # tan = 1: log(1 + exp(4 * (0 + 0) - 4 * 1))
+      0.0181
+
+    References:
+      J. Wang, F. Zhou, S. Wen, X. Liu, Y. Lin, Deep Metric Learning with Angular Loss, ICCV 2017.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("angle", angle, above=0, below=math.pi / 2, unit="radians")
+    comparison = compare(
+        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    )
+    others = between_references("similarity", similarity, comparison, references)
+    return reduce_anchors(_angular(comparison, others, angle), reduction, has_aux)
+
+
+@jax.jit
+def _angular(c: Comparison, others: jax.Array, angle: float) -> LossStats:
+    if not c.values.size:
+        return no_sums(c)
+    complete = c.positives & jnp.any(c.negatives, axis=1, keepdims=True)
+    constants = (c.reference_weights, jnp.square(jnp.tan(jnp.asarray(angle, c.values.dtype))))
+    total, active = sum_over_positives(_angular_term, c.values, others, complete, c.negatives, constants)
+    valid = jnp.sum(jnp.where(complete, c.reference_weights[None, :], 0), axis=1)
+    return LossStats(*(c.anchor_weights * each for each in (total, valid, active)))
+
+
+def _angular_term(pair: PositivePair, negatives: jax.Array, constants: Any) -> tuple[jax.Array, jax.Array]:
+    reference_weights, squared_tangent = constants
+    assert pair.positive_row is not None
+    f = 4 * squared_tangent * (pair.anchor_row + pair.positive_row) - 2 * (1 + squared_tangent) * pair.value
+    loss = softplus(masked_logsumexp(f, negatives))
+    weight = reference_weights[pair.positive]
+    return weight * loss, jnp.where(loss > 0, weight, 0)
+
+
+def centroid_triplet_loss(
+    embeddings: jax.Array,
+    labels: jax.Array,
+    *,
+    margin: float = 0.5,
+    mining: str = "hard",
+    distance: str | Callable[[jax.Array, jax.Array], jax.Array] = "squared_euclidean",
+    references: References | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The triplet loss of anchors and centroids of classes.
+
+    The mean of :math:`[\,|x_a - c_p|^2 - |x_a - c_n|^2 + \alpha\,]_+` over the anchors a, with :math:`c_p` the mean of
+    the other examples of the anchor's class and :math:`c_n` that of another class, the nearest of them.
+
+    Args:
+      embeddings: `[B, D]` floats, normalised or not. Centroids are not normalised.
+      labels: `[B]` or `[B, 1]` integers.
+      margin: alpha, in units of the distance.
+      mining: `"hard"` takes the nearest centroid of another class, `"all"` every one of them.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, or a function of `[B, D]` and `[R, D]`.
+      references: of which the centroids are means; the batch itself if not given.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0: centroids are weighted means, and a triplet weighs what its anchor does. No
+        gradient flows into the weights.
+      reduction: `"mean"`, `"mean_active"` (over triplets with a positive loss), `"sum"`, or `"none"`: for each anchor
+        the sum over its triplets.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` sums); 0, with zero gradients, if no anchor has another example of its class and
+      one of another class.
+
+    Raises:
+      ValueError: if a shape does not fit or an option is unknown.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[0.0], [1.0], [2.0], [4.0]]), jnp.array([4, 4, 9, 9])
+      >>> centroid_triplet_loss(embeddings, labels, reduction="none").tolist()  # of anchor 2: relu(4 - 2.25 + .5)
+      [0.0, 0.0, 2.25, 0.0]
+
+    References:
+      M. Wieczorek, B. Rychalska, J. Dąbrowski, On the Unreasonable Effectiveness of Centroids in Image Retrieval,
+      ICONIP 2021, arXiv 2104.13643.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("margin", margin)
+    checks.check_choice("mining", mining, HARD_OR_ALL)
+    if not isinstance(distance, str) and not callable(distance):
+        raise TypeError(f"distance is {type(distance).__name__}, expected a name or a function: it is of centroids")
+    c = compare(
+        embeddings,
+        labels,
+        references=references,
+        where=where,
+        weights=weights,
+        needs_values=False,
+        needs_labels=True,
+    )
+    if not c.positives.size:
+        return reduce_anchors(no_sums(c), reduction, has_aux)
+    centroids, own = _centroids(c), _own_centroids(c)
+    of = partial(pairwise_values, "distance", distance)
+    far = of(c.anchors, centroids.vectors, c.anchor_weights > 0, centroids.weights > 0)
+    has_own = jnp.any(c.positives, axis=1)
+    near = jax.vmap(lambda x, y, valid: of(x[None], y[None], valid[None], valid[None])[0, 0])(c.anchors, own, has_own)
+    return reduce_anchors(_centroid_triplets(c, centroids, near, far, margin, mining=mining), reduction, has_aux)
+
+
+class _Centroids(NamedTuple):
+    """The centroids of the R classes that R references can have at most; the weight of one that is not there is 0."""
+
+    vectors: jax.Array  # [R, D]
+    labels: jax.Array  # [R]
+    weights: jax.Array  # [R]
+
+
+@partial(jax.jit, static_argnames="mining")
+def _centroid_triplets(
+    c: Comparison, centroids: _Centroids, near: jax.Array, far: jax.Array, margin: float, *, mining: str
+) -> LossStats:
+    negatives = (c.anchor_labels[:, None] != centroids.labels[None, :]) & (centroids.weights > 0)[None, :]
+    weights = jnp.where(jnp.any(c.positives, axis=1), c.anchor_weights, 0)
+    if mining == "all":
+        losses = jax.nn.relu(near[:, None] - far + margin)
+        return each_pair(losses, jnp.where(negatives, weights[:, None], 0))
+    nearest = jnp.take_along_axis(far, hardest_negatives(far, negatives)[:, None], axis=1)[:, 0]
+    return each_anchor(jax.nn.relu(near - nearest + margin), jnp.where(jnp.any(negatives, axis=1), weights, 0))
+
+
+@jax.jit
+def _centroids(c: Comparison) -> _Centroids:
+    count = c.reference_labels.size
+    labels, index = jnp.unique(c.reference_labels, return_inverse=True, size=count)
+    weights = jax.ops.segment_sum(c.reference_weights, index, count)
+    sums = jax.ops.segment_sum(c.reference_weights[:, None] * c.references, index, count)
+    return _Centroids(safe_divide(sums, jnp.broadcast_to(weights[:, None], sums.shape)), labels, weights)
+
+
+@jax.jit
+def _own_centroids(c: Comparison) -> jax.Array:
+    """`[A, D]`: the mean of the other examples of each anchor's class."""
+    weights = jnp.where(c.positives, c.reference_weights[None, :], 0)
+    shares = safe_divide(weights, jnp.broadcast_to(jnp.sum(weights, axis=1, keepdims=True), weights.shape))
+    return jnp.matmul(shares, c.references, precision=jax.lax.Precision.HIGHEST)
+
+
+class DynamicMarginStats(NamedTuple):
+    """`LossStats` and the histogram for the next batch.
+
+    Attributes:
+      total: the weighted sum of the losses of all valid triplets.
+      valid: the (weighted) number of valid triplets.
+      active: the (weighted) number of triplets with a positive loss.
+      histogram: `[K]`, of sum 1: the share of the triplets around each of K equally spaced differences.
+    """
+
+    total: jax.Array
+    valid: jax.Array
+    active: jax.Array
+    histogram: jax.Array
+
+
+def dynamic_soft_margin_loss(
+    embeddings: jax.Array | None,
+    labels: jax.Array | None,
+    *,
+    histogram: jax.Array | None = None,
+    momentum: float = 0.01,
+    num_bins: int = 512,
+    largest: float = 2.0,
+    mining: str = "hard",
+    distance: Pairwise = "euclidean",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    reduction: str = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The triplet loss with a margin that is the distribution of the triplets.
+
+    The mean of :math:`F(z)\, z` over triplets, :math:`z = d(a, p) - d(a, n)`, with F(z) the share of triplets, in
+    past batches and this one, whose difference is at most z. F is a constant: no gradient flows through it.
+
+    Args:
+      embeddings: `[B, D]` floats of length 1; None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      histogram: `[K]` floats >= 0, what the call on the batch before returned in its stats; zeros or None before the
+        first: then it is that of this batch.
+      momentum: in [0, 1], the share of this batch in the histogram of which F is the running sum.
+      num_bins: K, static, at least 2; the length of `histogram` if that is given.
+      largest: the histogram reaches from -largest to largest; what lies beyond is counted at its ends. Distances of
+        embeddings of length 1 are at most 2.
+      mining: `"hard"` takes for each anchor and positive the negative nearest to one of the two, as the paper does;
+        `"all"` every negative of the anchor.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or an
+        array `[B, R]`.
+      references: where positives and negatives come from; the batch itself if not given.
+      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given. With `labels=None`: two masks,
+        `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` example weights >= 0; a triplet weighs the product of its members'. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"` (over triplets with a positive loss), `"sum"`, or `"none"`: for each anchor
+        the sum over its triplets.
+      has_aux: whether to return `(loss, DynamicMarginStats)`.
+
+    Returns:
+      The scalar loss (or `[B]` sums), negative where most positives are closer than negatives; 0, with zero gradients,
+      if the batch has no triplet.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[0.0], [1.0], [1.5]]), jnp.array([4, 4, 9])
+      >>> loss, stats = dynamic_soft_margin_loss(embeddings, labels, num_bins=9, has_aux=True)
+      >>> float(loss)  # both triplets: z = 1 - .5, F(z) = 1
+      0.5
+      >>> stats.histogram.tolist()  # at -2, -1.5, ..., 2
+      [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+
+    References:
+      L. Zhang, S. Rusinkiewicz, Learning Local Descriptors with a CDF-Based Dynamic Soft Margin, ICCV 2019.
+    """
+    check_reduction(reduction, "none")
+    checks.check_scalar("momentum", momentum, least=0, most=1)
+    checks.check_scalar("largest", largest, above=0)
+    checks.check_choice("mining", mining, HARD_OR_ALL)
+    comparison = compare(
+        embeddings,
+        labels,
+        distance=distance,
+        references=references,
+        pairs=pairs,
+        where=where,
+        weights=weights,
+        needs_labels=references is not None and mining == "hard",
+    )
+    past = _check_histogram(histogram, num_bins, comparison.values.dtype)
+    of_positives = None
+    if mining == "hard":
+        # Within the batch, the negatives of a positive are those that `pairs` leaves it as an anchor.
+        negatives = comparison.negatives if references is None else negatives_between_references(comparison)
+        of_positives = between_references("distance", distance, comparison, references), negatives
+    per_anchor, updated = _dynamic_margin_sums(comparison, of_positives, past, momentum, largest)
+    loss, stats = reduce_anchors(per_anchor, reduction, has_aux=True)
+    return (loss, DynamicMarginStats(stats.total, stats.valid, stats.active, updated)) if has_aux else loss
+
+
+def _check_histogram(histogram: jax.Array | None, num_bins: int, dtype: jnp.dtype) -> jax.Array:
+    checks.check_static_integer("num_bins", num_bins, least=2)
+    if histogram is None:
+        return jnp.zeros(num_bins, dtype)
+    histogram = checks.check_floats("histogram", histogram)
+    if histogram.ndim != 1 or histogram.size < 2:
+        raise ValueError(f"histogram has shape {histogram.shape}, expected [K] with K >= 2")
+    return jax.lax.stop_gradient(as_float(histogram).astype(dtype))
+
+
+@jax.jit
+def _dynamic_margin_sums(
+    c: Comparison,
+    of_positives: tuple[jax.Array, jax.Array] | None,
+    past: jax.Array,
+    momentum: float,
+    largest: float,
+) -> tuple[LossStats, jax.Array]:
+    """The sums of each anchor, and the updated histogram.
+
+    `of_positives` has the distances of positives to all references and which of these are their negatives, `[R, R]`; if
+    it is None, all triplets are taken.
+    """
+    if not c.values.size:
+        return no_sums(c), past
+    past, momentum, reach = jax.lax.stop_gradient((past, momentum, jnp.asarray(largest, past.dtype)))
+    if of_positives is None:
+        histogram = _updated(past, _histogram_of_all(c, past, reach), momentum)
+        sums = sum_over_triplets(_losses, c, None, (jnp.cumsum(histogram), reach))
+    else:
+        differences, weights = _nearest_negatives(c, *of_positives)
+        every_weight = c.anchor_weights[:, None] * weights
+        histogram = _updated(past, _histogram(differences, every_weight, past.size, reach), momentum)
+        sums = each_pair(_losses(differences, jnp.cumsum(histogram), reach), weights)
+    return LossStats(*(c.anchor_weights * each for each in sums)), histogram
+
+
+def _nearest_negatives(c: Comparison, others: jax.Array, negatives: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`[A, R]`: z of each anchor and positive with the negative nearest to one of the two, and the weight of both."""
+
+    def nearest(distances: jax.Array, negatives: jax.Array) -> tuple[jax.Array, jax.Array]:
+        index = hardest_negatives(distances, negatives)
+        distance = jnp.take_along_axis(distances, index[:, None], axis=1)[:, 0]
+        return jnp.where(jnp.any(negatives, axis=1), distance, jnp.inf), c.reference_weights[index]
+
+    of_anchor, anchors_weight = (each[:, None] for each in nearest(c.values, c.negatives))
+    of_positive, positives_weight = (each[None, :] for each in nearest(others, negatives))
+    positive_is_nearer = of_positive < of_anchor
+    exists = c.positives & jnp.any(c.negatives, axis=1, keepdims=True)
+    far = jnp.where(positive_is_nearer, of_positive, of_anchor)
+    weights = c.reference_weights[None, :] * jnp.where(positive_is_nearer, positives_weight, anchors_weight)
+    return jnp.where(exists, c.values - jnp.where(exists, far, 0), 0), jnp.where(exists, weights, 0)
+
+
+def _histogram_of_all(c: Comparison, past: jax.Array, reach: jax.Array) -> jax.Array:
+    """The histogram of all triplets."""
+    _, far = triplet_weights(c)
+    constants = c.reference_weights, jnp.zeros_like(past), reach
+    of_anchors = sum_over_positives(_histogram_term, c.values, None, c.positives, far, constants)
+    return jnp.sum(c.anchor_weights[:, None] * of_anchors, axis=0)
+
+
+def _histogram_term(pair: PositivePair, far: jax.Array, constants: Any) -> jax.Array:
+    reference_weights, empty, reach = constants
+    return _histogram(pair.value - pair.anchor_row, reference_weights[pair.positive] * far, empty.size, reach)
+
+
+def _losses(differences: jax.Array, cumulative: jax.Array, reach: jax.Array) -> jax.Array:
+    bins, _ = _bins(differences, cumulative.size, reach)
+    return cumulative[bins] * differences
+
+
+def _histogram(differences: jax.Array, weights: jax.Array, num_bins: int, reach: jax.Array) -> jax.Array:
+    """The weight around each bin: a difference between two bins is shared by them."""
+    bins, share = _bins(differences, num_bins, reach)
+    histogram = jnp.zeros(num_bins, weights.dtype)
+    used = weights > 0  # what the others hold need not be a number
+    histogram = histogram.at[bins].add(jnp.where(used, weights * (1 - share), 0))
+    return histogram.at[jnp.minimum(bins + 1, num_bins - 1)].add(jnp.where(used, weights * share, 0))
+
+
+def _bins(differences: jax.Array, num_bins: int, reach: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The bin at or below each difference, and how far it is on the way to the next."""
+    differences = jax.lax.stop_gradient(differences)
+    positions = jnp.clip((differences + reach) * ((num_bins - 1) / (2 * reach)), 0, num_bins - 1)
+    bins = jnp.floor(positions)
+    return bins.astype(jnp.int32), positions - bins
+
+
+def _updated(past: jax.Array, histogram: jax.Array, momentum: float) -> jax.Array:
+    """The past with a share of this batch; the one alone where the other is empty."""
+    total, past_total = jnp.sum(histogram), jnp.sum(past)
+    share = jnp.where(past_total > 0, jnp.asarray(momentum, past.dtype), 1)
+    share = jnp.where(total > 0, share, 0)
+    return (1 - share) * safe_divide(past, past_total) + share * safe_divide(histogram, total)

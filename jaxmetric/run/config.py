@@ -1,0 +1,510 @@
+"""What can be configured about a run, where the configuration is kept, and how the command line fills it in.
+
+A preset is a plain function that returns a frozen `Config`. The groups below only order the help text: every field is
+a flag of its own name, so `--steps 100 --margin 0.2` works without prefixes.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import shlex
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxmetric.training import read_json, write_atomically
+
+CONFIG_FILE = "config.json"
+# What changes no step, so that a run may go on with another choice.
+_FREE = ("memory", "remat", "log_every", "evaluate_every", "checkpoint_every")
+_FLAGS_SHOWN = 4  # of what differs from a run that is there
+PATHS = ("csv", "image_root", "tfds_dir")
+LOSS_WEIGHTS = ("quadruplet_weight", "soft_triple_weight", "softmax_weight", "triplet_weight")
+
+# Options, and the weights of which one must be above 0 for them to have an effect: those that switch to another way of
+# computing a loss, and hyper-parameters, which a preset may have set.
+_CLASS_VECTORS = ("soft_triple_weight", "softmax_weight")
+_SWITCHES = {
+    "quadruplet_samples": ("quadruplet_weight",),
+    "quadruplet_anchors": ("quadruplet_weight",),
+    "shard_classes": _CLASS_VECTORS,
+    "sampled_classes": _CLASS_VECTORS,
+}
+_HYPER_PARAMETERS = {
+    "quadruplet_margin": ("quadruplet_weight",),
+    "quadruplet_agreement": ("quadruplet_weight",),
+    "quadruplet_balance": ("quadruplet_weight",),
+    "label_weights": ("quadruplet_weight",),
+    "centers_per_class": ("soft_triple_weight",),
+    "gamma": ("soft_triple_weight",),
+    "tau": ("soft_triple_weight",),
+    "scale": _CLASS_VECTORS,
+    "margin": _CLASS_VECTORS,
+    "triplet_margin": ("triplet_weight",),
+    "triplet_mining": ("triplet_weight",),
+}
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be run; one line that names the field."""
+
+
+def absolute_path(path: str) -> str:
+    """The same place seen from any directory; an empty string and an address such as gs://bucket stay as they are."""
+    return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def is_same_path(one: str, other: str) -> bool:
+    """Whether two paths lead to one place, perhaps through links; an empty one only equals itself.
+
+    Example:
+      >>> is_same_path("people.csv", "./people.csv"), is_same_path("", "."), is_same_path("", "")
+      (True, False, True)
+    """
+    if not (one and other):
+        return one == other
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Pictures and labels. Paths are made absolute, so that a run can be evaluated from any directory."""
+
+    source: Literal["emoji_people", "csv", "tfds"] = "emoji_people"
+    """Where pictures come from: the embedded data set, a CSV file of your own, or a prepared TFDS data set."""
+    csv: str = ""
+    """For csv: the file, as `image,identity,...,split` with a header, or as `filename,class_1,...` without."""
+    image_root: str = ""
+    """For csv: the folder that picture names start from (the CSV file's own if empty)."""
+    skip_bad: bool = False
+    """For csv: leave out rows and pictures that cannot be used, and count them, instead of stopping."""
+    ordinal: tuple[str, ...] = ()
+    """For csv: columns whose values are integers with an order, such as age; they disagree by |a - b|."""
+    memory: int = 1024
+    """For csv: MiB that decoded pictures may take; more of them are decoded anew each time."""
+    tfds_name: str = ""
+    """For tfds: the data set's name, such as cars196."""
+    tfds_dir: str = ""
+    """For tfds: the folder it was prepared in (TFDS's own if empty)."""
+    columns: tuple[str, ...] = ()
+    """Label columns, the identity first; all if empty (for tfds: feature names, at least one)."""
+    split: Literal["given", "within", "disjoint"] = "within"
+    """What is held out: pictures of every identity, whole identities, or what the source gives. A csv's column wins."""
+    stored_size: int = 64
+    """Side in pixels at which pictures are kept; crops are taken from it."""
+    resize: Literal["crop", "squash"] = "crop"
+    """How csv and tfds pictures become square: cut off the long side, or squash it."""
+    exclude_same: str = ""
+    """A column, such as camera: in evaluation no query finds images of its identity with its value there, as is usual
+    in re-identification. It is a label to learn only if --columns names it."""
+
+    def __post_init__(self) -> None:
+        for name in PATHS:
+            object.__setattr__(self, name, absolute_path(getattr(self, name)))
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """What a batch is made of, and how its pictures are changed."""
+
+    classes_per_batch: int = 16
+    """P: identities in a batch. 0 draws pictures uniformly, whatever their identity."""
+    pictures_per_class: int = 8
+    """K: pictures of each identity in a batch (the size of a uniform batch if P is 0)."""
+    image_size: int = 32
+    """Side in pixels of what the network sees."""
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    """Range of the share of a picture's area that a random crop keeps."""
+    flip: bool = True
+    """Whether to mirror half of the pictures."""
+    colour: float = 0.05
+    """Brightness, contrast and saturation change by up to this share."""
+    chunks: int = 1
+    """Parts in which a device takes its share through the network; memory of one part, loss of the whole batch."""
+
+    @property
+    def size(self) -> int:
+        """Pictures in a batch, over all devices."""
+        return max(self.classes_per_batch, 1) * self.pictures_per_class
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """The network."""
+
+    encoder: Literal["tiny", "resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet10"
+    """The network."""
+    width: int = 16
+    """Channels of its first stage (64 in the ResNet paper)."""
+    stem: Literal["small", "imagenet"] = "small"
+    """small: 3x3, for pictures of about 32 pixels; imagenet: 7x7 of stride 2 and pooling."""
+    pooling: Literal["average", "max", "gem", "average+max"] = "average"
+    """How the feature map becomes one vector."""
+    embedding_dim: int = 128
+    """Length of the embedding."""
+    freeze_batch_norm: bool = False
+    """Keep the batch statistics of the initial network."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision that the network computes in; weights, embeddings, losses and updates are float32 always."""
+    remat: bool = False
+    """Keep only what enters each residual block, and compute the rest again for the gradient."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The loss: a weighted sum of terms. A weight of 0 leaves a term out."""
+
+    quadruplet_weight: float = 0.0
+    """Weight of the quadruplet loss on all label columns."""
+    quadruplet_margin: float = 0.1
+    """alpha, in squared distance."""
+    quadruplet_agreement: Literal["count", "any"] = "count"
+    """Order pairs by how many labels agree, or only full agreement before the rest, as the authors' code does."""
+    quadruplet_balance: Literal["quadruplets", "levels"] = "quadruplets"
+    """Weigh every quadruplet the same, or every pair of levels of agreement."""
+    quadruplet_samples: int = 0
+    """Quadruplets drawn for each step, as in the paper; 0 takes all of them, exactly."""
+    quadruplet_anchors: int = 0
+    """Pictures that each device draws to compare with the whole batch; 0 compares all with all, exactly."""
+    label_weights: tuple[float, ...] = ()
+    """What disagreement counts in each column, in the quadruplet loss; 1 each if empty."""
+    soft_triple_weight: float = 0.0
+    """Weight of SoftTriple on the identity column."""
+    centers_per_class: int = 10
+    """K of SoftTriple."""
+    gamma: float = 0.1
+    """Of SoftTriple: how softly pictures are assigned to centres."""
+    tau: float = 0.2
+    """Of SoftTriple: weight of the regulariser that merges centres."""
+    softmax_weight: float = 0.0
+    """Weight of the normalised softmax on the identity column."""
+    scale: float = 20.0
+    """lambda of SoftTriple and the normalised softmax: the inverse temperature."""
+    margin: float = 0.01
+    """delta of SoftTriple and the normalised softmax, in similarity."""
+    triplet_weight: float = 0.0
+    """Weight of the triplet loss on the identity column."""
+    triplet_margin: float = 0.2
+    """Of the triplet loss, in squared distance."""
+    triplet_mining: Literal["all", "semi-hard", "hard"] = "all"
+    """Which triplets: all, or mined ones."""
+    shard_classes: bool = False
+    """Each device holds the centres and class vectors of its share of the classes only."""
+    sampled_classes: int = 0
+    """Classes that each step's softmax runs over, those of the batch and drawn ones, over all devices; 0 takes all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters change."""
+
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """The update rule."""
+    learning_rate: float = 3e-3
+    """Peak rate of the encoder."""
+    loss_rate: float = 3.0
+    """Rate of centres and class vectors, as a multiple of the encoder's."""
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
+    """How the rate falls."""
+    warmup: int = 20
+    """Steps in which the rate rises to its peak."""
+    weight_decay: float = 1e-4
+    """On the encoder's kernels."""
+    epsilon: float = 1e-8
+    """Adam's."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, completely."""
+
+    data: DataConfig = DataConfig()
+    batch: BatchConfig = BatchConfig()
+    network: EncoderConfig = EncoderConfig()
+    loss: LossConfig = LossConfig()
+    update: OptimizerConfig = OptimizerConfig()
+    steps: int = 300
+    """Length of the run."""
+    seed: int = 0
+    """Of the split, the batches, the augmentation and the initial parameters."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    evaluate_every: int = 100
+    """Steps between evaluations on the validation pictures; 0 leaves them out."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; the last step always has one."""
+    neighbors: int = 5
+    """k of the joint inference of all labels by k nearest neighbours."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """How the machine is used. A run may go on with another choice, and other devices."""
+
+    driver: Literal["pmap", "shard_map"] = "pmap"
+    """What runs the step on all devices. shard_classes needs shard_map."""
+    distributed: bool = False
+    """Join the other processes of the job, which jax finds on TPU pods, Slurm and Open MPI. See experiments.hosts."""
+    workers: int = 0
+    """Processes that read pictures from files; 0 reads in threads."""
+    input_timeout: float = 600.0
+    """Seconds to wait for a batch before the run ends with an error."""
+    profile: bool = False
+    """Trace a few steps, for TensorBoard (Profile) and Perfetto, into the working directory's tensorboard folder."""
+
+
+def check_machine(machine: Machine, config: Config) -> None:
+    """Raises ConfigError for what cannot be run as configured."""
+    if config.loss.shard_classes and machine.driver != "shard_map":
+        raise ConfigError(f"driver is {machine.driver}, but shard_classes needs --driver shard_map")
+    if machine.workers < 0:
+        raise ConfigError(f"workers is {machine.workers}, expected at least 0")
+    if not machine.input_timeout > 0:
+        raise ConfigError(f"input_timeout is {machine.input_timeout}, expected a number above 0")
+
+
+def check_config(config: Config) -> None:
+    """Raises ConfigError for what can be told without the data."""
+    batch, loss, update = config.batch, config.loss, config.update
+    _check_source(config.data)
+    weights = {name: getattr(loss, name) for name in LOSS_WEIGHTS}
+    if not any(weights.values()):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in LOSS_WEIGHTS)
+        raise ConfigError(f"every loss has weight 0; give one of {flags}")
+    if batch.classes_per_batch < 0 or batch.size < 2:
+        raise ConfigError(
+            f"classes_per_batch {batch.classes_per_batch} x pictures_per_class {batch.pictures_per_class} "
+            "is a batch of fewer than 2 pictures; nothing can be compared"
+        )
+    at_least: dict[int, dict[str, float]] = {
+        0: {
+            "seed": config.seed,
+            "evaluate_every": config.evaluate_every,
+            "warmup": update.warmup,
+            "weight_decay": update.weight_decay,
+            "clip_norm": update.clip_norm,
+            "loss_rate": update.loss_rate,
+            "quadruplet_samples": loss.quadruplet_samples,
+            "quadruplet_anchors": loss.quadruplet_anchors,
+            "sampled_classes": loss.sampled_classes,
+            "tau": loss.tau,
+            "memory": config.data.memory,
+            **weights,
+        },
+        1: {
+            "steps": config.steps,
+            "log_every": config.log_every,
+            "checkpoint_every": config.checkpoint_every,
+            "neighbors": config.neighbors,
+            "chunks": batch.chunks,
+            "image_size": batch.image_size,
+            "stored_size": config.data.stored_size,
+            "centers_per_class": loss.centers_per_class,
+            "width": config.network.width,
+            "embedding_dim": config.network.embedding_dim,
+        },
+    }
+    above_0 = {
+        "learning_rate": update.learning_rate,
+        "scale": loss.scale,
+        "gamma": loss.gamma,
+        "epsilon": update.epsilon,
+    }
+    for least, fields in at_least.items():
+        for name, value in fields.items():
+            if not (math.isfinite(value) and value >= least):
+                raise ConfigError(f"{name} is {value}, expected at least {least}")
+    for name, value in above_0.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} is {value}, expected a number above 0")
+    low, high = batch.crop_scale
+    if not 0 < low <= high <= 1:
+        raise ConfigError(f"crop_scale is {batch.crop_scale}, expected 0 < smallest <= largest <= 1")
+    if not 0 <= batch.colour < 1:
+        raise ConfigError(f"colour is {batch.colour}, expected [0, 1)")
+    for name in ("quadruplet_margin", "margin", "triplet_margin"):
+        if not math.isfinite(getattr(loss, name)):
+            raise ConfigError(f"{name} is {getattr(loss, name)}, expected a finite number")
+    if not all(math.isfinite(weight) and weight > 0 for weight in loss.label_weights):
+        raise ConfigError(f"label_weights is {loss.label_weights}, expected numbers above 0")
+    if config.seed >= 2**32:
+        raise ConfigError(f"seed is {config.seed}, expected less than 2^32")
+    _check_terms(loss)
+    if loss.quadruplet_samples:
+        _check_default(
+            loss,
+            ("label_weights", "quadruplet_agreement", "quadruplet_balance", "quadruplet_anchors"),
+            f"quadruplet_samples is {loss.quadruplet_samples}: drawn quadruplets",
+        )
+        _check_default(config.data, ("ordinal",), f"quadruplet_samples is {loss.quadruplet_samples}: drawn quadruplets")
+
+
+def _check_terms(loss: LossConfig) -> None:
+    """Raises ConfigError for a switch, and warns of hyper-parameters, of a term that has no weight."""
+    defaults = LossConfig()
+    without_effect = []
+    for name, needed in {**_SWITCHES, **_HYPER_PARAMETERS}.items():
+        value = getattr(loss, name)
+        if value == getattr(defaults, name) or any(getattr(loss, weight) for weight in needed):
+            continue
+        what = f"{name} is {value}, but {' and '.join(needed)} {'are' if len(needed) > 1 else 'is'} 0"
+        if name in _SWITCHES:
+            raise ConfigError(what)
+        without_effect.append(what)
+    if without_effect:
+        warnings.warn(f"without effect: {'; '.join(without_effect)}", stacklevel=2)
+
+
+def _check_source(data: DataConfig) -> None:
+    """Raises ConfigError if a field of another source is set, or one that this source needs is not."""
+    of_source = {
+        "csv": ("csv", "image_root", "ordinal", "skip_bad", "memory"),
+        "tfds": ("tfds_name", "tfds_dir"),
+    }
+    cures = {
+        "csv": "to train on a list, name its preset first: python -m experiments.train quadruplet_csv "
+        f"--csv {shlex.quote(data.csv) if data.csv else 'LIST'}",
+        "tfds": "to train on a TFDS data set, give --source tfds",
+    }
+    for source, fields in of_source.items():
+        if source != data.source:
+            _check_default(data, fields, f"source is {data.source}: it", cures[source])
+    needed = {"csv": ("csv",), "tfds": ("tfds_name", "columns")}
+    for name in needed.get(data.source, ()):
+        if not getattr(data, name):
+            raise ConfigError(f"source is {data.source}: it needs --{name.replace('_', '-')}, which is not given")
+
+
+def _check_default(group: Any, names: Sequence[str], what: str, cure: str = "") -> None:
+    defaults = type(group)()
+    for name in names:
+        if getattr(group, name) != getattr(defaults, name):
+            raise ConfigError(
+                f"{what} cannot use {name}, which is {getattr(group, name)!r}{f'; {cure}' if cure else ''}"
+            )
+
+
+def check_same_config(config: Config, workdir: Path) -> None:
+    """Raises ConfigError if the directory holds a run with another configuration; it names the fields."""
+    if not (workdir / CONFIG_FILE).exists():
+        return
+    other = flatten(dataclasses.asdict(load_config(workdir)))
+    mine = flatten(dataclasses.asdict(config))
+    changed = [name for name in mine if not _same(name, mine[name], other[name]) and name not in _FREE]
+    if changed:
+        differences = "; ".join(
+            f"{name} is {_place_there(name, other[name], workdir)} there and {_or_empty(mine[name])} here"
+            for name in changed
+        )
+        gone = [name for name in changed if _is_gone(name, other[name])]
+        flags = " ".join(_flag(name, other[name]) for name in changed)
+        same = "the same configuration" if gone or len(changed) > _FLAGS_SHOWN else flags
+        raise ConfigError(
+            f"{workdir} holds a run with another configuration: {differences}. "
+            f"To go on with that run give {same}; to begin another, give another --workdir"
+        )
+
+
+def _same(name: str, mine: Any, other: Any) -> bool:
+    """Whether two values of a field mean the same: paths may lead to one file through links."""
+    return is_same_path(mine, other) if name in PATHS else bool(mine == other)
+
+
+def _or_empty(value: Any) -> Any:
+    return "empty" if value in ("", ()) else value
+
+
+def _flag(name: str, value: Any) -> str:
+    """The words of a command line that set a field."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join([f"--{flag}", *(shlex.quote(str(one)) for one in values)])
+
+
+def _is_gone(name: str, path: Any) -> bool:
+    return bool(name in PATHS and path and "://" not in path and not os.path.exists(path))
+
+
+def _place_there(name: str, value: Any, workdir: Path) -> Any:
+    """The value of a field of a run, for a path with what is wrong with it."""
+    if not _is_gone(name, value):
+        return _or_empty(value)
+    return (
+        f"{_as_written(name, value, workdir)} (which is not there any more; if it has moved, write its new place into "
+        f"{workdir / CONFIG_FILE})"
+    )
+
+
+def _as_written(name: str, path: str, workdir: Path) -> str:
+    """A path of a run, which an older `config.json` may hold as it was typed."""
+    file = workdir / CONFIG_FILE
+    written = read_json(file).get("data", {}).get(name) if file.exists() else None
+    if not written or written.startswith("~") or os.path.isabs(written) or "://" in written:
+        return path
+    return f"{written!r}, relative to the directory where the run began (seen from here {path})"
+
+
+def check_paths(config: Config, workdir: Path) -> None:
+    """Raises ConfigError if a file or folder that the configuration of a run names is not there any more."""
+    for name in PATHS:
+        path = getattr(config.data, name)
+        if _is_gone(name, path):
+            raise ConfigError(
+                f"{name} of the run is {_as_written(name, path, workdir)}, which is not there; "
+                f"if it has moved, write its new place into {workdir / CONFIG_FILE}, "
+                "or give --csv to evaluate on another list"
+            )
+
+
+def save_config(config: Config, workdir: Path) -> None:
+    """Writes `config.json`, unless it says just this, and the directory if there is none."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    path, text = workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    if not path.exists() or path.read_text() != text:
+        write_atomically(path, text)
+
+
+def load_config(workdir: Path) -> Config:
+    """Reads the configuration of a run.
+
+    Raises:
+      ConfigError: if there is none, or it is not one of this version.
+      ValueError: if the file is damaged.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        raise ConfigError(f"{workdir} holds no run: it has no {CONFIG_FILE}")
+    values = read_json(path)
+    try:
+        return _from_dict(Config, values)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not a configuration of this version: {error}") from error
+
+
+def flatten(nested: dict[str, Any]) -> dict[str, Any]:
+    """Drops the groups: `{"loss": {"scale": 20.0}, "steps": 3}` becomes `{"scale": 20.0, "steps": 3}`."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat.update(flatten(value) if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def _from_dict(kind: Any, values: dict[str, Any]) -> Any:
+    """The inverse of `dataclasses.asdict` after JSON, which knows no tuples."""
+    groups = {field.name: field.type for field in dataclasses.fields(kind)}
+    return kind(
+        **{
+            name: _from_dict(groups[name], value)
+            if dataclasses.is_dataclass(groups.get(name))
+            else tuple(value)
+            if isinstance(value, list)
+            else value
+            for name, value in values.items()
+        }
+    )

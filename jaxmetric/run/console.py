@@ -1,0 +1,165 @@
+"""What a person sees of a command: warnings and errors in one line each, and an exit code."""
+
+import gc
+import logging
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import jax
+
+from jaxmetric.data import InputError
+from jaxmetric.run.config import ConfigError
+from jaxmetric.training import CheckpointError, NonFiniteLossError
+from jaxmetric.training.loop import discard_output
+
+Result = TypeVar("Result")
+
+LOST = "lost another process of the job"
+GOES_ON = "the same command goes on from the last checkpoint, if there is one"
+LOST_CODE = 75  # of a process that ends as another did: a temporary failure, in the words of sysexits.h
+
+
+def say(text: str) -> None:
+    """Prints, in one process of a job. Where nobody reads on, as after `| head`, the process stops as at SIGTERM."""
+    if jax.process_index() == 0:
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            stop_unread(1)
+
+
+def stop_unread(*descriptors: int) -> None:
+    """Stops this process as SIGTERM does; what it writes to these descriptors, which nobody reads, goes nowhere."""
+    discard_output(*descriptors)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def start_jax() -> None:
+    """Finds the devices, and keeps compiled programs in the user's cache so that the next start need not wait.
+
+    Raises:
+      ConfigError: see `find_devices`.
+    """
+    find_devices()
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(caches / "jaxmetric" / "programs"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def find_devices() -> None:
+    """Has jax look for devices.
+
+    Raises:
+      ConfigError: if there is none of the kind that is asked for.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # which of them depends on the plugins that are installed
+        platforms = jax.config.values["jax_platforms"]
+        asked = f"JAX_PLATFORMS is {platforms}: " if platforms else ""
+        raise ConfigError(f"{asked}{first_line(error) or 'jax has nothing to run it on'}") from error
+
+
+def leave(main: Callable[[], int]) -> NoReturn:
+    """Runs a program and ends it, at once if it failed: other processes and readers must not hold it up."""
+    # Modules stay, and most of what tracing makes; looking through them for garbage would hold up a start by 0.3 s.
+    gc.freeze()
+    gc.set_threshold(100_000)
+    try:
+        try:
+            code = with_room_for_frames(main)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as after `| head`
+        os._exit(1)
+    except Exception:  # jax would wait at exit for the other processes, which wait for this one
+        traceback.print_exc()
+        code = 1
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def with_room_for_frames(run: Callable[[], Result]) -> Result:
+    """Calls a function so that the frames of all that it calls find room in one piece of Python's stack.
+
+    The stack grows by pieces of 16 KiB, and CPython before gh-142183 gives the last one back as soon as it is empty, so
+    that calls across its end map memory each time: up to 30,000 times, or 0.3 s, while jax traces a step. A frame that
+    asks for more gets a piece as large as the next power of two, and leaves the rest of it to the others.
+    """
+
+    def roomy() -> Result:
+        return run()
+
+    roomy.__code__ = roomy.__code__.replace(co_stacksize=2**16)  # of 8 bytes: a piece of 1 MiB, of which half is left
+    return roomy()
+
+
+def run_command(command: Callable[[], int | None]) -> int:
+    """Runs a command and returns its exit code.
+
+    Errors that a user can mend (of values, files and training) become one line on stderr; others keep their traceback,
+    as they are mistakes in the program.
+    """
+    # The threads of orbax and tensorstore print tracebacks of errors that arrive here as exceptions.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _report_unraisable
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        try:
+            return command() or 0
+        except BrokenPipeError:  # `leave` knows
+            raise
+        except (
+            ValueError,
+            TypeError,
+            OverflowError,
+            OSError,
+            CheckpointError,
+            InputError,
+            NonFiniteLossError,
+            jax.errors.JaxRuntimeError,
+        ) as error:
+            line = _line(error)
+            print(f"error: {line}", file=sys.stderr, flush=True)
+            return LOST_CODE if line.startswith(LOST) else 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def first_line(error: BaseException) -> str:
+    """Of what jax says over many."""
+    return str(error).split("\n")[0]
+
+
+def _line(error: BaseException) -> str:
+    first = first_line(error)
+    of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    if of_jax and first.startswith("RESOURCE_EXHAUSTED"):
+        return f"the devices ran out of memory ({first}); --remat needs less, as smaller batches and --chunks do"
+    # Where a process meets it at once, jax tells of a broken connection as a ValueError.
+    if "Gloo" in first or (of_jax and "coordination" in first.lower()):
+        return f"{LOST} ({first}); {GOES_ON}"
+    if of_jax:
+        raise error
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -1,0 +1,191 @@
+"""Train in several processes, each with its own devices and its own share of every batch.
+
+    python -m experiments.hosts 2 [PRESET] [--field value] [--workdir DIR]
+
+starts two processes of `jaxmetric.run.train --distributed` on this machine, which find each other over the loopback
+interface. On several machines run this on each, with a working directory that all of them see:
+
+    python -m experiments.hosts join [PRESET] [--field value] --workdir /shared/run
+
+TPU pods, Slurm and Open MPI tell jax who is there; elsewhere set JAX_COORDINATOR_ADDRESS=host0:1234, JAX_NUM_PROCESSES
+and JAX_PROCESS_ID. The flags are those of experiments.train. When a process dies, or this launcher, the others end; the
+same command goes on from the last checkpoint.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
+
+from jaxmetric.run.console import GOES_ON, LOST, LOST_CODE
+from jaxmetric.run.processes import FOLLOWS, HEARTBEAT, VARIABLES
+from jaxmetric.run.train import read_command_line
+
+# Of what a process prints: the runtime's chatter on stdout; and on stderr, where its chatter and the traces of its own
+# abortion have many forms, what a command says, and where Python's tracebacks begin.
+_CHATTER = re.compile(r"\[Gloo\] ")
+_SAID = re.compile(r"error: |warning: |stopped by |interrupted")
+_TRACEBACK = re.compile(r"Traceback |Exception ")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    first = words[0] if words else ""
+    if first in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if first != "join" and not (first.isdigit() and int(first)):
+        print(
+            f"error: expected a number of processes or join, got {first or 'nothing'}; "
+            "python -m experiments.hosts --help says more",
+            file=sys.stderr,
+        )
+        return 2
+    read_command_line(words[1:])  # what is wrong with it is told once
+    return supervise([os.environ] if first == "join" else _on_this_machine(int(first)), words[1:])
+
+
+def _on_this_machine(count: int) -> list[dict[str, str]]:
+    """The environments of so many processes."""
+    address = f"127.0.0.1:{_free_port()}"
+    places = (zip(VARIABLES, (address, str(count), str(index)), strict=True) for index in range(count))
+    return [{**os.environ, **dict(place)} for place in places]
+
+
+def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -> int:
+    """Runs a process of `jaxmetric.run.train --distributed` in each environment, and ends them together.
+
+    Ctrl-C, SIGTERM and the end of this process reach all of them, as a wish to stop that they agree on. What the
+    runtime prints of its own is left out; a process that dies is one line.
+
+    Returns:
+      The exit code: 0 if none failed, else the largest; 0 or 130 if SIGTERM or Ctrl-C came before training began.
+    """
+    command = [sys.executable, "-u", "-m", "experiments.train", *words, "--distributed"]
+    processes: list[subprocess.Popen[str]] = []
+    readers: list[threading.Thread] = []
+    told: set[str] = set()
+    with _passing_signals_on(processes) as passed:
+        for environment in environments:
+            already = len(passed)
+            process = subprocess.Popen(
+                command,
+                env={**environment, FOLLOWS: "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            processes.append(process)
+            for number in passed[already:]:  # which came before it was among the processes
+                process.send_signal(number)
+            readers.append(threading.Thread(target=_pass_output_on, args=(process.stdout,)))
+            readers.append(threading.Thread(target=_pass_errors_on, args=(process.stderr, told, len(environments))))
+            for reader in readers[-2:]:
+                reader.start()
+        hung = _wait(processes)
+        for reader in readers:
+            reader.join()
+    for process in processes:
+        process.communicate()  # closes the pipes
+    codes = [process.returncode for process in processes]
+    if stopped := next((number for number in passed if -number in codes), None):
+        print(f"stopped by {signal.Signals(stopped).name} before training began; {GOES_ON}", flush=True)
+        return 130 if stopped == signal.SIGINT else 0
+    if cause := _cause(codes, hung):
+        print(f"error: {cause}; {GOES_ON}", file=sys.stderr)
+    return max((code for code in codes if _says_why(code)), default=int(any(codes)))
+
+
+def _cause(codes: Sequence[int], hung: Sequence[int]) -> str | None:
+    """Which process was killed, of several the one that the others waited for; None if one has said why it failed."""
+    killed = [index for index, code in enumerate(codes) if code < 0]
+    if not killed:
+        return None
+    # The runtime aborts a process that hears no more of another, and may leave it hanging too.
+    first = min(killed, key=lambda index: (codes[index] == -signal.SIGABRT, index in hung, index))
+    which = f"process {first} of {len(codes)}" if len(codes) > 1 else "the process"
+    if first not in hung and codes[first] != -signal.SIGABRT:
+        return f"{which} was killed by {signal.Signals(-codes[first]).name}"
+    if any(map(_says_why, codes)):
+        return None
+    return f"{which} hung, and was killed" if first in hung else f"{which} {LOST}"
+
+
+def _says_why(code: int) -> bool:
+    return code > 0 and code != LOST_CODE
+
+
+def _wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
+    """Until all have ended; after one has failed no longer than the others need to notice. Those that did not."""
+    while None in (codes := [process.poll() for process in processes]) and not any(codes):
+        time.sleep(0.1)
+    failed = any(codes)
+    deadline = time.monotonic() + HEARTBEAT / 3
+    hung = []
+    for index, process in enumerate(processes):
+        try:
+            process.wait(max(deadline - time.monotonic(), 0) if failed else None)
+        except subprocess.TimeoutExpired:
+            hung.append(index)
+            process.kill()
+            process.wait()
+    return hung
+
+
+@contextmanager
+def _passing_signals_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[list[int]]:
+    """Gives the signals that came."""
+    passed: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        passed.append(number)
+        for process in processes:
+            process.send_signal(number)
+
+    former = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield passed
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _pass_output_on(source: IO[str] | None) -> None:
+    for line in source or ():
+        if not _CHATTER.match(line):
+            _print(line, sys.stdout)
+
+
+def _pass_errors_on(source: IO[str] | None, told: set[str], count: int) -> None:
+    """What all processes say is told once; of several that lost another the cause, not how each met it."""
+    in_traceback = False
+    for line in source or ():
+        in_traceback = in_traceback or bool(_TRACEBACK.match(line))
+        lost_another = count > 1 and line.startswith(f"error: {LOST}")
+        if in_traceback or (_SAID.match(line) and line not in told and not lost_another):
+            told.add(line)
+            _print(line, sys.stderr)
+
+
+def _print(line: str, file: IO[str]) -> None:
+    """Where nobody reads on, the job stops; the lines are still taken off the processes, which would wait for it."""
+    try:
+        print(line, end="", file=file, flush=True)
+    except OSError:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

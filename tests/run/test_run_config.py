@@ -1,0 +1,296 @@
+"""The command line, the configuration file and the checks before a run."""
+
+import dataclasses
+
+import pytest
+
+from jaxmetric.run import config
+from jaxmetric.run.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    LossConfig,
+    Machine,
+    check_config,
+    check_machine,
+    check_paths,
+    check_same_config,
+    flatten,
+    load_config,
+    save_config,
+)
+from jaxmetric.run.presets import PRESETS
+from jaxmetric.run.train import read_command_line
+
+
+def _replace(config, group, **fields):
+    return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **fields)})
+
+
+def _count_leaves(nested):
+    return sum(_count_leaves(value) if isinstance(value, dict) else 1 for value in nested.values())
+
+
+def test_every_field_has_a_flag_of_its_own():
+    nested = dataclasses.asdict(Config())
+    assert len(flatten(nested)) == _count_leaves(nested)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_passes_its_checks(name):
+    config = PRESETS[name]
+    if config.data.source == "csv":
+        config = _replace(config, "data", csv="pictures.csv")
+    check_config(config)
+
+
+def test_the_default_preset_and_its_directory_need_no_words():
+    name, (config, machine, workdir) = read_command_line([])
+    assert (name, config, str(workdir)) == ("emoji_people", PRESETS["emoji_people"], "runs/emoji_people")
+    assert machine == Machine()
+
+
+def test_fields_of_every_group_are_set_without_prefix(tmp_path):
+    words = [
+        "debug",
+        "--steps",
+        "7",
+        "--columns",
+        "skin",
+        "role",
+        "--quadruplet-margin",
+        "0.3",
+        "--workdir",
+        str(tmp_path),
+        "--driver",
+        "shard_map",
+    ]
+    name, (config, machine, workdir) = read_command_line(words)
+    assert (name, workdir, machine) == ("debug", tmp_path, Machine(driver="shard_map"))
+    expected = _replace(PRESETS["debug"], "data", columns=("skin", "role"))
+    assert config == dataclasses.replace(_replace(expected, "loss", quadruplet_margin=0.3), steps=7)
+
+
+def test_an_unknown_preset_lists_those_there_are():
+    with pytest.raises(SystemExit, match="no preset is called 'emoji'; there are emoji_people, emoji_unseen, debug"):
+        read_command_line(["emoji"])
+
+
+def test_help_names_every_field(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        read_command_line(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    names = flatten({**dataclasses.asdict(Config()), **dataclasses.asdict(Machine())})
+    assert all(f"--{name.replace('_', '-')}" in text for name in names)
+
+
+@pytest.mark.parametrize(
+    ("group", "fields", "message"),
+    [
+        ("batch", {"classes_per_batch": 1, "pictures_per_class": 1}, "fewer than 2 pictures"),
+        ("batch", {"classes_per_batch": -1}, "classes_per_batch -1"),
+        ("batch", {"crop_scale": (0.9, 0.5)}, r"crop_scale is \(0.9, 0.5\)"),
+        ("batch", {"colour": 1.0}, "colour is 1.0"),
+        ("loss", {"quadruplet_weight": 0.0, "soft_triple_weight": 0.0}, "every loss has weight 0"),
+        ("loss", {"quadruplet_weight": -1.0}, "quadruplet_weight is -1.0, expected at least 0"),
+        ("loss", {"gamma": 0.0}, "gamma is 0.0, expected a number above 0"),
+        ("loss", {"centers_per_class": 0}, "centers_per_class is 0, expected at least 1"),
+        ("update", {"learning_rate": float("nan")}, "learning_rate is nan"),
+        ("loss", {"margin": float("nan")}, "margin is nan, expected a finite number"),
+        ("loss", {"label_weights": (0.0, 1.0, 1.0)}, r"label_weights is \(0.0, 1.0, 1.0\), expected numbers above 0"),
+        ("loss", {"quadruplet_samples": 9, "label_weights": (2.0, 1.0, 1.0)}, "cannot use label_weights"),
+        ("loss", {"quadruplet_samples": 9, "quadruplet_anchors": 4}, "cannot use quadruplet_anchors, which is 4"),
+        (
+            "loss",
+            {"soft_triple_weight": 0.0, "shard_classes": True},
+            "shard_classes is True, but soft_triple_weight and softmax_weight are 0",
+        ),
+        (
+            "loss",
+            {"quadruplet_weight": 0.0, "quadruplet_anchors": 4},
+            "quadruplet_anchors is 4, but quadruplet_weight is 0",
+        ),
+        (
+            "loss",
+            {"quadruplet_weight": 0.0, "quadruplet_samples": 9},
+            "quadruplet_samples is 9, but quadruplet_weight is 0",
+        ),
+        ("batch", {"chunks": 0}, "chunks is 0, expected at least 1"),
+        ("data", {"source": "csv"}, "source is csv: it needs --csv, which is not given"),
+        ("data", {"source": "tfds", "tfds_name": "cars196", "columns": ()}, "it needs --columns, which is not given"),
+        ("data", {"csv": "people.csv"}, "source is emoji_people: it cannot use csv, which is '.*people.csv'"),
+        ("data", {"csv": "people.csv"}, "experiments.train quadruplet_csv --csv .*people.csv$"),
+        ("data", {"ordinal": ("age",)}, "experiments.train quadruplet_csv --csv LIST$"),
+        ("data", {"tfds_name": "cars196"}, "cannot use tfds_name.*; .* give --source tfds$"),
+    ],
+)
+def test_a_configuration_that_cannot_run_names_the_field(group, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        check_config(_replace(PRESETS["debug"], group, **fields))
+
+
+def test_options_of_a_term_without_weight_are_told():
+    config = _replace(PRESETS["debug"], "loss", triplet_mining="hard", quadruplet_weight=0.0, label_weights=(3.0, 1.0))
+    both = (
+        r"^without effect: label_weights is \(3.0, 1.0\), but quadruplet_weight is 0; "
+        "triplet_mining is hard, but triplet_weight is 0$"
+    )
+    with pytest.warns(UserWarning, match=both):
+        check_config(config)
+
+
+def test_every_option_of_the_loss_belongs_to_a_term():
+    names = {field.name for field in dataclasses.fields(LossConfig)}
+    assert {*config._SWITCHES, *config._HYPER_PARAMETERS, *config.LOSS_WEIGHTS} == names
+
+
+def test_a_configuration_survives_its_file(tmp_path):
+    config = _replace(PRESETS["debug"], "loss", label_weights=(2.0, 1.0, 1.0))
+    save_config(config, tmp_path / "run")
+    assert load_config(tmp_path / "run") == config
+    check_same_config(config, tmp_path / "run")
+
+
+def test_a_directory_with_another_configuration_is_left_alone(tmp_path):
+    check_same_config(PRESETS["debug"], tmp_path)
+    save_config(PRESETS["debug"], tmp_path)
+    with pytest.raises(ConfigError, match="seed is 0 there and 1 here"):
+        check_same_config(dataclasses.replace(PRESETS["debug"], seed=1), tmp_path)
+
+
+def typed_in(directory, monkeypatch, *words):
+    """The configuration that a command line gives in a directory."""
+    monkeypatch.chdir(directory)
+    return read_command_line(["quadruplet_csv", *words])[1][0]
+
+
+def test_paths_mean_the_same_in_every_directory(tmp_path, monkeypatch):
+    for folder in ("home", "lists", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    file = str(tmp_path / "lists" / "l.csv")
+    relative = typed_in(tmp_path / "lists", monkeypatch, "--csv", "l.csv", "--image-root", ".")
+    assert (relative.data.csv, relative.data.image_root) == (file, str(tmp_path / "lists"))
+    roundabout = typed_in(tmp_path / "elsewhere", monkeypatch, "--csv", "../home/../lists/l.csv")
+    assert roundabout.data.csv == file
+    assert typed_in(tmp_path, monkeypatch, "--csv", "~/l.csv").data.csv == str(tmp_path / "home" / "l.csv")
+    save_config(relative, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_config(tmp_path / "run") == relative
+    check_same_config(typed_in(tmp_path, monkeypatch, "--csv", file, "--image-root", "lists/"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", config.PATHS)
+def test_every_path_is_made_absolute_but_addresses_and_no_path(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = {"some/place": str(tmp_path / "some" / "place"), "": "", "gs://bucket/place": "gs://bucket/place"}
+    assert {path: getattr(DataConfig(**{name: path}), name) for path in paths} == paths
+
+
+def test_no_field_that_is_a_path_is_forgotten():
+    about_files = ("csv", "root", "dir", "path", "file", "folder")
+    named = {name for name in flatten(dataclasses.asdict(Config())) if any(word in name for word in about_files)}
+    assert named == set(config.PATHS)
+
+
+def test_a_link_to_the_same_file_is_the_same_configuration(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    first, second = (
+        _replace(PRESETS["quadruplet_csv"], "data", csv=str(tmp_path / folder / "l.csv")) for folder in ("real", "link")
+    )
+    save_config(first, tmp_path / "run")
+    check_same_config(second, tmp_path / "run")
+
+
+def test_a_list_that_has_moved_is_told_with_the_cure(tmp_path):
+    (tmp_path / "new.csv").touch()
+    first, second = (
+        _replace(PRESETS["quadruplet_csv"], "data", csv=str(tmp_path / name)) for name in ("old.csv", "new.csv")
+    )
+    save_config(first, tmp_path / "run")
+    cure = rf"if it has moved, write its new place into {tmp_path}/run/config.json"
+    with pytest.raises(ConfigError, match=rf"csv is {tmp_path}/old.csv \(.*{cure}\) there and {tmp_path}/new.csv here"):
+        check_same_config(second, tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"csv of the run is {tmp_path}/old.csv, which is not there; {cure}"):
+        check_paths(first, tmp_path / "run")
+    check_paths(second, tmp_path / "run")
+
+
+def test_a_relative_path_of_an_older_file_is_told_as_it_was_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_config(_replace(PRESETS["quadruplet_csv"], "data", csv="l.csv"), tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    file.write_text(file.read_text().replace(str(tmp_path / "l.csv"), "l.csv"))
+    (tmp_path / "today").mkdir()
+    monkeypatch.chdir(tmp_path / "today")
+    told = "is 'l.csv', relative to the directory where the run began"
+    with pytest.raises(ConfigError, match=f"csv of the run {told}"):
+        check_paths(load_config(tmp_path / "run"), tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"csv {told}"):
+        check_same_config(_replace(PRESETS["quadruplet_csv"], "data", csv="x.csv"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("group", "there", "here", "difference", "flags"),
+    [
+        ("data", {"image_root": ""}, {"image_root": "/x"}, "image_root is empty there and /x here", "--image-root ''"),
+        (
+            "data",
+            {"columns": ("skin",)},
+            {"columns": ()},
+            "columns is ('skin',) there and empty here",
+            "--columns skin",
+        ),
+        ("batch", {"flip": False}, {"flip": True}, "flip is False there and True here", "--no-flip"),
+        ("batch", {"crop_scale": (0.5, 1.0)}, {}, "crop_scale is (0.5, 1.0) there", "--crop-scale 0.5 1.0"),
+    ],
+)
+def test_another_configuration_is_told_with_the_flags_of_the_run(group, there, here, difference, flags, tmp_path):
+    save_config(_replace(PRESETS["debug"], group, **there), tmp_path)
+    mine = _replace(PRESETS["debug"], group, **here)
+    with pytest.raises(ConfigError) as refused:
+        check_same_config(mine, tmp_path)
+    assert difference in str(refused.value)
+    assert f"To go on with that run give {flags}; to begin another, give another --workdir" in str(refused.value)
+    words = [word.strip("'") for word in flags.split()]
+    assert flatten(dataclasses.asdict(read_command_line(["debug", *words])[1][0])) == flatten(
+        dataclasses.asdict(_replace(PRESETS["debug"], group, **there))
+    )
+
+
+def test_what_changes_no_step_may_be_other_when_a_run_goes_on(tmp_path):
+    save_config(PRESETS["debug"], tmp_path)
+    other = dataclasses.replace(PRESETS["debug"], log_every=1, evaluate_every=7, checkpoint_every=3)
+    check_same_config(other, tmp_path)
+    save_config(other, tmp_path)
+    assert load_config(tmp_path) == other
+
+
+def test_a_configuration_that_is_there_is_not_written_again(tmp_path):
+    save_config(PRESETS["debug"], tmp_path)
+    before = (tmp_path / "config.json").stat().st_mtime_ns
+    save_config(PRESETS["debug"], tmp_path)
+    assert (tmp_path / "config.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        ({}, "driver is pmap, but shard_classes needs --driver shard_map"),
+        ({"driver": "shard_map", "workers": -1}, "workers is -1, expected at least 0"),
+        ({"driver": "shard_map", "input_timeout": 0.0}, "input_timeout is 0.0, expected a number above 0"),
+    ],
+)
+def test_a_machine_that_cannot_run_it_names_the_field(machine, message):
+    with pytest.raises(ConfigError, match=message):
+        check_machine(Machine(**machine), _replace(PRESETS["debug"], "loss", shard_classes=True))
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="holds no run"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"stepz": 3}')
+    with pytest.raises(ConfigError, match="not a configuration of this version"):
+        load_config(tmp_path)
