@@ -21,8 +21,9 @@ import tyro
 
 from jaxmetric import parallel
 from jaxmetric.run.chips import CHIPS, Chip, Cost, cost_of, roofline
+from jaxmetric.run.command_line import parse
 from jaxmetric.run.comparable import comparable_plan
-from jaxmetric.run.config import Config, ConfigError, check_config, parse
+from jaxmetric.run.config import Config, ConfigError, check_config
 from jaxmetric.run.console import first_line, run_command
 from jaxmetric.run.presets import ABOUT, DEFAULT, PRESETS
 from jaxmetric.run.setup import (

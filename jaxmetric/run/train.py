@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_command_line(argv: Sequence[str]) -> tuple[str, tuple[Config, Machine, Path]]:
-    """The preset's name, the resolved configuration and the working directory; see `jaxmetric.run.command_line.parse`."""
+    """The preset's name, the configuration and the working directory; see `jaxmetric.run.command_line.parse`."""
     return parse(
         PRESETS,
         ABOUT,
