@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from jaxmetric import _checks as checks
 from jaxmetric.losses._engine.class_columns import Column
-from jaxmetric.losses._engine.class_shard import ClassVectors
 from jaxmetric.losses._engine.class_softmax import (
     ColumnLoss,
     Score,
@@ -28,13 +27,14 @@ from jaxmetric.losses._engine.class_softmax import (
     sum_over_classes,
 )
 from jaxmetric.losses._engine.reduction import LossResult, LossStats
+from jaxmetric.losses._engine.types import ClassCenters, ClassLabels, ClassProxies
 from jaxmetric.numerics import safe_normalize, safe_sqrt
 
 
 def arcface_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
-    proxies: ClassVectors,
+    labels: ClassLabels,
+    proxies: ClassProxies,
     *,
     scale: float = 64.0,
     margin: float = 0.5,
@@ -102,8 +102,8 @@ def arcface_loss(
 
 def sub_center_arcface_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
-    centers: ClassVectors,
+    labels: ClassLabels,
+    centers: ClassCenters,
     *,
     scale: float = 64.0,
     margin: float = 0.5,
@@ -172,8 +172,8 @@ def sub_center_arcface_loss(
 
 def cosface_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
-    proxies: ClassVectors,
+    labels: ClassLabels,
+    proxies: ClassProxies,
     *,
     scale: float = 64.0,
     margin: float = 0.35,
@@ -238,8 +238,8 @@ def cosface_loss(
 
 def sphereface_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
-    proxies: ClassVectors,
+    labels: ClassLabels,
+    proxies: ClassProxies,
     *,
     scale: float = 1.0,
     margin: int = 4,
@@ -304,8 +304,8 @@ def sphereface_loss(
 
 def large_margin_softmax_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
-    proxies: ClassVectors,
+    labels: ClassLabels,
+    proxies: ClassProxies,
     *,
     scale: float = 1.0,
     margin: int = 4,
@@ -370,8 +370,8 @@ def large_margin_softmax_loss(
 
 def p2sgrad_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
-    proxies: ClassVectors,
+    labels: ClassLabels,
+    proxies: ClassProxies,
     *,
     class_weights: jax.Array | None = None,
     where: jax.Array | None = None,

@@ -24,13 +24,14 @@ from jaxmetric.losses._engine.comparison import (
     weights_of_complete_anchors,
 )
 from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
+from jaxmetric.losses._engine.types import ClassLabels, LabelColumns
 from jaxmetric.numerics import masked_logsumexp, safe_divide, safe_sqrt, softplus
 from jaxmetric.references import PairMasks, References
 
 
 def ntxent_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: LabelColumns | None,
     *,
     temperature: float = 0.07,
     similarity: Pairwise = "cosine",
@@ -102,7 +103,7 @@ def ntxent_loss(
 
 def n_pairs_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     similarity: Pairwise = "dot",
     references: References | None = None,
@@ -160,7 +161,7 @@ def n_pairs_loss(
 
 def tuplet_margin_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     margin: float = 0.1,
     scale: float = 64.0,
@@ -221,7 +222,7 @@ def tuplet_margin_loss(
 
 def supcon_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: LabelColumns | None,
     *,
     temperature: float = 0.1,
     similarity: Pairwise = "cosine",
@@ -292,7 +293,7 @@ def supcon_loss(
 
 def nca_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     softmax_scale: float = 1.0,
     distance: Pairwise = "squared_euclidean",
@@ -350,7 +351,7 @@ def nca_loss(
 
 def instance_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     gamma: float = 64.0,
     similarity: Pairwise = "cosine",
@@ -467,7 +468,7 @@ def _instance(c: Comparison, gamma: float) -> LossStats:
 
 def multi_similarity_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: LabelColumns | None,
     *,
     alpha: float = 2.0,
     beta: float = 50.0,
@@ -545,7 +546,7 @@ def multi_similarity_loss(
 
 def circle_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     margin: float = 0.4,
     gamma: float = 80.0,
@@ -608,7 +609,7 @@ def circle_loss(
 
 def lifted_structure_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     margin: float = 1.0,
     distance: Pairwise = "euclidean",
@@ -679,7 +680,7 @@ def lifted_structure_loss(
 
 def generalized_lifted_structure_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     margin: float = 1.0,
     distance: Pairwise = "euclidean",

@@ -23,13 +23,14 @@ from jaxmetric.losses._engine.reduction import (
     each_pair,
     reduce_anchors,
 )
+from jaxmetric.losses._engine.types import ClassLabels, LabelColumns
 from jaxmetric.numerics import excess, safe_abs, safe_divide, safe_sqrt, softplus
 from jaxmetric.references import PairMasks, References
 
 
 def contrastive_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: LabelColumns | None,
     *,
     pos_margin: float = 0.0,
     neg_margin: float = 1.0,
@@ -120,7 +121,7 @@ def _contrastive(c: Comparison, pos_margin: float, neg_margin: float, *, power: 
 
 def snr_contrastive_loss(
     embeddings: jax.Array,
-    labels: jax.Array | None,
+    labels: LabelColumns | None,
     *,
     pos_margin: float = 0.0,
     neg_margin: float = 1.0,
@@ -202,7 +203,7 @@ def _snr_contrastive(c: Comparison, pos_margin: float, neg_margin: float, zero_m
 
 def siglip_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: LabelColumns | None,
     *,
     scale: jax.Array | float = 10.0,
     bias: jax.Array | float = -10.0,
@@ -290,7 +291,7 @@ def _siglip(c: Comparison, scale: jax.Array, bias: jax.Array) -> LossStats:
 
 def margin_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     beta: jax.Array | float,
     *,
     margin: float = 0.2,
@@ -407,7 +408,7 @@ def _alike_and_not(close: jax.Array, apart: jax.Array, c: Comparison) -> LossSta
 
 def intra_pair_variance_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     pos_eps: float = 0.01,
     neg_eps: float = 0.01,
@@ -477,7 +478,7 @@ def _intra_pair_variance(c: Comparison, pos_eps: float, neg_eps: float) -> LossS
 
 def threshold_consistent_margin_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     pos_margin: float = 0.9,
     neg_margin: float = 0.5,
@@ -556,7 +557,7 @@ def _threshold_consistent(
 
 def ranked_list_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     margin: float = 0.4,
     alpha: float | None = None,

@@ -5,13 +5,16 @@ each class. `center_loss` pulls examples to the center of their class, and `mani
 similarities between embeddings and proxies.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 from jaxmetric.distances import pairwise_cosine_similarity, pairwise_dot_product
 from jaxmetric.losses._engine.class_columns import Column
-from jaxmetric.losses._engine.class_shard import ClassShard, ClassVectors, count_classes
+from jaxmetric.losses._engine.class_shard import ClassShard, count_classes
 from jaxmetric.losses._engine.class_softmax import (
     class_vector_loss,
     normalized_dot_product,
@@ -21,13 +24,14 @@ from jaxmetric.losses._engine.class_softmax import (
     sum_over_classes,
 )
 from jaxmetric.losses._engine.reduction import LossResult, LossStats
+from jaxmetric.losses._engine.types import ClassLabels, ClassProxies
 from jaxmetric.numerics import as_float, excess, safe_divide, safe_normalize, safe_sqrt
 
 
 def normalized_softmax_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
-    proxies: ClassVectors,
+    labels: ClassLabels,
+    proxies: ClassProxies,
     *,
     scale: float = 20.0,
     margin: float = 0.0,
@@ -98,8 +102,8 @@ def _normalized_softmax(
 
 def proxy_nca_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
-    proxies: ClassVectors,
+    labels: ClassLabels,
+    proxies: ClassProxies,
     *,
     temperature: float = 1.0,
     positive_in_denominator: bool = False,
@@ -190,8 +194,8 @@ def _nca_logits(embeddings: jax.Array, column: Column, temperature: jax.Array) -
 
 def proxy_anchor_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
-    proxies: ClassVectors,
+    labels: ClassLabels,
+    proxies: ClassProxies,
     *,
     scale: float = 32.0,
     margin: float = 0.1,
@@ -300,8 +304,8 @@ def _log_1_plus_sum(logits: jax.Array, where: jax.Array, counts: jax.Array) -> j
 
 def center_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
-    centers: ClassVectors,
+    labels: ClassLabels,
+    centers: ClassProxies,
     *,
     class_weights: jax.Array | None = None,
     where: jax.Array | None = None,
@@ -366,8 +370,8 @@ _TEMPERATURE = 0.5
 
 def manifold_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
-    proxies: jax.Array,
+    labels: ClassLabels,
+    proxies: Annotated[ArrayLike, "[C, D]"],
     *,
     context_weight: float = 1.0,
     alpha: float = 0.8,

@@ -25,6 +25,7 @@ from jaxmetric.losses._engine.labelled_batch import Disagreement, LabelledBatch,
 from jaxmetric.losses._engine.ordered_hinge import level_sums, ordered_hinge
 from jaxmetric.losses._engine.pairs_of_pairs import all_pairs, of_all_pairs, sample_ordered
 from jaxmetric.losses._engine.reduction import LossResult, LossStats, check_reduction, reduce_each, reduce_stats
+from jaxmetric.losses._engine.types import LabelColumns
 from jaxmetric.numerics import safe_divide
 
 BALANCES = ("quadruplets", "levels")
@@ -32,7 +33,7 @@ BALANCES = ("quadruplets", "levels")
 
 def quadruplet_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
+    labels: LabelColumns,
     *,
     margin: float = 0.1,
     agreement: str = "count",
@@ -111,7 +112,7 @@ def quadruplet_loss(
 def sampled_quadruplet_loss(
     key: jax.Array,
     embeddings: jax.Array,
-    labels: jax.Array,
+    labels: LabelColumns,
     *,
     num_quadruplets: int,
     margin: float = 0.1,
@@ -278,7 +279,7 @@ def _share_of_level(weights: jax.Array, levels: jax.Array, num_levels: int) -> j
 def anchored_quadruplet_loss(
     key: jax.Array,
     embeddings: jax.Array,
-    labels: jax.Array,
+    labels: LabelColumns,
     *,
     num_anchors: int,
     margin: float = 0.1,

@@ -21,13 +21,14 @@ from jaxmetric import _checks as checks
 from jaxmetric.losses._engine.comparison import Comparison, Pairwise, compare, pair_weights
 from jaxmetric.losses._engine.positive_sums import PositivePair, Term, sum_over_positives
 from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
+from jaxmetric.losses._engine.types import ClassLabels
 from jaxmetric.numerics import safe_divide
 from jaxmetric.references import PairMasks, References
 
 
 def smooth_ap_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     temperature: float = 0.01,
     similarity: Pairwise = "cosine",
@@ -90,7 +91,7 @@ def smooth_ap_loss(
 
 def pnp_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     variant: str = "O",
     alpha: float = 1.0,
@@ -167,7 +168,7 @@ def pnp_loss(
 
 def recall_at_k_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     ks: Sequence[int] = (1, 2, 4, 8, 16),
     temperature: float = 0.01,
@@ -233,7 +234,7 @@ def recall_at_k_loss(
 
 def fast_ap_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     num_bins: int = 10,
     distance: Pairwise = "squared_euclidean",
@@ -430,7 +431,7 @@ def _fast_ap(comparison: Comparison, *, num_bins: int) -> LossStats:
 
 def histogram_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     num_bins: int = 100,
     similarity: Pairwise = "cosine",

@@ -25,13 +25,14 @@ from jaxmetric.losses._engine.class_softmax import (
     sum_over_classes,
 )
 from jaxmetric.losses._engine.reduction import LossResult, LossStats
+from jaxmetric.losses._engine.types import ClassCenters, ClassLabels
 from jaxmetric.numerics import excess, safe_normalize, safe_sqrt
 
 
 def soft_triple_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
-    centers: ClassVectors,
+    labels: ClassLabels,
+    centers: ClassCenters,
     *,
     scale: float = 20.0,
     gamma: float = 0.1,
@@ -126,8 +127,8 @@ def _soft_triple(
 
 def hard_triple_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
-    centers: ClassVectors,
+    labels: ClassLabels,
+    centers: ClassCenters,
     *,
     scale: float = 20.0,
     margin: float = 0.01,

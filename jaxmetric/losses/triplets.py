@@ -52,6 +52,7 @@ from jaxmetric.losses._engine.triplet_sums import (
     sum_over_triplets,
     triplet_weights,
 )
+from jaxmetric.losses._engine.types import ClassLabels
 from jaxmetric.mining import hardest_negatives, hardest_positives, semi_hard_negatives
 from jaxmetric.numerics import as_float, masked_logsumexp, safe_divide, softplus
 from jaxmetric.references import PairMasks, References
@@ -62,7 +63,7 @@ HARD_OR_ALL = ("hard", "all")
 
 def triplet_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     margin: float = 0.2,
     mining: str = "all",
@@ -233,7 +234,7 @@ def _hard_triplets(
 
 def chen_quadruplet_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array,
+    labels: ClassLabels,
     *,
     margin: float = 1.0,
     second_margin: float = 0.5,
@@ -353,7 +354,7 @@ def _not_touching(c: Comparison, of_pairs: jax.Array) -> jax.Array:
 
 def angular_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     angle: float = math.pi / 4,
     similarity: Pairwise = "cosine",
@@ -432,7 +433,7 @@ def _angular_term(pair: PositivePair, negatives: jax.Array, constants: Any) -> t
 
 def centroid_triplet_loss(
     embeddings: jax.Array,
-    labels: jax.Array,
+    labels: ClassLabels,
     *,
     margin: float = 0.5,
     mining: str = "hard",
@@ -560,7 +561,7 @@ class DynamicMarginStats(NamedTuple):
 
 def dynamic_soft_margin_loss(
     embeddings: jax.Array | None,
-    labels: jax.Array | None,
+    labels: ClassLabels | None,
     *,
     histogram: jax.Array | None = None,
     momentum: float = 0.01,

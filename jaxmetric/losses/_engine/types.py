@@ -1,0 +1,33 @@
+"""The types of a loss's arguments. Those of arrays name a shape, which `declared_shape` reads."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
+
+import jax
+from jax.typing import ArrayLike
+
+from jaxmetric.losses._engine.class_shard import ClassShard
+
+Reduction: TypeAlias = Literal["mean", "mean_active", "sum", "none"]
+# A number of Python, or a scalar array, which may be traced.
+ScalarLike: TypeAlias = float | jax.Array
+
+ClassLabels: TypeAlias = Annotated[ArrayLike, "[B]"]
+LabelColumns: TypeAlias = Annotated[ArrayLike, "[B, T]"]
+ClassProxies: TypeAlias = Annotated[ArrayLike | ClassShard | Sequence[ArrayLike | ClassShard], "[C, D]"]
+ClassCenters: TypeAlias = Annotated[ArrayLike | ClassShard | Sequence[ArrayLike | ClassShard], "[C, K, D]"]
+
+
+def declared_shape(function: Callable[..., Any], argument: str) -> str | None:
+    """Returns the shape that the type of an argument names, such as `"[B, T]"`; None if it names none.
+
+    Example:
+      >>> import jaxmetric
+      >>> declared_shape(jaxmetric.soft_triple_loss, "centers")
+      '[C, K, D]'
+    """
+    annotation = get_type_hints(function, include_extras=True).get(argument)
+    for part in (annotation, *get_args(annotation)):
+        if shapes := [each for each in getattr(part, "__metadata__", ()) if isinstance(each, str)]:
+            return shapes[0]
+    return None
