@@ -1,149 +1,348 @@
-"""The loss of a configuration: a weighted sum of jaxmetric's losses, with their parameters."""
+"""The objective of a run: a weighted sum of losses by name, with their parameters and what they remember.
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+    total = objective("quadruplet(margin=0.3) + 2.5*soft_triple(on='identity', centers_per_class=3)", columns)
+    params, memory = total.init_params(key, dim=128), total.init_memory(dim=128)
+    loss, (reported, memory) = total(key, params, memory, embeddings, labels)
+
+Every exported loss can be a term, for its signature says what it needs. A loss with `centers` or `proxies` gets class
+vectors that the run learns, one with a `key` gets a new one at every step, and one with `references` can be compared
+with a memory of past batches.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmetric import losses, parallel
+from jaxmetric import distances, losses, memory, parallel
 from jaxmetric.data import LabelColumn
-from jaxmetric.losses import LossStats
-from jaxmetric.run.config import LossConfig
-from jaxmetric.training.step import Objective
+from jaxmetric.mining import label_pairs
+from jaxmetric.run.errors import ConfigError
+from jaxmetric.run.terms import Term, class_vectors_of, nearest, parameters, parse_miner, parse_terms, takes_columns
+
+_DISTANCES_TO_MINE = {
+    "squared_euclidean": distances.pairwise_squared_euclidean,
+    "euclidean": distances.pairwise_euclidean,
+    "cosine": distances.pairwise_cosine_distance,
+    "snr": distances.pairwise_snr,
+}
 
 
-def init_loss_params(key: jax.Array, loss: LossConfig, *, num_classes: int, dim: int) -> dict[str, jax.Array]:
-    """The centres and class vectors that the configured terms learn."""
-    params = {}
-    if loss.soft_triple_weight:
-        params["centers"] = losses.init_centers(jax.random.fold_in(key, 0), num_classes, loss.centers_per_class, dim)
-    if loss.softmax_weight:
-        params["proxies"] = losses.init_centers(jax.random.fold_in(key, 1), num_classes, 1, dim)[:, 0]
-    return params
+class PlacedTerm(NamedTuple):
+    """A term and the label columns of the data.
+
+    Attributes:
+      key: what its values are reported under: the name of the loss, numbered where it occurs again.
+      term: the term.
+      columns: the places of its label columns.
+      options: the options of the loss, completed by what the columns say.
+    """
+
+    key: str
+    term: Term
+    columns: tuple[int, ...]
+    options: Mapping[str, Any]
 
 
-def make_objective(loss: LossConfig, columns: tuple[LabelColumn, ...], *, classes: np.ndarray) -> Objective:
-    """The weighted sum of the configured terms, as `jaxmetric.training.make_train_step` takes it.
+class _Classes(NamedTuple):
+    """The classes of one label column at one step.
 
-    The identity is column 0. A label of -1 is missing: the quadruplet loss leaves out that label, the others that
-    picture.
+    Attributes:
+      labels: `[B]`: the class of each example among the vectors that are used.
+      rows: which of the vectors are used; None for all.
+      num_classes: how many are used on all devices.
+    """
+
+    labels: jax.Array
+    rows: jax.Array | None
+    num_classes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedSum:
+    """A weighted sum of losses, as `jaxmetric.training.make_train_step` takes it; see `objective`.
+
+    Attributes:
+      terms: the terms with their columns.
+      classes: for each label column the codes that are classes, ascending.
+      sampled_classes: how many classes each step's losses over class vectors compare with; 0 for all.
+      shard_classes: whether each device holds the vectors of its share of the classes.
+    """
+
+    terms: tuple[PlacedTerm, ...]
+    classes: tuple[np.ndarray, ...]
+    sampled_classes: int = 0
+    shard_classes: bool = False
+
+    def init_params(self, key: jax.Array, *, dim: int) -> dict[str, jax.Array]:
+        """Returns the class vectors and the numbers that the terms learn, by `<term>.<argument>`.
+
+        Args:
+          key: a `jax.random` key.
+          dim: D of the embeddings.
+        """
+        params: dict[str, jax.Array] = {}
+        names = [(placed, t, name) for placed in self.terms for t, name in _vector_names(placed).items()]
+        for number, (placed, t, name) in enumerate(names):
+            per_class = placed.term.centers_per_class
+            shape = len(self.classes[t]), max(per_class, 1), dim
+            centers = losses.init_centers(jax.random.fold_in(key, number), *shape)
+            params[name] = centers if per_class else centers[:, 0]
+        for placed in self.terms:
+            for option in placed.term.learn:
+                start = placed.options.get(option, parameters(placed.term.loss)[option].default)
+                params[f"{placed.key}.{option}"] = jnp.asarray(start, jnp.float32)
+        return params
+
+    def init_memory(self, *, dim: int) -> dict[str, Any]:
+        """Returns what the terms remember from one step to the next, still empty, by term.
+
+        Args:
+          dim: D of the embeddings.
+        """
+        remembered: dict[str, Any] = {}
+        for placed in self.terms:
+            term = placed.term
+            if term.memory:
+                num_labels = len(placed.columns) if takes_columns(term.loss) else None
+                remembered[placed.key] = memory.init(term.memory, dim, num_labels=num_labels)
+            elif "histogram" in parameters(term.loss):
+                num_bins = placed.options.get("num_bins", parameters(term.loss)["num_bins"].default)
+                remembered[placed.key] = jnp.zeros(num_bins)
+        return remembered
+
+    def __call__(
+        self,
+        key: jax.Array,
+        params: Mapping[str, jax.Array],
+        remembered: Mapping[str, Any],
+        embeddings: jax.Array,
+        labels: jax.Array,
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]:
+        """Computes the loss of a global batch.
+
+        Args:
+          key: a `jax.random` key, the same on all devices.
+          params: see `init_params`; of sharded classes the vectors of this device.
+          remembered: see `init_memory`.
+          embeddings: `[B, D]`.
+          labels: `[B, T]` codes of all columns; -1 is missing. A loss over several columns leaves out that label, the
+            others leave out the example.
+
+        Returns:
+          The loss, and a pair of what to report with it and what to remember. Each term's value is reported as
+          `loss/<term>`, and how much the term found to compare in the batch as `valid/<term>`: see `LossStats`. Where
+          that is 0, a value of 0 is no success.
+        """
+        with_vectors = {t for placed in self.terms for t in _vector_names(placed)}
+        classes = {t: self._classes_of_step(key, labels[:, t], t) for t in sorted(with_vectors)}
+        total = jnp.zeros(())
+        reported: dict[str, jax.Array] = {}
+        updated: dict[str, Any] = {}
+        for number, placed in enumerate(self.terms):
+            arguments = self._learned(placed, params, classes) | _compared(placed, labels, classes)
+            if "embeddings" in parameters(placed.term.loss):
+                arguments["embeddings"] = embeddings
+            term_key = jax.random.fold_in(key, 2 + number)
+            if "key" in parameters(placed.term.loss):
+                arguments["key"] = term_key
+            if placed.key in remembered:
+                arguments |= _recalled(placed, remembered[placed.key], embeddings, arguments)
+            if placed.term.pairs:
+                arguments["pairs"] = _mined_pairs(placed, jax.random.fold_in(term_key, 1), embeddings, arguments)
+            if "other" in parameters(placed.term.loss):
+                arguments |= _second_views(embeddings, arguments)
+            loss, stats = placed.term.loss(**{**placed.options, **arguments}, has_aux=True)
+            total += placed.term.weight * loss
+            reported |= {f"loss/{placed.key}": loss, f"valid/{placed.key}": jnp.sum(stats.valid)}
+            if placed.key in remembered:
+                updated[placed.key] = _remembered(placed, remembered[placed.key], embeddings, arguments, stats)
+        return total, (reported, updated)
+
+    def _classes_of_step(self, key: jax.Array, codes: jax.Array, column: int) -> _Classes:
+        """The classes of a column: all of this device's, or sampled ones."""
+        count = len(self.classes[column])
+        class_of_code = np.zeros(max(int(self.classes[column].max(initial=0)) + 1, 1), np.int32)
+        class_of_code[self.classes[column]] = np.arange(count)
+        labels = jnp.asarray(class_of_code)[codes]
+        if not self.sampled_classes:
+            return _Classes(labels, None, count)
+        sampled = losses.sample_classes(
+            jax.random.fold_in(key, 1 if column == 0 else 1000 + column),
+            labels,
+            count,
+            self.sampled_classes,
+            where=codes >= 0,
+            axis_name=parallel.AXIS_NAME if self.shard_classes else None,
+        )
+        return _Classes(sampled.labels, sampled.rows, self.sampled_classes)
+
+    def _learned(
+        self, placed: PlacedTerm, params: Mapping[str, jax.Array], classes: Mapping[int, _Classes]
+    ) -> dict[str, Any]:
+        """The arguments of a term's loss that the run learns."""
+        learned: dict[str, Any] = {option: params[f"{placed.key}.{option}"] for option in placed.term.learn}
+        vectors: list[Any] = []
+        for t, name in _vector_names(placed).items():
+            used = params[name] if classes[t].rows is None else params[name][classes[t].rows]
+            if self.shard_classes:
+                num_classes = classes[t].num_classes
+                vectors.append(losses.ClassShard(used, axis_name=parallel.AXIS_NAME, num_classes=num_classes))
+            else:
+                vectors.append(used)
+        if vectors:
+            name, _ = class_vectors_of(placed.term.loss) or ("", "")
+            learned[name] = vectors[0] if len(vectors) == 1 else tuple(vectors)
+        return learned
+
+
+def objective(
+    terms: str | Sequence[Term],
+    columns: Sequence[LabelColumn],
+    *,
+    classes: Sequence[np.ndarray] | None = None,
+    sampled_classes: int = 0,
+    shard_classes: bool = False,
+) -> WeightedSum:
+    """Places terms on the label columns of a data set.
 
     Args:
-      loss: the terms.
-      columns: the label columns.
-      classes: the identities that are learnt, ascending; those held out are no classes of a softmax.
+      terms: an expression, or its terms.
+      columns: the label columns, the identity first.
+      classes: for each column the codes that are classes, ascending, such as those that occur in learning images; all
+        values if not given.
+      sampled_classes: how many classes each step's losses over class vectors compare with, those of the batch among
+        them, over all devices; 0 for all.
+      shard_classes: whether each device holds the vectors of its share of the classes; then the objective runs inside
+        `shard_map` over `jaxmetric.parallel.AXIS_NAME`.
 
-    Returns:
-      The objective. With the loss it reports each term's value, `loss/<term>`, and how much the term found to compare
-      in the batch, `valid/<term>`: see `jaxmetric.LossStats`. Where that is 0, a value of 0 is no success.
+    Raises:
+      ConfigError: if a term names no column of the data, or its options do not fit the columns; one line.
+
+    Example:
+      >>> from jaxmetric.data import LabelColumn
+      >>> columns = LabelColumn("person", ("ann", "bob")), LabelColumn("glasses", ("no", "yes"))
+      >>> total = objective("quadruplet + 0.5*center(on='glasses')", columns)
+      >>> [(placed.key, placed.columns) for placed in total.terms]
+      [('quadruplet', (0, 1)), ('center', (1,))]
+      >>> {name: vectors.shape for name, vectors in total.init_params(jax.random.key(0), dim=8).items()}
+      {'center.centers': (2, 8)}
     """
-    class_of_identity = np.zeros(max(len(columns[0].values), 1), np.int32)  # 1: where all are missing
-    class_of_identity[classes] = np.arange(len(classes))
-
-    def objective(
-        key: jax.Array, params: Any, embeddings: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        known = labels >= 0
-        identity, where = jnp.asarray(class_of_identity)[labels[:, 0]], known[:, 0]
-        if params:
-            identity, params = _classes_of_step(loss, jax.random.fold_in(key, 1), identity, where, params, len(classes))
-        terms: dict[str, tuple[jax.Array, LossStats]] = {}
-        if loss.quadruplet_weight:
-            terms["quadruplet"] = _quadruplet(loss, columns, key, embeddings, labels, known)
-        if loss.soft_triple_weight:
-            terms["soft_triple"] = losses.soft_triple_loss(
-                embeddings,
-                identity,
-                params["centers"],
-                scale=loss.scale,
-                gamma=loss.gamma,
-                margin=loss.margin,
-                tau=loss.tau,
-                where=where,
-                has_aux=True,
-            )
-        if loss.softmax_weight:
-            terms["softmax"] = losses.normalized_softmax_loss(
-                embeddings,
-                identity,
-                params["proxies"],
-                scale=loss.scale,
-                margin=loss.margin,
-                where=where,
-                has_aux=True,
-            )
-        if loss.triplet_weight:
-            terms["triplet"] = losses.triplet_loss(
-                embeddings,
-                identity,
-                margin=loss.triplet_margin,
-                mining=loss.triplet_mining,
-                where=where,
-                has_aux=True,
-            )
-        total = sum((getattr(loss, f"{name}_weight") * value for name, (value, _) in terms.items()), jnp.zeros(()))
-        values = {f"loss/{name}": value for name, (value, _) in terms.items()}
-        return total, values | {f"valid/{name}": stats.valid for name, (_, stats) in terms.items()}
-
-    return objective
+    terms = parse_terms(terms) if isinstance(terms, str) else tuple(terms)
+    names = [term.name for term in terms]
+    keys = [
+        name if names[:i].count(name) == 0 else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)
+    ]
+    if classes is None:
+        classes = [np.arange(len(column.values)) for column in columns]
+    placed = tuple(_place(key, term, columns) for key, term in zip(keys, terms, strict=True))
+    return WeightedSum(placed, tuple(classes), sampled_classes, shard_classes)
 
 
-def _classes_of_step(
-    loss: LossConfig, key: jax.Array, identity: jax.Array, where: jax.Array, params: Any, num_classes: int
-) -> tuple[jax.Array, Any]:
-    """The labels and class vectors that the softmaxes of a step run over: all of this device's, or drawn ones."""
-    axis_name = parallel.AXIS_NAME if loss.shard_classes else None
-    if loss.sampled_classes:
-        sampled = losses.sample_classes(
-            key, identity, num_classes, loss.sampled_classes, where=where, axis_name=axis_name
+def _place(key: str, term: Term, columns: Sequence[LabelColumn]) -> PlacedTerm:
+    names = [column.name for column in columns]
+    for name in term.on:
+        if name not in names:
+            raise ConfigError(f"{key}: on is {name!r}, but no label column is called so{nearest(name, names)}")
+    places = tuple(names.index(name) for name in term.on)
+    if not places:
+        places = tuple(range(len(columns))) if takes_columns(term.loss) else (0,)
+    options = dict(term.options)
+    weights = options.get("label_weights")
+    if isinstance(weights, tuple) and len(weights) != len(places):
+        raise ConfigError(
+            f"{key}: label_weights has {len(weights)} entries, expected one for each of the columns "
+            f"{', '.join(names[t] for t in places)}"
         )
-        identity, num_classes = sampled.labels, loss.sampled_classes
-        params = {name: vectors[sampled.rows] for name, vectors in params.items()}
-    if axis_name:
-        params = {
-            name: losses.ClassShard(vectors, axis_name=axis_name, num_classes=num_classes)
-            for name, vectors in params.items()
-        }
-    return identity, params
+    if "ordinal" in parameters(term.loss):
+        largest = tuple(len(columns[t].values) - 1 if columns[t].ordinal else 0 for t in places)
+        options.setdefault("ordinal", largest)
+    if "axis_name" in parameters(term.loss):
+        options["axis_name"] = parallel.AXIS_NAME
+    return PlacedTerm(key, term, places, options)
 
 
-def _quadruplet(
-    loss: LossConfig,
-    columns: tuple[LabelColumn, ...],
-    key: jax.Array,
-    embeddings: jax.Array,
-    labels: jax.Array,
-    known: jax.Array,
-) -> tuple[jax.Array, LossStats]:
-    if loss.quadruplet_samples:
-        return losses.sampled_quadruplet_loss(
-            key,
-            embeddings,
-            labels,
-            num_quadruplets=loss.quadruplet_samples,
-            margin=loss.quadruplet_margin,
-            where=known.all(axis=1),
-            has_aux=True,
+def _vector_names(placed: PlacedTerm) -> dict[int, str]:
+    """The names of a term's class vectors among the parameters, by label column."""
+    vectors = class_vectors_of(placed.term.loss)
+    if vectors is None:
+        return {}
+    if len(placed.columns) == 1:
+        return {placed.columns[0]: f"{placed.key}.{vectors[0]}"}
+    return {t: f"{placed.key}.{vectors[0]}.{t}" for t in placed.columns}
+
+
+def _compared(placed: PlacedTerm, labels: jax.Array, classes: Mapping[int, _Classes]) -> dict[str, jax.Array]:
+    """The labels of a term, `[B]` or `[B, T]`, and which of them are known."""
+    known = labels[:, list(placed.columns)] >= 0
+    codes = [classes[t].labels if t in _vector_names(placed) else labels[:, t] for t in placed.columns]
+    if takes_columns(placed.term.loss) or len(codes) > 1:
+        return {"labels": jnp.stack(codes, axis=1), "where": known}
+    return {"labels": codes[0], "where": known[:, 0]}
+
+
+def _recalled(
+    placed: PlacedTerm, remembered: Any, embeddings: jax.Array, arguments: Mapping[str, jax.Array]
+) -> dict[str, Any]:
+    """The argument through which a loss sees what was remembered."""
+    if not placed.term.memory:
+        return {"histogram": remembered}
+    labels, where = arguments["labels"], arguments["where"]
+    return {"references": memory.as_references(remembered, embeddings, labels, where=where)}
+
+
+def _remembered(
+    placed: PlacedTerm, before: Any, embeddings: jax.Array, arguments: Mapping[str, jax.Array], stats: Any
+) -> Any:
+    if not placed.term.memory:
+        return stats.histogram
+    return memory.update(before, embeddings, arguments["labels"], arguments["where"])
+
+
+def _mined_pairs(placed: PlacedTerm, key: jax.Array, embeddings: jax.Array, arguments: Mapping[str, Any]) -> jax.Array:
+    """The pairs `[B, R]` that a term's miner chooses, by the first of its label columns."""
+    miner = parse_miner(placed.term.pairs)
+    options = dict(miner.options)
+    name = options.pop("distance", None) or _own_distance(placed)
+    embeddings, references = jax.lax.stop_gradient((embeddings, arguments.get("references")))
+    labels, where = arguments["labels"], arguments["where"]
+    if labels.ndim == 2:
+        labels, where = labels[:, 0], where[:, 0]
+        if references is not None:
+            references = references._replace(labels=references.labels[:, 0], where=references.where[:, 0])
+    positives, negatives = label_pairs(labels, references, where=where)
+    takes = inspect.signature(miner.function).parameters
+    if "key" in takes:
+        options["key"] = key
+    if "dim" in takes:
+        options.setdefault("dim", embeddings.shape[1])
+    if "embeddings" in takes:
+        return miner.function(
+            embeddings=embeddings, positives=positives, negatives=negatives, references=references, **options
         )
-    quadruplet_loss = losses.quadruplet_loss
-    if loss.quadruplet_anchors:
-        quadruplet_loss = partial(
-            losses.anchored_quadruplet_loss,
-            key,
-            num_anchors=loss.quadruplet_anchors,
-            axis_name=parallel.AXIS_NAME,
-        )
-    return quadruplet_loss(
-        embeddings,
-        labels,
-        margin=loss.quadruplet_margin,
-        agreement=loss.quadruplet_agreement,
-        balance=loss.quadruplet_balance,
-        label_weights=loss.label_weights or None,
-        ordinal=tuple(len(column.values) - 1 if column.ordinal else 0 for column in columns),
-        where=known,
-        has_aux=True,
-    )
+    others = embeddings if references is None else references.embeddings
+    values = _DISTANCES_TO_MINE[name](embeddings, others)
+    return miner.function(distances=values, positives=positives, negatives=negatives, **options)
+
+
+def _own_distance(placed: PlacedTerm) -> str:
+    """The distance that a loss compares, or for one of similarities the cosine distance."""
+    default = parameters(placed.term.loss)["distance"].default if "distance" in parameters(placed.term.loss) else None
+    return str(placed.options.get("distance", default) or "cosine")
+
+
+def _second_views(embeddings: jax.Array, arguments: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """For each example the embedding of another of its class, as the second view of a loss over two views.
+
+    The examples of a class follow each other in a circle; one that is alone in its class is left out.
+    """
+    labels, where = arguments.pop("labels"), arguments.pop("where")
+    batch = labels.shape[0]
+    same = (labels[:, None] == labels[None, :]) & where[:, None] & where[None, :]
+    steps = (jnp.arange(batch)[None, :] - jnp.arange(batch)[:, None]) % batch  # 0 is the example itself
+    partner = jnp.argmin(jnp.where(same & (steps > 0), steps, batch), axis=1)
+    return {"other": embeddings[partner], "where": where & (jnp.sum(same, axis=1) > 1)}

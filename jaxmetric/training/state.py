@@ -30,12 +30,14 @@ class TrainState(flax.struct.PyTreeNode):
       params: `{"encoder": ..., "loss": ...}`.
       batch_stats: the encoder's batch statistics (an empty dict where it has none).
       opt_state: the optimiser's state.
+      memory: what the objective remembers from one step to the next, such as embeddings of past batches.
     """
 
     step: jax.Array
     params: dict[str, Any]
     batch_stats: Any
     opt_state: Any
+    memory: Any = ()
 
 
 def create_state(
@@ -45,6 +47,7 @@ def create_state(
     image_size: int,
     loss_params: Any,
     optimizer: optax.GradientTransformation,
+    memory: Any = (),
 ) -> TrainState:
     """A fresh state.
 
@@ -54,12 +57,13 @@ def create_state(
       image_size: side of the pictures it will see.
       loss_params: a tree of the losses' own parameters, such as centres; may be empty.
       optimizer: see `make_optimizer`.
+      memory: what the objective remembers before the first step; empty for one that remembers nothing.
 
     Returns:
       The state before the first step.
     """
 
-    def create(key: jax.Array, loss_params: Any) -> TrainState:
+    def create(key: jax.Array, loss_params: Any, memory: Any) -> TrainState:
         with standard_promotion():
             variables = encoder.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
             params = {"encoder": variables["params"], "loss": loss_params}
@@ -69,9 +73,10 @@ def create_state(
             params=params,
             batch_stats=variables.get("batch_stats", {}),
             opt_state=opt_state,
+            memory=memory,
         )
 
-    return jax.jit(create)(key, loss_params)
+    return jax.jit(create)(key, loss_params, memory)
 
 
 def make_schedule(name: str, *, peak: float, steps: int, warmup: int = 0) -> optax.Schedule:

@@ -10,7 +10,8 @@ import optax
 from jaxmetric.parallel import Step, average, gather
 from jaxmetric.training.state import TrainState, standard_promotion
 
-Objective = Callable[[jax.Array, Any, jax.Array, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
+# (key, loss_params, memory, embeddings [B, D], labels [B, T]) to the loss and (what to report, the new memory)
+Objective = Callable[[jax.Array, Any, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[Mapping[str, jax.Array], Any]]]
 Preprocess = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -33,8 +34,9 @@ def make_train_step(
     Args:
       apply_fn: a Linen module's `apply`: `(variables, images, train=True, mutable=["batch_stats"])` gives `[b, D]`
         embeddings and the updated collections. Batch norm must be synchronised over `parallel.AXIS_NAME`.
-      objective: `(key, loss_params, embeddings [B, D], labels [B, T])` gives the loss of the global batch and a dict of
-        scalars to report with it, such as its terms; their names must differ from those of the metrics below.
+      objective: `(key, loss_params, memory, embeddings [B, D], labels [B, T])` gives the loss of the global batch and a
+        pair: a dict of scalars to report with it, such as its terms, whose names differ from those of the metrics
+        below, and the memory for the next step.
       optimizer: transforms the gradients of `state.params`.
       preprocess: `(key, positions [b], images)` gives what the encoder takes, from the pictures of a batch and their
         places in the global one.
@@ -46,8 +48,9 @@ def make_train_step(
         but for batch norm in training, which normalises one chunk at a time (over all devices) and moves its running
         statistics by the mean of the chunks' moves.
       clip_norm: scales a gradient of larger norm, over all parameters together, down to this norm; None does not.
-      class_shards: whether `state.params["loss"]`, and what the optimiser remembers of it, are this device's shards of
-        class vectors, of which the objective makes `jaxmetric.ClassShard`s. If not, they are replicated as all else is.
+      class_shards: whether the arrays of `state.params["loss"]`, scalars excepted, and what the optimiser remembers of
+        them, are this device's shards of class vectors, of which the objective makes `jaxmetric.ClassShard`s. If not,
+        they are replicated as all else is.
 
     Returns:
       `step(state, batch, *, axis_name) -> (state, metrics)`, where the batch holds this device's share of `"image"` and
@@ -76,7 +79,7 @@ def make_train_step(
         positions = jax.lax.axis_index(axis_name) * share + jnp.arange(share)
         labels = gather(batch["label"], axis_name)
 
-        def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, tuple[Mapping[str, jax.Array], Any]]:
+        def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, tuple[Mapping[str, jax.Array], Any, Any]]:
             variables = {"params": params["encoder"], "batch_stats": state.batch_stats}
 
             def embed(positions: jax.Array, images: jax.Array) -> tuple[jax.Array, Any]:
@@ -90,11 +93,12 @@ def make_train_step(
             else:
                 embeddings, updates = _in_chunks(embed, chunks, positions, batch["image"])
                 batch_stats = jax.tree.map(_mean_move, state.batch_stats, updates)
-            loss, reported = objective(loss_key, params["loss"], gather(embeddings, axis_name), labels)
-            return loss, (reported, batch_stats)
+            embeddings = gather(embeddings, axis_name)
+            loss, (reported, memory) = objective(loss_key, params["loss"], state.memory, embeddings, labels)
+            return loss, (reported, memory, batch_stats)
 
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (reported, batch_stats)), gradients = value_and_grad(state.params)
+        (loss, (reported, memory, batch_stats)), gradients = value_and_grad(state.params)
         gradients = _of_the_batch(gradients, axis_name, class_shards=class_shards)
         norm = _norm(gradients, axis_name, class_shards=class_shards)
         if clip_norm is not None:
@@ -102,7 +106,7 @@ def make_train_step(
         with standard_promotion():
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        new_state = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+        new_state = TrainState(state.step + 1, params, batch_stats, opt_state, memory)
         metrics = {
             **reported,
             "loss": loss,
@@ -144,13 +148,18 @@ def _of_the_batch(gradients: dict[str, Any], axis_name: str, *, class_shards: bo
     num_devices = jax.lax.axis_size(axis_name)
     return {
         "encoder": average(gradients["encoder"], axis_name),
-        "loss": jax.tree.map(lambda x: x / num_devices, gradients["loss"]),
+        "loss": jax.tree.map(lambda x: x / num_devices if x.ndim else average(x, axis_name), gradients["loss"]),
     }
 
 
 def _norm(gradients: dict[str, Any], axis_name: str, *, class_shards: bool) -> jax.Array:
     """The norm of the whole gradient: shards count on every device, what is replicated once."""
-    squares = {name: sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(part)) for name, part in gradients.items()}
+    of_loss = jax.tree.leaves(gradients["loss"])
+    vectors, scalars = _squared_norm([x for x in of_loss if x.ndim]), _squared_norm([x for x in of_loss if not x.ndim])
     if class_shards:
-        squares["loss"] = jax.lax.psum(squares["loss"], axis_name)
-    return jnp.sqrt(squares["encoder"] + squares["loss"])
+        vectors = jax.lax.psum(vectors, axis_name)
+    return jnp.sqrt(_squared_norm(gradients["encoder"]) + vectors + scalars)
+
+
+def _squared_norm(tree: Any) -> jax.Array:
+    return sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), jnp.zeros(()))

@@ -1,0 +1,367 @@
+"""The terms of an objective: losses by name with their options, written as an expression or as data.
+
+    20*quadruplet(margin=0.3, label_weights=(3, 1, 3)) + 2.5*soft_triple(on="identity", centers_per_class=3)
+
+An expression is a sum of terms, each a number times the name of a loss without `_loss`, with its options as literals.
+`parse_terms` reads one without evaluating anything, and `format_terms` writes one.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from jaxmetric import losses, mining
+from jaxmetric.losses._engine.types import declared_shape
+from jaxmetric.run.errors import ConfigError
+
+DEFAULT_CENTERS = 10  # of each class, as in the SoftTriple paper
+# Arguments of losses that the objective fills in.
+FILLED_IN = frozenset(
+    {"embeddings", "labels", "other", "key", "centers", "proxies", "references", "where", "weights", "has_aux"}
+    | {"axis_name", "histogram", "triplets", "pairs"}
+)
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Term:
+    """A loss of an objective.
+
+    Attributes:
+      name: the name of an exported loss without `_loss`.
+      weight: above 0, what the loss is multiplied by.
+      on: the label columns; empty for all that the loss orders or grades, or else the first.
+      pairs: the expression of a miner, such as `"multi_similarity(epsilon=0.1)"`; empty for all pairs.
+      memory: how many embeddings of past batches the batch is compared with as well.
+      learn: options of the loss that are parameters of the run; their values are where they start.
+      centers_per_class: K of a loss that takes centers `[C, K, D]`, by default the SoftTriple paper's 10; 0 for others.
+      options: the other options of the loss, by name.
+
+    Raises:
+      ConfigError: if the loss or an option is unknown, or a value does not fit; one line.
+
+    Example:
+      >>> Term("quadruplet", weight=20.0, margin=0.3)
+      Term('20*quadruplet(margin=0.3)')
+    """
+
+    name: str
+    weight: float
+    on: tuple[str, ...]
+    pairs: str
+    memory: int
+    learn: tuple[str, ...]
+    centers_per_class: int
+    options: tuple[tuple[str, Any], ...]
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        weight: float = 1.0,
+        on: str | tuple[str, ...] = (),
+        pairs: str = "",
+        memory: int = 0,
+        learn: str | tuple[str, ...] = (),
+        centers_per_class: int | None = None,
+        **options: Any,
+    ) -> None:
+        if centers_per_class is None:
+            vectors = class_vectors_of(find_loss(name))
+            centers_per_class = DEFAULT_CENTERS if vectors and vectors[1] == "[C, K, D]" else 0
+        elif not _is_count(centers_per_class, least=1):
+            raise ConfigError(f"{name}: centers_per_class is {centers_per_class!r}, expected a whole number above 0")
+        values = {
+            "name": name,
+            "weight": _check_weight(name, weight),
+            "on": _names(name, "on", on),
+            "pairs": pairs,
+            "memory": memory,
+            "learn": _names(name, "learn", learn),
+            "centers_per_class": centers_per_class,
+            "options": tuple(options.items()),
+        }
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+        _check_term(self)
+
+    @property
+    def loss(self) -> Callable[..., Any]:
+        """The loss as a function."""
+        return find_loss(self.name)
+
+    def __repr__(self) -> str:
+        return f"Term({format_terms([self])!r})"
+
+
+class Miner(NamedTuple):
+    """A function of `jaxmetric.mining`, and its options."""
+
+    function: Callable[..., Any]
+    options: Mapping[str, Any]
+
+
+def parse_terms(expression: str) -> tuple[Term, ...]:
+    """Reads an objective.
+
+    Args:
+      expression: a sum of terms, see above.
+
+    Raises:
+      ConfigError: if it is no such sum, or a name or value in it does not fit; one line.
+
+    Example:
+      >>> [term.name for term in parse_terms("triplet(mining='hard') + 0.1*center")]
+      ['triplet', 'center']
+    """
+    try:
+        tree = ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ConfigError(f"loss is {_shortened(expression)}, which is no expression: {reason}") from None
+    return tuple(_term(part, expression) for part in _summands(tree))
+
+
+def format_terms(terms: Iterable[Term]) -> str:
+    """Writes terms as the expression that `parse_terms` reads.
+
+    Example:
+      >>> format_terms([Term("triplet"), Term("center", weight=0.5, on="color")])
+      "triplet + 0.5*center(on='color')"
+    """
+    return " + ".join(_formatted(term) for term in terms)
+
+
+def parse_miner(expression: str) -> Miner:
+    """Reads the miner of a term, such as `"batch_hard"` or `"multi_similarity(epsilon=0.1)"`.
+
+    Raises:
+      ConfigError: if there is no such miner or option; one line.
+    """
+    try:
+        tree = ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ConfigError(f"pairs is {_shortened(expression)}, expected a miner such as 'batch_hard'") from None
+    name, options = _call(tree, f"pairs is {_shortened(expression)}", "a miner such as 'batch_hard'")
+    if name not in miner_names():
+        raise ConfigError(f"pairs is {name!r}, but no miner is called so{nearest(name, miner_names())}")
+    function = getattr(mining, name)
+    known = [*_keywords(function), "distance"]
+    for option in options:
+        if option not in known or option in ("references", "dim"):
+            raise ConfigError(f"{name} has no option {option!r}{nearest(option, known)}")
+    return Miner(function, options)
+
+
+@cache
+def find_loss(name: str) -> Callable[..., Any]:
+    """Returns an exported loss by its name without `_loss`.
+
+    Raises:
+      ConfigError: if there is none; it names the nearest.
+    """
+    names = loss_names()
+    if name not in names:
+        known = name.removesuffix("_loss")
+        hint = f"; leave out _loss: {known}" if known in names else nearest(name, names)
+        raise ConfigError(f"no loss is called {name!r}{hint}; `jaxmetric losses` lists them")
+    loss: Callable[..., Any] = getattr(losses, f"{name}_loss")
+    return loss
+
+
+@cache
+def loss_names() -> tuple[str, ...]:
+    """The names of all exported losses, without `_loss`."""
+    return tuple(name.removesuffix("_loss") for name in losses.__all__ if name.endswith("_loss"))
+
+
+@cache
+def miner_names() -> tuple[str, ...]:
+    """The functions of `jaxmetric.mining` that choose among positive and negative pairs."""
+    functions = inspect.getmembers(mining, inspect.isfunction)
+    own = [(name, each) for name, each in functions if each.__module__ == mining.__name__ and not name.startswith("_")]
+    masks = {"positives", "negatives"}
+    return tuple(name for name, each in own if masks <= inspect.signature(each).parameters.keys())
+
+
+@cache
+def parameters(loss: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a loss by name."""
+    return inspect.signature(loss).parameters
+
+
+def class_vectors_of(loss: Callable[..., Any]) -> tuple[str, str] | None:
+    """The name and the shape of the class vectors that a loss takes, as `("centers", "[C, K, D]")`; None without."""
+    for name in ("centers", "proxies"):
+        if name in parameters(loss) and (shape := declared_shape(loss, name)):
+            return name, shape
+    return None
+
+
+def takes_columns(loss: Callable[..., Any]) -> bool:
+    """Whether a loss orders or grades pairs by several columns of labels."""
+    return declared_shape(loss, "labels") == "[B, T]"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the most similar that exists, or all of a few."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; there are {', '.join(names)}" if 0 < len(names) <= 20 else ""
+
+
+def _summands(tree: ast.expr) -> list[ast.expr]:
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add):
+        return [*_summands(tree.left), *_summands(tree.right)]
+    return [tree]
+
+
+def _term(tree: ast.expr, expression: str) -> Term:
+    weight: Any = 1.0
+    what = f"loss has {_shortened(ast.unparse(tree))}"
+    expected = "a number times the name of a loss with its options, such as 20*quadruplet(margin=0.3)"
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Mult):
+        try:
+            weight = ast.literal_eval(tree.left)
+        except ValueError:
+            raise ConfigError(f"{what}, expected {expected}") from None
+        tree = tree.right
+    name, options = _call(tree, what, expected)
+    if "weight" in options:
+        raise ConfigError(f"{what}, which has an option weight; write the weight before the loss: {weight:g}*{name}")
+    return Term(name, weight=weight, **options)
+
+
+def _call(tree: ast.expr, what: str, expected: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options of `name` or `name(option=literal, ...)`."""
+    if isinstance(tree, ast.Name):
+        return tree.id, {}
+    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
+        raise ConfigError(f"{what}, expected {expected}")
+    name = tree.func.id
+    if tree.args or any(keyword.arg is None for keyword in tree.keywords):
+        raise ConfigError(f"{what}, expected options by name, such as {name}(margin=0.3)")
+    options = {
+        keyword.arg: _literal(keyword.value, f"{what}: {keyword.arg}", "a number, a word in quotes or a tuple")
+        for keyword in tree.keywords
+        if keyword.arg
+    }
+    return name, options
+
+
+def _literal(tree: ast.expr, what: str, expected: str) -> Any:
+    try:
+        value = ast.literal_eval(tree)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise ConfigError(f"{what} is {_shortened(ast.unparse(tree))}, expected {expected}") from None
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_weight(name: str, weight: Any) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise ConfigError(f"the weight of {name} is {weight!r}, expected a number above 0")
+    if not (math.isfinite(weight) and weight > 0):
+        raise ConfigError(f"the weight of {name} is {weight}, expected a number above 0")
+    return float(weight)
+
+
+def _names(name: str, option: str, value: Any) -> tuple[str, ...]:
+    words = (value,) if isinstance(value, str) else value
+    if not isinstance(words, tuple) or not all(isinstance(word, str) and word for word in words):
+        raise ConfigError(f"{name}: {option} is {value!r}, expected a name or a tuple of names")
+    if len(set(words)) < len(words):
+        raise ConfigError(f"{name}: {option} is {value!r}, which names one twice")
+    return words
+
+
+def _check_term(term: Term) -> None:
+    loss = term.loss
+    known = _options_of(loss)
+    for option, value in term.options:
+        if option in FILLED_IN and option in parameters(loss):
+            raise ConfigError(f"{term.name}: {option} is filled in by the objective; leave it out")
+        if option not in known:
+            raise ConfigError(f"{term.name} has no option {option!r}{nearest(option, [*known, *_fields_for(loss)])}")
+        if option == "reduction" and value == "none":
+            raise ConfigError(f"{term.name}: reduction is 'none', expected 'mean', 'mean_active' or 'sum'")
+    given = dict(term.options)
+    for option, parameter in known.items():
+        if parameter.default is parameter.empty and option not in given:
+            raise ConfigError(f"{term.name} needs {option}, as in {term.name}({option}=...)")
+    _check_fields(term, known)
+
+
+def _check_fields(term: Term, known: Mapping[str, inspect.Parameter]) -> None:
+    loss, vectors = term.loss, class_vectors_of(term.loss)
+    if len(term.on) > 1 and not (takes_columns(loss) or vectors):
+        raise ConfigError(f"{term.name}: on names {len(term.on)} columns, but this loss takes one")
+    if term.centers_per_class and not (vectors and vectors[1] == "[C, K, D]"):
+        raise ConfigError(f"{term.name} has no option 'centers_per_class': it has no centers [C, K, D]")
+    if not isinstance(term.pairs, str):
+        raise ConfigError(f"{term.name}: pairs is {term.pairs!r}, expected the name of a miner in quotes")
+    if term.pairs:
+        if "pairs" not in parameters(loss):
+            raise ConfigError(f"{term.name} has no option 'pairs': it does not compare pairs")
+        parse_miner(term.pairs)
+    if not _is_count(term.memory, least=0):
+        raise ConfigError(f"{term.name}: memory is {term.memory!r}, expected a whole number of embeddings")
+    if term.memory and "references" not in parameters(loss):
+        raise ConfigError(f"{term.name} has no option 'memory': it takes no references")
+    given = dict(term.options)
+    numbers = [name for name, each in known.items() if _is_number(given.get(name, each.default))]
+    for option in term.learn:
+        if option not in numbers:
+            hint = nearest(option, numbers)
+            raise ConfigError(f"{term.name}: learn names {option!r}, which is no number of it{hint}")
+
+
+def _options_of(loss: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return {name: parameter for name, parameter in parameters(loss).items() if name not in FILLED_IN}
+
+
+def _fields_for(loss: Callable[..., Any]) -> list[str]:
+    """The options of a term that are none of the loss."""
+    vectors = class_vectors_of(loss)
+    return [
+        *("on", "learn"),
+        *(["pairs"] if "pairs" in parameters(loss) else []),
+        *(["memory"] if "references" in parameters(loss) else []),
+        *(["centers_per_class"] if vectors and vectors[1] == "[C, K, D]" else []),
+    ]
+
+
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    return [name for name, each in inspect.signature(function).parameters.items() if each.kind is each.KEYWORD_ONLY]
+
+
+def _is_count(value: Any, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _formatted(term: Term) -> str:
+    fields: dict[str, Any] = {
+        "on": term.on[0] if len(term.on) == 1 else term.on,
+        "pairs": term.pairs,
+        "memory": term.memory,
+        "learn": term.learn[0] if len(term.learn) == 1 else term.learn,
+        "centers_per_class": term.centers_per_class,
+    }
+    options = {**dict(term.options), **{name: value for name, value in fields.items() if value}}
+    weight = "" if term.weight == 1 else f"{term.weight:.15g}*"
+    arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return f"{weight}{term.name}({arguments})" if arguments else f"{weight}{term.name}"
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= 80 else f"{line[:77]}...")
