@@ -115,8 +115,9 @@ def _work_on(task: str, width: int) -> None:
     import jax
 
     from jaxmetric.data import read_batch
+    from jaxmetric.run.experiment import drive_step, load_experiment, make_state
+    from jaxmetric.run.plan import make_batch_plan
     from jaxmetric.run.presets import PRESETS
-    from jaxmetric.run.setup import drive_step, load_experiment, make_batch_plan, make_state
     from jaxmetric.training import open_checkpoints, save_checkpoint
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -37,8 +37,10 @@ def candidate(name: str, width: int, *, chunks: int = 1, **precision: Any) -> Ca
     def preprocess(key: jax.Array, positions: jax.Array, images: jax.Array) -> jax.Array:
         return augment(image_keys(key, positions), images, image_size=SIDE)
 
-    def objective(key: jax.Array, centers: Any, embeddings: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
-        return jaxmetric.soft_triple_loss(embeddings, labels, centers), {}
+    def objective(
+        key: jax.Array, centers: Any, memory: Any, embeddings: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        return jaxmetric.soft_triple_loss(embeddings, labels, centers), ({}, memory)
 
     step = make_train_step(
         apply_fn=encoder.apply,

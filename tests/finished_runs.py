@@ -3,7 +3,7 @@
 import jax
 
 from jaxmetric.run.config import load_config
-from jaxmetric.run.setup import drive_step, load_experiment, restorable
+from jaxmetric.run.experiment import drive_step, load_experiment, restorable
 from jaxmetric.training import open_checkpoints, restore_latest
 
 

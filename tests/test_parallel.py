@@ -148,8 +148,8 @@ def test_the_train_step_with_synchronised_batch_norm_equals_one_device():
     images = rng.normal(size=(STEPS, 8, 8, 8, 3)).astype(np.float32)
     labels = rng.integers(0, 3, (STEPS, 8, 1))
 
-    def objective(key, centers, embeddings, labels):
-        return jaxmetric.soft_triple_loss(embeddings, labels, centers), {}
+    def objective(key, centers, memory, embeddings, labels):
+        return jaxmetric.soft_triple_loss(embeddings, labels, centers), ({}, memory)
 
     def start(encoder):
         centers = jaxmetric.init_centers(jax.random.key(1), 3, 2, 4)

@@ -1,8 +1,9 @@
-"""Whether the batches of a plan can hold anything that the terms of a loss compare.
+"""Whether the batches of a plan can hold anything that the terms of an objective compare.
 
-The quadruplet loss compares two pairs of images of which one certainly disagrees more than the other; the triplet loss
-does so for the identity alone. A softmax compares a class with others. What can never hold such a comparison would
-train to the end at a loss of 0, and is refused before the first step.
+What a term compares is two pairs of images of which one certainly disagrees more than the other, or where all pairs
+disagree alike, whatever its loss finds among such labels. A loss over class vectors compares a class with others. A
+term that no batch can give anything to compare would train to the end at a loss of 0, so it is refused before the first
+step.
 """
 
 import dataclasses
@@ -10,12 +11,18 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxmetric import parallel
 from jaxmetric.agreement import column_scale
-from jaxmetric.data import LEARNING, LabelColumn, LabelledImages, Plan
-from jaxmetric.run.config import Config, ConfigError, LossConfig
-from jaxmetric.run.setup import learning_groups, make_batch_plan
+from jaxmetric.data import LEARNING, LabelledImages, Plan
+from jaxmetric.run.config import Config
+from jaxmetric.run.errors import ConfigError
+from jaxmetric.run.objective import PlacedTerm, WeightedSum, objective
+from jaxmetric.run.plan import learning_groups, make_batch_plan
+from jaxmetric.run.terms import class_vectors_of, parameters, takes_columns
 
 _BLOCK = 2**22  # pairs that are compared at a time
 _MOST_PAIRS = 2**28  # a few seconds
@@ -57,24 +64,15 @@ def check_comparable(config: Config, source: LabelledImages, plan: Plan) -> None
       source: its images and labels.
       plan: its batches.
     """
-    loss, columns = config.loss, source.columns
-    learning, identity = source.labels[source.split == LEARNING], columns[0].name
-    values = np.unique(learning[learning[:, 0] >= 0, 0])
-    for term in ("soft_triple", "softmax"):
-        if (weight := getattr(loss, f"{term}_weight")) and len(values) < 2:
-            there = f"one value of {identity}" if len(values) else f"no known {identity}"
+    learning = source.labels[source.split == LEARNING]
+    for placed in objective(config.loss, source.columns).terms:
+        if class_vectors_of(placed.term.loss):
+            for t in placed.columns:
+                _check_classes(placed, source.columns[t].name, learning[:, t])
+        elif not _finds(placed, source, plan):
             raise ConfigError(
-                f"{term}_weight is {weight}, but the learning images have {there}: a softmax needs at least two "
-                f"classes; give --columns with another identity first, or a list with more of them"
-            )
-    for term, missing in (
-        ("quadruplet", "two pairs of images of which one certainly agrees on more labels than the other"),
-        ("triplet", f"two images of one {identity} and one of another"),
-    ):
-        if (weight := getattr(loss, f"{term}_weight")) and not _finds(term, loss, columns, source.labels, plan):
-            raise ConfigError(
-                f"{term}_weight is {weight}, but no batch of {_size_of(plan, config)} can hold {missing}; "
-                f"{_cure(term, config, source, plan)}"
+                f"{placed.term} is in the loss, but no batch of {_size_of(plan, config)} can hold "
+                f"{_missing(placed, source)}; {_cure(placed, config, source, plan)}"
             )
 
 
@@ -84,7 +82,7 @@ def comparable_plan(config: Config, source: LabelledImages) -> Plan:
     What no batch of these images can hold is told before a batch of too many identities, whose cure would not help.
 
     Raises:
-      ConfigError: see `check_comparable` and `jaxmetric.run.setup.make_batch_plan`.
+      ConfigError: see `check_comparable` and `jaxmetric.run.plan.make_batch_plan`.
     """
     fitting = min(config.batch.classes_per_batch, learning_groups(source))
     batch = dataclasses.replace(config.batch, classes_per_batch=fitting)
@@ -116,17 +114,64 @@ def has_comparison(labels: np.ndarray, plan: Plan, disagreement: Disagreement = 
     """
     if plan.batch_size < 3:
         return False
-    return any(_levels_differ(types, plan, disagreement) for types in _types_of_batches(labels, plan, disagreement))
+    return any(low < high for low, high in _levels_of_batches(labels, plan, disagreement))
 
 
-def _finds(term: str, loss: LossConfig, columns: tuple[LabelColumn, ...], labels: np.ndarray, plan: Plan) -> bool:
-    if term == "triplet":
-        return has_comparison(labels[:, :1], _without(plan, labels[:, 0] < 0))
-    if loss.quadruplet_samples:
-        return has_comparison(labels, _without(plan, np.any(labels < 0, axis=1)))
-    ordinal = tuple(len(column.values) - 1 if column.ordinal else 0 for column in columns)
-    disagreement = Disagreement(loss.quadruplet_agreement, loss.label_weights or None, ordinal)
-    return has_comparison(labels, plan, disagreement)
+def _check_classes(placed: PlacedTerm, column: str, codes: np.ndarray) -> None:
+    known = np.unique(codes[codes >= 0])
+    if len(known) < 2:
+        there = f"one value of {column}" if len(known) else f"no known {column}"
+        raise ConfigError(
+            f"{placed.term} is in the loss, but the learning images have {there}: class vectors need at least two "
+            "classes; give --columns with another identity first, or a list with more of them"
+        )
+
+
+def _finds(placed: PlacedTerm, source: LabelledImages, plan: Plan) -> bool:
+    """Whether a batch can hold something that a term compares; True where that cannot be told from the labels."""
+    labels = source.labels[:, list(placed.columns)]
+    loss, options = placed.term.loss, placed.options
+    if not takes_columns(loss) or "num_quadruplets" in parameters(loss):  # such a loss leaves out the whole example
+        plan = _without(plan, np.any(labels < 0, axis=1))
+    if placed.term.memory:
+        plan = _over_all_batches(plan)
+    disagreement = Disagreement(options.get("agreement", "count"), options.get("label_weights"), options.get("ordinal"))
+    if has_comparison(labels, plan, disagreement):
+        return True
+    every = sum((weight * (range_ or 1) for weight, range_ in column_scale(labels.shape[1], *disagreement[1:])), 0.0)
+    levels = {low for low, high in _levels_of_batches(labels, plan, disagreement) if low >= high and np.isfinite(low)}
+    return any(_compares_alike(placed, share) for share in levels) if every else False
+
+
+def _over_all_batches(plan: Plan) -> Plan:
+    """A plan whose batches hold all images, as a memory of past batches does in the end."""
+    most = max(len(group) for group in plan.groups)
+    return dataclasses.replace(
+        plan, classes_per_batch=len(plan.groups), pictures_per_class=max(most, plan.pictures_per_class)
+    )
+
+
+def _compares_alike(placed: PlacedTerm, share: float) -> bool:
+    """Whether a term compares anything in a batch whose pairs all disagree by this share of their labels."""
+    batch = 4
+    different = np.repeat(np.arange(batch)[:, None], len(placed.columns), axis=1)
+    if share == 0:
+        labels = np.zeros_like(different)
+    elif share >= 1:
+        labels = different
+    else:
+        labels = np.where(np.arange(len(placed.columns)) == 0, 0, different)
+    term = placed._replace(columns=tuple(range(len(placed.columns))))
+    options = {name: 2 if name == "num_anchors" else value for name, value in placed.options.items()}
+    total = WeightedSum((term._replace(options=options),), ())
+    embeddings = jnp.eye(batch)
+
+    def valid(key: jax.Array) -> jax.Array:
+        _, (reported, _) = total(key, total.init_params(key, dim=batch), {}, embeddings, jnp.asarray(labels, jnp.int32))
+        return reported[f"valid/{placed.key}"]
+
+    keys = jax.random.split(jax.random.key(0), 1)
+    return bool(jax.vmap(valid, axis_name=parallel.AXIS_NAME)(keys)[0] > 0)
 
 
 def _without(plan: Plan, left_out: np.ndarray) -> Plan:
@@ -159,11 +204,20 @@ def _merge(groups: np.ndarray, labels: np.ndarray, twins: np.ndarray, disagreeme
     return _Types(rows[:, 1], rows[:, 2:], rows[:, 0] > 0, counts > 1)
 
 
-def _levels_differ(types: _Types, plan: Plan, disagreement: Disagreement) -> bool:
-    """Whether the pairs that can meet differ: the most by which one certainly disagrees exceeds what another can."""
+def _levels_of_batches(labels: np.ndarray, plan: Plan, how: Disagreement) -> Iterator[tuple[float, float]]:
+    """For the types of images that can meet in a batch: the least that a pair can disagree by, and the most it must.
+
+    The second exceeds the first where one pair certainly disagrees more than another. They are inf and -inf where no
+    pair can meet.
+    """
+    for types in _types_of_batches(labels, plan, how):
+        yield _levels(types, plan, how)
+
+
+def _levels(types: _Types, plan: Plan, disagreement: Disagreement) -> tuple[float, float]:
     size = len(types.groups)
     if size**2 > _MOST_PAIRS:
-        return True
+        return 0.0, 1.0
     # Two images with the same labels may disagree where these are unknown.
     twins = types.labels[types.twins]
     unknown = _disagreements(twins, twins, disagreement, same=True)[1] if len(twins) else np.array([np.inf])
@@ -177,8 +231,8 @@ def _levels_differ(types: _Types, plan: Plan, disagreement: Disagreement) -> boo
         smallest = min(smallest, upper[meet].min(initial=np.inf))
         largest = max(largest, lower[meet].max(initial=-np.inf))
         if largest > smallest:
-            return True
-    return False
+            break
+    return float(smallest), float(largest)
 
 
 def _disagreements(
@@ -212,14 +266,22 @@ def _size_of(plan: Plan, config: Config) -> str:
     return f"{plan.classes_per_batch} x {plan.pictures_per_class} images (identities x images of each)"
 
 
-def _cure(term: str, config: Config, source: LabelledImages, plan: Plan) -> str:
+def _missing(placed: PlacedTerm, source: LabelledImages) -> str:
+    """What a term compares."""
+    if takes_columns(placed.term.loss):
+        return "two pairs of images of which one certainly agrees on more labels than the other"
+    name = source.columns[placed.columns[0]].name
+    return f"two images of one {name}" if _compares_alike(placed, 0) else f"two images of one {name} and one of another"
+
+
+def _cure(placed: PlacedTerm, config: Config, source: LabelledImages, plan: Plan) -> str:
     """What would give the term something to compare, tried out: other numbers, or fewer columns."""
     for P, K in sorted(itertools.product(_from(plan.classes_per_batch, 2), _from(plan.pictures_per_class, 4)), key=sum):
         uniform = not config.batch.classes_per_batch
         if len(plan.groups) < P or (uniform and P > 1):
             continue
         other = dataclasses.replace(plan, classes_per_batch=P, pictures_per_class=K)
-        if _finds(term, config.loss, source.columns, source.labels, other):
+        if _finds(placed, source, other):
             classes = f"--classes-per-batch {P}" if plan.classes_per_batch < P else ""
             images = f"--pictures-per-class {K}" if plan.pictures_per_class < K else ""
             return f"give {' '.join(filter(None, (classes, images)))} or more"

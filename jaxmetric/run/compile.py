@@ -25,14 +25,8 @@ from jaxmetric.run.command_line import parse
 from jaxmetric.run.comparable import comparable_plan
 from jaxmetric.run.config import Config, ConfigError, check_config
 from jaxmetric.run.console import first_line, run_command
+from jaxmetric.run.experiment import Experiment, check_step, load_experiment, make_step, state_specs
 from jaxmetric.run.presets import ABOUT, DEFAULT, PRESETS
-from jaxmetric.run.setup import (
-    Experiment,
-    check_step,
-    load_experiment,
-    make_step,
-    state_specs,
-)
 
 _CHILD = "JAXMETRIC_COMPILES_HERE"
 # Without these the compiler asks the network what machine this is, and complains of the answer.

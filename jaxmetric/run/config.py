@@ -9,11 +9,12 @@ import json
 import math
 import os
 import shlex
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxmetric.run.errors import ConfigError
+from jaxmetric.run.terms import Term, class_vectors_of, format_terms, parse_terms
 from jaxmetric.training import read_json, write_atomically
 
 CONFIG_FILE = "config.json"
@@ -21,34 +22,6 @@ CONFIG_FILE = "config.json"
 _FREE = ("memory", "remat", "log_every", "evaluate_every", "checkpoint_every")
 _FLAGS_SHOWN = 4  # of what differs from a run that is there
 PATHS = ("csv", "image_root", "tfds_dir")
-LOSS_WEIGHTS = ("quadruplet_weight", "soft_triple_weight", "softmax_weight", "triplet_weight")
-
-# Options, and the weights of which one must be above 0 for them to have an effect: those that switch to another way of
-# computing a loss, and hyper-parameters, which a preset may have set.
-_CLASS_VECTORS = ("soft_triple_weight", "softmax_weight")
-_SWITCHES = {
-    "quadruplet_samples": ("quadruplet_weight",),
-    "quadruplet_anchors": ("quadruplet_weight",),
-    "shard_classes": _CLASS_VECTORS,
-    "sampled_classes": _CLASS_VECTORS,
-}
-_HYPER_PARAMETERS = {
-    "quadruplet_margin": ("quadruplet_weight",),
-    "quadruplet_agreement": ("quadruplet_weight",),
-    "quadruplet_balance": ("quadruplet_weight",),
-    "label_weights": ("quadruplet_weight",),
-    "centers_per_class": ("soft_triple_weight",),
-    "gamma": ("soft_triple_weight",),
-    "tau": ("soft_triple_weight",),
-    "scale": _CLASS_VECTORS,
-    "margin": _CLASS_VECTORS,
-    "triplet_margin": ("triplet_weight",),
-    "triplet_mining": ("triplet_weight",),
-}
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be run; one line that names the field."""
 
 
 def absolute_path(path: str) -> str:
@@ -153,47 +126,13 @@ class EncoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """The loss: a weighted sum of terms. A weight of 0 leaves a term out."""
+class ClassConfig:
+    """Class vectors, of losses that learn them."""
 
-    quadruplet_weight: float = 0.0
-    """Weight of the quadruplet loss on all label columns."""
-    quadruplet_margin: float = 0.1
-    """alpha, in squared distance."""
-    quadruplet_agreement: Literal["count", "any"] = "count"
-    """Order pairs by how many labels agree, or only full agreement before the rest, as the authors' code does."""
-    quadruplet_balance: Literal["quadruplets", "levels"] = "quadruplets"
-    """Weigh every quadruplet the same, or every pair of levels of agreement."""
-    quadruplet_samples: int = 0
-    """Quadruplets drawn for each step, as in the paper; 0 takes all of them, exactly."""
-    quadruplet_anchors: int = 0
-    """Pictures that each device draws to compare with the whole batch; 0 compares all with all, exactly."""
-    label_weights: tuple[float, ...] = ()
-    """What disagreement counts in each column, in the quadruplet loss; 1 each if empty."""
-    soft_triple_weight: float = 0.0
-    """Weight of SoftTriple on the identity column."""
-    centers_per_class: int = 10
-    """K of SoftTriple."""
-    gamma: float = 0.1
-    """Of SoftTriple: how softly pictures are assigned to centres."""
-    tau: float = 0.2
-    """Of SoftTriple: weight of the regulariser that merges centres."""
-    softmax_weight: float = 0.0
-    """Weight of the normalised softmax on the identity column."""
-    scale: float = 20.0
-    """lambda of SoftTriple and the normalised softmax: the inverse temperature."""
-    margin: float = 0.01
-    """delta of SoftTriple and the normalised softmax, in similarity."""
-    triplet_weight: float = 0.0
-    """Weight of the triplet loss on the identity column."""
-    triplet_margin: float = 0.2
-    """Of the triplet loss, in squared distance."""
-    triplet_mining: Literal["all", "semi-hard", "hard"] = "all"
-    """Which triplets: all, or mined ones."""
     shard_classes: bool = False
-    """Each device holds the centres and class vectors of its share of the classes only."""
+    """Each device holds the vectors of its share of the classes only."""
     sampled_classes: int = 0
-    """Classes that each step's softmax runs over, those of the batch and drawn ones, over all devices; 0 takes all."""
+    """Classes that each step compares with, those of the batch and sampled ones, over all devices; 0 takes all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,10 +161,12 @@ class OptimizerConfig:
 class Config:
     """One run, completely."""
 
+    loss: str = "quadruplet"
+    """The objective: numbers times losses by name, such as "quadruplet(margin=0.3) + 2*soft_triple(on='identity')"."""
     data: DataConfig = DataConfig()
     batch: BatchConfig = BatchConfig()
     network: EncoderConfig = EncoderConfig()
-    loss: LossConfig = LossConfig()
+    classes: ClassConfig = ClassConfig()
     update: OptimizerConfig = OptimizerConfig()
     steps: int = 300
     """Length of the run."""
@@ -259,7 +200,7 @@ class Machine:
 
 def check_machine(machine: Machine, config: Config) -> None:
     """Raises ConfigError for what cannot be run as configured."""
-    if config.loss.shard_classes and machine.driver != "shard_map":
+    if config.classes.shard_classes and machine.driver != "shard_map":
         raise ConfigError(f"driver is {machine.driver}, but shard_classes needs --driver shard_map")
     if machine.workers < 0:
         raise ConfigError(f"workers is {machine.workers}, expected at least 0")
@@ -269,12 +210,9 @@ def check_machine(machine: Machine, config: Config) -> None:
 
 def check_config(config: Config) -> None:
     """Raises ConfigError for what can be told without the data."""
-    batch, loss, update = config.batch, config.loss, config.update
+    batch, update = config.batch, config.update
     _check_source(config.data)
-    weights = {name: getattr(loss, name) for name in LOSS_WEIGHTS}
-    if not any(weights.values()):
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in LOSS_WEIGHTS)
-        raise ConfigError(f"every loss has weight 0; give one of {flags}")
+    _check_classes(config.classes, parse_terms(config.loss))
     if batch.classes_per_batch < 0 or batch.size < 2:
         raise ConfigError(
             f"classes_per_batch {batch.classes_per_batch} x pictures_per_class {batch.pictures_per_class} "
@@ -288,12 +226,8 @@ def check_config(config: Config) -> None:
             "weight_decay": update.weight_decay,
             "clip_norm": update.clip_norm,
             "loss_rate": update.loss_rate,
-            "quadruplet_samples": loss.quadruplet_samples,
-            "quadruplet_anchors": loss.quadruplet_anchors,
-            "sampled_classes": loss.sampled_classes,
-            "tau": loss.tau,
+            "sampled_classes": config.classes.sampled_classes,
             "memory": config.data.memory,
-            **weights,
         },
         1: {
             "steps": config.steps,
@@ -303,15 +237,12 @@ def check_config(config: Config) -> None:
             "chunks": batch.chunks,
             "image_size": batch.image_size,
             "stored_size": config.data.stored_size,
-            "centers_per_class": loss.centers_per_class,
             "width": config.network.width,
             "embedding_dim": config.network.embedding_dim,
         },
     }
     above_0 = {
         "learning_rate": update.learning_rate,
-        "scale": loss.scale,
-        "gamma": loss.gamma,
         "epsilon": update.epsilon,
     }
     for least, fields in at_least.items():
@@ -326,37 +257,17 @@ def check_config(config: Config) -> None:
         raise ConfigError(f"crop_scale is {batch.crop_scale}, expected 0 < smallest <= largest <= 1")
     if not 0 <= batch.colour < 1:
         raise ConfigError(f"colour is {batch.colour}, expected [0, 1)")
-    for name in ("quadruplet_margin", "margin", "triplet_margin"):
-        if not math.isfinite(getattr(loss, name)):
-            raise ConfigError(f"{name} is {getattr(loss, name)}, expected a finite number")
-    if not all(math.isfinite(weight) and weight > 0 for weight in loss.label_weights):
-        raise ConfigError(f"label_weights is {loss.label_weights}, expected numbers above 0")
     if config.seed >= 2**32:
         raise ConfigError(f"seed is {config.seed}, expected less than 2^32")
-    _check_terms(loss)
-    if loss.quadruplet_samples:
-        _check_default(
-            loss,
-            ("label_weights", "quadruplet_agreement", "quadruplet_balance", "quadruplet_anchors"),
-            f"quadruplet_samples is {loss.quadruplet_samples}: drawn quadruplets",
-        )
-        _check_default(config.data, ("ordinal",), f"quadruplet_samples is {loss.quadruplet_samples}: drawn quadruplets")
 
 
-def _check_terms(loss: LossConfig) -> None:
-    """Raises ConfigError for a switch, and warns of hyper-parameters, of a term that has no weight."""
-    defaults = LossConfig()
-    without_effect = []
-    for name, needed in {**_SWITCHES, **_HYPER_PARAMETERS}.items():
-        value = getattr(loss, name)
-        if value == getattr(defaults, name) or any(getattr(loss, weight) for weight in needed):
-            continue
-        what = f"{name} is {value}, but {' and '.join(needed)} {'are' if len(needed) > 1 else 'is'} 0"
-        if name in _SWITCHES:
-            raise ConfigError(what)
-        without_effect.append(what)
-    if without_effect:
-        warnings.warn(f"without effect: {'; '.join(without_effect)}", stacklevel=2)
+def _check_classes(classes: ClassConfig, terms: Sequence[Term]) -> None:
+    """Raises ConfigError for options of class vectors where no term has any."""
+    if any(class_vectors_of(term.loss) for term in terms):
+        return
+    for name in ("shard_classes", "sampled_classes"):
+        if value := getattr(classes, name):
+            raise ConfigError(f"{name} is {value}, but no term of the loss has class vectors: {format_terms(terms)}")
 
 
 def _check_source(data: DataConfig) -> None:
@@ -410,7 +321,9 @@ def check_same_config(config: Config, workdir: Path) -> None:
 
 
 def _same(name: str, mine: Any, other: Any) -> bool:
-    """Whether two values of a field mean the same: paths may lead to one file through links."""
+    """Whether two values of a field mean the same: expressions may be spaced, and paths lead through links."""
+    if name == "loss":
+        return parse_terms(mine) == parse_terms(other)
     return is_same_path(mine, other) if name in PATHS else bool(mine == other)
 
 
@@ -481,6 +394,8 @@ def load_config(workdir: Path) -> Config:
     if not path.exists():
         raise ConfigError(f"{workdir} holds no run: it has no {CONFIG_FILE}")
     values = read_json(path)
+    if isinstance(values.get("loss"), dict):
+        raise ConfigError(f"{path} is of an older version, in which the loss was no expression; train the run anew")
     try:
         return _from_dict(Config, values)
     except (AttributeError, TypeError, ValueError) as error:
@@ -488,7 +403,7 @@ def load_config(workdir: Path) -> Config:
 
 
 def flatten(nested: dict[str, Any]) -> dict[str, Any]:
-    """Drops the groups: `{"loss": {"scale": 20.0}, "steps": 3}` becomes `{"scale": 20.0, "steps": 3}`."""
+    """Drops the groups: `{"batch": {"chunks": 2}, "steps": 3}` becomes `{"chunks": 2, "steps": 3}`."""
     flat: dict[str, Any] = {}
     for name, value in nested.items():
         flat.update(flatten(value) if isinstance(value, dict) else {name: value})

@@ -29,21 +29,10 @@ from jaxmetric.report.page import SHOWN_NEIGHBORS
 from jaxmetric.report.run import compared_with
 from jaxmetric.run.config import Config, ConfigError, absolute_path, check_paths, flatten, is_same_path, load_config
 from jaxmetric.run.console import run_command, start_jax
+from jaxmetric.run.experiment import Experiment, drive_step, load_experiment, make_embedder, make_state, restorable
 from jaxmetric.run.new_list import load_new_list, warn_of_learned
-from jaxmetric.run.setup import (
-    CHECKPOINTS,
-    Experiment,
-    alone_in,
-    claim_workdir,
-    described_splits,
-    drive_step,
-    evaluated_split,
-    load_experiment,
-    load_labels,
-    make_embedder,
-    make_state,
-    restorable,
-)
+from jaxmetric.run.source import described_splits, evaluated_split, load_labels
+from jaxmetric.run.workdir import CHECKPOINTS, claim_workdir, no_run_in
 from jaxmetric.search import check_exclude, check_pair, nearest_rows, offered_rows, same_group_rows
 from jaxmetric.training import (
     CheckpointError,
@@ -420,7 +409,7 @@ def _run(asked: Evaluated) -> None:
     start_jax()
     with _fitting_advice():
         experiment = _load_new(config, asked) if asked.csv else _load_own(config, asked)
-    with alone_in(workdir) as alone:
+    with no_run_in(workdir) as alone:
         restored = _restore(experiment, workdir, checkpoint, alone, any_classes=bool(asked.csv))
     if restored is None:
         raise ConfigError(
@@ -448,7 +437,7 @@ def _load_own(config: Config, asked: Evaluated) -> Experiment:
             f"{rows}\nthe run learned from this list, which has changed: put back what is missing, or give --csv to "
             "evaluate on another list"
         ) from error
-    claim_workdir(experiment, asked.workdir)
+    claim_workdir(experiment.config, experiment.source, asked.workdir)
     if asked.exclude_same not in (None, config.data.exclude_same):
         experiment = _with_others_left_out(experiment, config, asked.exclude_same)
     check_answers(experiment, evaluated_split(experiment.source))

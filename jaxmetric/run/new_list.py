@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmetric.data import LEARNING, TEST, LabelledImages
+from jaxmetric.data import LEARNING, TEST, LabelColumn, LabelledImages
 from jaxmetric.data.columns import find_columns, has_values, read_splits
 from jaxmetric.data.copies import first_of_same_file
 from jaxmetric.data.csv_table import read_table
@@ -16,14 +16,10 @@ from jaxmetric.data.label_values import clean_values, encode_values
 from jaxmetric.data.problems import ManifestError, Problems, counted
 from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 from jaxmetric.run.config import Config, ConfigError, DataConfig
-from jaxmetric.run.setup import (
-    DATA_FILE,
-    Experiment,
-    evaluated_split,
-    load_source,
-    make_experiment,
-    split_off_groups,
-)
+from jaxmetric.run.experiment import Experiment, make_experiment
+from jaxmetric.run.objective import WeightedSum, objective
+from jaxmetric.run.source import evaluated_split, load_source, split_off_groups
+from jaxmetric.run.workdir import DATA_FILE
 from jaxmetric.training import read_json
 
 
@@ -93,7 +89,13 @@ def load_new_list(
     _check_held_out(source, csv, header)
     source, groups = split_off_groups(source, dataclasses.replace(data, columns=tuple(common)))
     config = dataclasses.replace(config, data=dataclasses.replace(own, exclude_same=same))
-    return make_experiment(config, source, groups, np.zeros(1, int))
+    return make_experiment(config, source, groups, _objective_of_run(config, trained))
+
+
+def _objective_of_run(config: Config, trained: Sequence[str]) -> WeightedSum:
+    """The objective that the run minimized, over one class of each column: the checkpoint says how many there are."""
+    columns = [LabelColumn(name, ("",), ordinal=name in config.data.ordinal) for name in trained]
+    return objective(config.loss, columns, shard_classes=config.classes.shard_classes)
 
 
 def warn_of_learned(config: Config, workdir: Path, csv: str, files: Sequence[Path]) -> None:

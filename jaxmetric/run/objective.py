@@ -11,6 +11,7 @@ with a memory of past batches.
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -261,6 +262,10 @@ def _place(key: str, term: Term, columns: Sequence[LabelColumn]) -> PlacedTerm:
     if "ordinal" in parameters(term.loss):
         largest = tuple(len(columns[t].values) - 1 if columns[t].ordinal else 0 for t in places)
         options.setdefault("ordinal", largest)
+    elif takes_columns(term.loss) and (ordered := [names[t] for t in places if columns[t].ordinal]):
+        warnings.warn(
+            f"{key} has no order of values: those of {', '.join(ordered)} agree if they are the same", stacklevel=2
+        )
     if "axis_name" in parameters(term.loss):
         options["axis_name"] = parallel.AXIS_NAME
     return PlacedTerm(key, term, places, options)

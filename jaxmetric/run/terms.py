@@ -83,7 +83,7 @@ class Term:
             "memory": memory,
             "learn": _names(name, "learn", learn),
             "centers_per_class": centers_per_class,
-            "options": tuple(options.items()),
+            "options": tuple(sorted(options.items())),
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
@@ -93,6 +93,9 @@ class Term:
     def loss(self) -> Callable[..., Any]:
         """The loss as a function."""
         return find_loss(self.name)
+
+    def __str__(self) -> str:
+        return format_terms([self])
 
     def __repr__(self) -> str:
         return f"Term({format_terms([self])!r})"
@@ -357,9 +360,14 @@ def _formatted(term: Term) -> str:
         "centers_per_class": term.centers_per_class,
     }
     options = {**dict(term.options), **{name: value for name, value in fields.items() if value}}
-    weight = "" if term.weight == 1 else f"{term.weight:.15g}*"
+    weight = "" if term.weight == 1 else f"{_shortest(term.weight)}*"
     arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
     return f"{weight}{term.name}({arguments})" if arguments else f"{weight}{term.name}"
+
+
+def _shortest(number: float) -> str:
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def _shortened(text: str) -> str:

@@ -28,21 +28,19 @@ from jaxmetric.run.comparable import comparable_plan
 from jaxmetric.run.config import Config, ConfigError, Machine, check_config, check_machine
 from jaxmetric.run.console import run_command, say, start_jax
 from jaxmetric.run.evaluate import check_evaluation, evaluate_run, score_of, validation_metrics
-from jaxmetric.run.presets import ABOUT, DEFAULT, PRESETS
-from jaxmetric.run.processes import follow_launcher, join_processes
-from jaxmetric.run.setup import (
-    CHECKPOINTS,
+from jaxmetric.run.experiment import (
     Experiment,
     check_step,
-    claim_workdir,
     drive_step,
-    has_own_split,
     load_experiment,
     make_embedder,
     make_state,
     restorable,
-    sole_run,
 )
+from jaxmetric.run.presets import ABOUT, DEFAULT, PRESETS
+from jaxmetric.run.processes import follow_launcher, join_processes
+from jaxmetric.run.source import has_own_split
+from jaxmetric.run.workdir import CHECKPOINTS, claim_workdir, exclusive_workdir
 from jaxmetric.training import (
     MetricWindow,
     MetricWriter,
@@ -113,8 +111,8 @@ def _run(name: str, config: Config, machine: Machine, workdir: Path) -> int:
             check_step(experiment)
             plan = comparable_plan(config, experiment.source)
             check_evaluation(experiment)
-            held.enter_context(sole_run(workdir))
-            claim_workdir(experiment, workdir)
+            held.enter_context(exclusive_workdir(workdir))
+            claim_workdir(experiment.config, experiment.source, workdir)
         say(f"{name} -> {workdir}\n{_describe(experiment)}")
         try:
             state = train(experiment, plan, workdir, machine, stop)

@@ -12,8 +12,8 @@ from jaxmetric.data import LabelColumn, LabelledImages, batch_indices, make_plan
 from jaxmetric.run import comparable
 from jaxmetric.run.comparable import Disagreement, check_comparable, comparable_plan, has_comparison
 from jaxmetric.run.config import ConfigError
+from jaxmetric.run.plan import make_batch_plan
 from jaxmetric.run.presets import PRESETS
-from jaxmetric.run.setup import make_batch_plan
 
 
 def multisets(group, K):
@@ -133,10 +133,9 @@ def images(columns, split=None):
     )
 
 
-def config(P, K, **loss):
-    base = dataclasses.replace(PRESETS["debug"].loss, quadruplet_weight=0.0, soft_triple_weight=0.0)
+def config(P, K, loss):
     batch = dataclasses.replace(PRESETS["debug"].batch, classes_per_batch=P, pictures_per_class=K)
-    return dataclasses.replace(PRESETS["debug"], batch=batch, loss=dataclasses.replace(base, **loss))
+    return dataclasses.replace(PRESETS["debug"], batch=batch, loss=loss)
 
 
 def check(config, source):
@@ -151,18 +150,18 @@ EMPTY = {"person": list("aabbccdd"), "": [""] * 8}
 @pytest.mark.parametrize(
     ("columns", "config", "message"),
     [
-        (FOUR, config(4, 1, quadruplet_weight=2.0), "no batch of 4 x 1 images.*give --pictures-per-class 2"),
-        (FOUR, config(1, 4, quadruplet_weight=1.0), "--classes-per-batch 2 or more"),
-        (FOUR, config(1, 2, triplet_weight=1.0), "two images of one person and one of another; give --classes"),
-        (FOUR, config(2, 1, triplet_weight=1.0), "give --pictures-per-class 2 or more"),
-        (FOUR, config(0, 2, triplet_weight=1.0), "no batch of 2 images can hold .*; give --pictures-per-class 3"),
-        (ONE, config(1, 8, quadruplet_weight=1.0), r"the learning images need more values than those of person \(1\)"),
-        (ONE, config(1, 8, soft_triple_weight=1.0), "the learning images have one value of person: a softmax"),
-        (ONE, config(1, 8, softmax_weight=1.0), "softmax_weight is 1.0, but"),
-        ({"person": [""] * 8}, config(1, 8, softmax_weight=1.0), "have no known person"),
-        (EMPTY, config(4, 2, quadruplet_weight=1.0), "no learning image has a value in '': give --columns person"),
-        (EMPTY, config(4, 2, quadruplet_weight=1.0, quadruplet_samples=9), "give --columns person"),
-        (FOUR, config(4, 1, triplet_weight=1.0, soft_triple_weight=1.0), "triplet_weight is 1.0"),
+        (FOUR, config(4, 1, "2*quadruplet"), "no batch of 4 x 1 images.*give --pictures-per-class 2"),
+        (FOUR, config(1, 4, "quadruplet"), "--classes-per-batch 2 or more"),
+        (FOUR, config(1, 2, "triplet"), "two images of one person and one of another; give --classes"),
+        (FOUR, config(2, 1, "triplet"), "give --pictures-per-class 2 or more"),
+        (FOUR, config(0, 2, "triplet"), "no batch of 2 images can hold .*; give --pictures-per-class 3"),
+        (ONE, config(1, 8, "quadruplet"), r"the learning images need more values than those of person \(1\)"),
+        (ONE, config(1, 8, "soft_triple"), "the learning images have one value of person: class vectors"),
+        (ONE, config(1, 8, "normalized_softmax"), "normalized_softmax is in the loss, but"),
+        ({"person": [""] * 8}, config(1, 8, "normalized_softmax"), "have no known person"),
+        (EMPTY, config(4, 2, "quadruplet"), "no learning image has a value in '': give --columns person"),
+        (EMPTY, config(4, 2, "sampled_quadruplet(num_quadruplets=9)"), "give --columns person"),
+        (FOUR, config(4, 1, "triplet + soft_triple"), "^triplet is in the loss, but"),
     ],
 )  # fmt: skip
 def test_what_can_never_be_compared_is_refused_with_the_term_and_a_cure(columns, config, message):
@@ -173,12 +172,12 @@ def test_what_can_never_be_compared_is_refused_with_the_term_and_a_cure(columns,
 @pytest.mark.parametrize(
     ("columns", "config"),
     [
-        (FOUR, config(2, 2, quadruplet_weight=1.0, triplet_weight=1.0)),
-        (FOUR, config(4, 1, soft_triple_weight=1.0)),
-        (FOUR, config(0, 3, triplet_weight=1.0)),
-        ({"person": list("abcdefgh"), "side": list("llllrrrr")}, config(3, 1, quadruplet_weight=1.0)),
-        ({"person": [""] * 8, "side": list("llllrrrr")}, config(1, 8, quadruplet_weight=1.0, label_weights=(1.0, 2.0))),
-        (EMPTY, config(4, 2, quadruplet_weight=1.0, label_weights=(2.0, 1.0))),
+        (FOUR, config(2, 2, "quadruplet + triplet")),
+        (FOUR, config(4, 1, "soft_triple")),
+        (FOUR, config(0, 3, "triplet")),
+        ({"person": list("abcdefgh"), "side": list("llllrrrr")}, config(3, 1, "quadruplet")),
+        ({"person": [""] * 8, "side": list("llllrrrr")}, config(1, 8, "quadruplet(label_weights=(1.0, 2.0))")),
+        (EMPTY, config(4, 2, "quadruplet(label_weights=(2.0, 1.0))")),
     ],
 )
 def test_what_can_be_compared_is_let_through(columns, config):
@@ -188,16 +187,16 @@ def test_what_can_be_compared_is_let_through(columns, config):
 @pytest.mark.parametrize(
     ("columns", "config", "message"),
     [
-        (ONE, config(16, 8, quadruplet_weight=1.0), r"need more values than those of person \(1\)$"),
-        (ONE, config(16, 8, soft_triple_weight=1.0), "a softmax needs at least two classes"),
+        (ONE, config(16, 8, "quadruplet"), r"need more values than those of person \(1\)$"),
+        (ONE, config(16, 8, "soft_triple"), "class vectors need at least two classes"),
         (
             {**ONE, "side": list("llllrrrr")},
-            config(16, 8, quadruplet_weight=1.0),
+            config(16, 8, "quadruplet"),
             "have 1 value of person; give --classes-per-batch 1$",
         ),
         (
             FOUR,
-            config(16, 2, quadruplet_weight=1.0),
+            config(16, 2, "quadruplet"),
             "4 values of person; give --classes-per-batch 4 or less, but not 0",
         ),
     ],
@@ -208,11 +207,11 @@ def test_a_batch_of_too_many_identities_is_told_after_what_no_batch_can_hold(col
 
 
 def test_a_plan_that_can_be_compared_is_the_plan_of_the_batch():
-    plan = comparable_plan(config(2, 2, quadruplet_weight=1.0), images(FOUR))
+    plan = comparable_plan(config(2, 2, "quadruplet"), images(FOUR))
     assert (plan.classes_per_batch, plan.pictures_per_class) == (2, 2)
 
 
 def test_held_out_images_are_no_comparison():
     split = np.array([0, 0, 0, 0, 2, 2, 2, 2], np.int8)
     with pytest.raises(ConfigError, match=r"more values than those of person \(1\)"):
-        check(config(1, 4, triplet_weight=1.0), images({"person": list("aaaabbbb")}, split))
+        check(config(1, 4, "triplet"), images({"person": list("aaaabbbb")}, split))

@@ -11,9 +11,9 @@ import pytest
 from jaxmetric.parallel import average, compile_shard_map, gather
 from jaxmetric.run.chips import CHIPS, Cost, cost_of, roofline, sent_bytes
 from jaxmetric.run.compile import Sizes, compile_step, describe, main, sizes_of, slice_of
-from jaxmetric.run.config import ConfigError, EncoderConfig
+from jaxmetric.run.config import ClassConfig, ConfigError, EncoderConfig
+from jaxmetric.run.experiment import load_experiment
 from jaxmetric.run.presets import PRESETS
-from jaxmetric.run.setup import load_experiment
 
 
 def test_bytes_sent_are_those_of_ring_algorithms():
@@ -53,8 +53,7 @@ def test_the_real_step_compiles_for_given_devices():
 
 def test_a_chip_holds_its_share_of_sharded_class_vectors():
     whole, sharded = (
-        dataclasses.replace(PRESETS["debug"], loss=dataclasses.replace(PRESETS["debug"].loss, shard_classes=shard))
-        for shard in (False, True)
+        dataclasses.replace(PRESETS["debug"], classes=ClassConfig(shard_classes=shard)) for shard in (False, True)
     )
     sizes = []
     for config in (whole, sharded):

@@ -4,12 +4,11 @@ import dataclasses
 
 import pytest
 
-from jaxmetric.run import config
 from jaxmetric.run.config import (
+    PATHS,
     Config,
     ConfigError,
     DataConfig,
-    LossConfig,
     Machine,
     check_config,
     check_machine,
@@ -58,8 +57,8 @@ def test_fields_of_every_group_are_set_without_prefix(tmp_path):
         "--columns",
         "skin",
         "role",
-        "--quadruplet-margin",
-        "0.3",
+        "--loss",
+        "2*quadruplet(margin=0.3) + center(on='role')",
         "--workdir",
         str(tmp_path),
         "--driver",
@@ -68,7 +67,7 @@ def test_fields_of_every_group_are_set_without_prefix(tmp_path):
     name, (config, machine, workdir) = read_command_line(words)
     assert (name, workdir, machine) == ("debug", tmp_path, Machine(driver="shard_map"))
     expected = _replace(PRESETS["debug"], "data", columns=("skin", "role"))
-    assert config == dataclasses.replace(_replace(expected, "loss", quadruplet_margin=0.3), steps=7)
+    assert config == dataclasses.replace(expected, loss="2*quadruplet(margin=0.3) + center(on='role')", steps=7)
 
 
 def test_an_unknown_preset_lists_those_there_are():
@@ -92,30 +91,8 @@ def test_help_names_every_field(capsys):
         ("batch", {"classes_per_batch": -1}, "classes_per_batch -1"),
         ("batch", {"crop_scale": (0.9, 0.5)}, r"crop_scale is \(0.9, 0.5\)"),
         ("batch", {"colour": 1.0}, "colour is 1.0"),
-        ("loss", {"quadruplet_weight": 0.0, "soft_triple_weight": 0.0}, "every loss has weight 0"),
-        ("loss", {"quadruplet_weight": -1.0}, "quadruplet_weight is -1.0, expected at least 0"),
-        ("loss", {"gamma": 0.0}, "gamma is 0.0, expected a number above 0"),
-        ("loss", {"centers_per_class": 0}, "centers_per_class is 0, expected at least 1"),
         ("update", {"learning_rate": float("nan")}, "learning_rate is nan"),
-        ("loss", {"margin": float("nan")}, "margin is nan, expected a finite number"),
-        ("loss", {"label_weights": (0.0, 1.0, 1.0)}, r"label_weights is \(0.0, 1.0, 1.0\), expected numbers above 0"),
-        ("loss", {"quadruplet_samples": 9, "label_weights": (2.0, 1.0, 1.0)}, "cannot use label_weights"),
-        ("loss", {"quadruplet_samples": 9, "quadruplet_anchors": 4}, "cannot use quadruplet_anchors, which is 4"),
-        (
-            "loss",
-            {"soft_triple_weight": 0.0, "shard_classes": True},
-            "shard_classes is True, but soft_triple_weight and softmax_weight are 0",
-        ),
-        (
-            "loss",
-            {"quadruplet_weight": 0.0, "quadruplet_anchors": 4},
-            "quadruplet_anchors is 4, but quadruplet_weight is 0",
-        ),
-        (
-            "loss",
-            {"quadruplet_weight": 0.0, "quadruplet_samples": 9},
-            "quadruplet_samples is 9, but quadruplet_weight is 0",
-        ),
+        ("classes", {"sampled_classes": -1}, "sampled_classes is -1, expected at least 0"),
         ("batch", {"chunks": 0}, "chunks is 0, expected at least 1"),
         ("data", {"source": "csv"}, "source is csv: it needs --csv, which is not given"),
         ("data", {"source": "tfds", "tfds_name": "cars196", "columns": ()}, "it needs --columns, which is not given"),
@@ -130,23 +107,35 @@ def test_a_configuration_that_cannot_run_names_the_field(group, fields, message)
         check_config(_replace(PRESETS["debug"], group, **fields))
 
 
-def test_options_of_a_term_without_weight_are_told():
-    config = _replace(PRESETS["debug"], "loss", triplet_mining="hard", quadruplet_weight=0.0, label_weights=(3.0, 1.0))
-    both = (
-        r"^without effect: label_weights is \(3.0, 1.0\), but quadruplet_weight is 0; "
-        "triplet_mining is hard, but triplet_weight is 0$"
-    )
-    with pytest.warns(UserWarning, match=both):
+@pytest.mark.parametrize("field", ["shard_classes", "sampled_classes"])
+def test_options_of_class_vectors_need_a_term_that_has_some(field):
+    config = dataclasses.replace(_replace(PRESETS["debug"], "classes", **{field: 1}), loss="2*quadruplet")
+    with pytest.raises(ConfigError, match=rf"{field} is 1, but no term of the loss has class vectors: 2\*quadruplet$"):
         check_config(config)
 
 
-def test_every_option_of_the_loss_belongs_to_a_term():
-    names = {field.name for field in dataclasses.fields(LossConfig)}
-    assert {*config._SWITCHES, *config._HYPER_PARAMETERS, *config.LOSS_WEIGHTS} == names
+def test_one_objective_written_in_two_ways_is_one_configuration(tmp_path):
+    written = (
+        "2*quadruplet(margin=0.3, balance='levels')+ center",
+        "2.0 * quadruplet(balance='levels',margin=.3) + center",
+    )
+    first, second = (dataclasses.replace(PRESETS["debug"], loss=loss) for loss in written)
+    save_config(first, tmp_path)
+    check_same_config(second, tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"loss is 2\*quadruplet.* there and center here.* give --loss '2\*quadruplet"
+    ):
+        check_same_config(dataclasses.replace(first, loss="center"), tmp_path)
+
+
+def test_a_configuration_of_fields_for_each_loss_is_told_to_be_old(tmp_path):
+    (tmp_path / "config.json").write_text('{"loss": {"quadruplet_weight": 1.0}}')
+    with pytest.raises(ConfigError, match="is of an older version, in which the loss was no expression; train the run"):
+        load_config(tmp_path)
 
 
 def test_a_configuration_survives_its_file(tmp_path):
-    config = _replace(PRESETS["debug"], "loss", label_weights=(2.0, 1.0, 1.0))
+    config = dataclasses.replace(PRESETS["debug"], loss="quadruplet(label_weights=(2.0, 1.0, 1.0))")
     save_config(config, tmp_path / "run")
     assert load_config(tmp_path / "run") == config
     check_same_config(config, tmp_path / "run")
@@ -181,7 +170,7 @@ def test_paths_mean_the_same_in_every_directory(tmp_path, monkeypatch):
     check_same_config(typed_in(tmp_path, monkeypatch, "--csv", file, "--image-root", "lists/"), tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", config.PATHS)
+@pytest.mark.parametrize("name", PATHS)
 def test_every_path_is_made_absolute_but_addresses_and_no_path(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = {"some/place": str(tmp_path / "some" / "place"), "": "", "gs://bucket/place": "gs://bucket/place"}
@@ -191,7 +180,7 @@ def test_every_path_is_made_absolute_but_addresses_and_no_path(name, tmp_path, m
 def test_no_field_that_is_a_path_is_forgotten():
     about_files = ("csv", "root", "dir", "path", "file", "folder")
     named = {name for name in flatten(dataclasses.asdict(Config())) if any(word in name for word in about_files)}
-    assert named == set(config.PATHS)
+    assert named == set(PATHS)
 
 
 def test_a_link_to_the_same_file_is_the_same_configuration(tmp_path):

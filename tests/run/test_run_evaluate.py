@@ -23,15 +23,16 @@ from jaxmetric.run.evaluate import (
     held_out,
     warn_of_undefined,
 )
+from jaxmetric.run.experiment import load_experiment, make_embedder
 from jaxmetric.run.new_list import warn_of_learned
-from jaxmetric.run.setup import load_experiment, load_source, make_embedder
+from jaxmetric.run.source import load_source
 
 TINY = ["--encoder", "tiny", "--width", "4", "--image-size", "16", "--stored-size", "16", "--embedding-dim", "8"]
 WORDS = [
     "soft_triple_csv",
     *TINY,
-    "--centers-per-class",
-    "2",
+    "--loss",
+    "soft_triple(centers_per_class=2)",
     "--steps",
     "2",
     "--classes-per-batch",

@@ -1,6 +1,6 @@
-"""What the objective tells of how much each term found to compare."""
+"""Every loss as a term of an objective, and what the objective tells of how much each term found to compare."""
 
-import dataclasses
+import inspect
 import itertools
 from functools import cache, partial
 
@@ -10,10 +10,14 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+import jaxmetric
+from jaxmetric import mining
 from jaxmetric.data import LabelColumn
+from jaxmetric.losses._engine.types import declared_shape
 from jaxmetric.parallel import AXIS_NAME
-from jaxmetric.run.config import LossConfig
-from jaxmetric.run.objective import init_loss_params, make_objective
+from jaxmetric.run.errors import ConfigError
+from jaxmetric.run.objective import objective
+from jaxmetric.run.terms import loss_names, miner_names
 from jaxmetric.run.train import _watch_comparisons
 
 COLUMNS = (LabelColumn("person", tuple("abcd")), LabelColumn("side", ("left", "right")))
@@ -21,42 +25,33 @@ LABELS = np.array([[0, 0], [0, 1], [1, -1], [1, 0], [2, 1], [-1, 1], [3, 0], [3,
 DIM = 4
 
 
-SETUPS = [
-    ({}, 1),
-    ({}, 2),
-    ({"quadruplet_anchors": 3}, 2),
-    ({"quadruplet_samples": 9}, 2),
-    ({"shard_classes": True}, 2),
-    ({"shard_classes": True, "sampled_classes": 4}, 2),
-]
-every_setup = pytest.mark.parametrize(("options", "devices"), SETUPS, ids=str)
 # The margins are far below all distances, so that every tuple is satisfied.
-EVERY_TERM = LossConfig(
-    quadruplet_weight=1.0,
-    quadruplet_margin=-1e6,
-    soft_triple_weight=1.0,
-    centers_per_class=2,
-    softmax_weight=1.0,
-    triplet_weight=1.0,
-    triplet_margin=-1e6,
-)
+OTHERS = "soft_triple(centers_per_class=2) + normalized_softmax + triplet(margin=-1e6)"
+SETUPS = [
+    ("quadruplet(margin=-1e6)", {}, 1),
+    ("quadruplet(margin=-1e6)", {}, 2),
+    ("anchored_quadruplet(num_anchors=3, margin=-1e6)", {}, 2),
+    ("sampled_quadruplet(num_quadruplets=9, margin=-1e6)", {}, 2),
+    ("quadruplet(margin=-1e6)", {"shard_classes": True}, 2),
+    ("quadruplet(margin=-1e6)", {"shard_classes": True, "sampled_classes": 4}, 2),
+]
+every_setup = pytest.mark.parametrize(("ordering", "options", "devices"), SETUPS, ids=str)
 
 
 @cache
-def program(options, devices):
-    config = dataclasses.replace(EVERY_TERM, **dict(options))
-    objective = make_objective(config, COLUMNS, classes=np.arange(4))
+def program(ordering, options, devices):
+    total = objective(f"{ordering} + {OTHERS}", COLUMNS, **dict(options))
+    params, memory = total.init_params(jax.random.key(0), dim=DIM), total.init_memory(dim=DIM)
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS_NAME,), axis_types=(AxisType.Auto,))
-    specs = (P(), P(AXIS_NAME) if config.shard_classes else P(), P(), P())
-    run = jax.shard_map(objective, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
-    params = init_loss_params(jax.random.key(0), config, num_classes=4, dim=DIM)
-    return jax.jit(partial(run, jax.random.key(1), params))
+    specs = (P(), P(AXIS_NAME) if total.shard_classes else P(), P(), P(), P())
+    run = jax.shard_map(total, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    return jax.jit(partial(run, jax.random.key(1), params, memory))
 
 
-def reported(options, devices, labels):
+def reported(ordering, options, devices, labels):
     """What the objective reports of a batch on so many devices."""
     embeddings = np.random.default_rng(0).normal(size=(len(labels), DIM)).astype(np.float32)
-    _, terms = program(tuple(options.items()), devices)(embeddings, labels)
+    _, (terms, _) = program(ordering, tuple(options.items()), devices)(embeddings, labels)
     return {name: float(value) for name, value in terms.items()}
 
 
@@ -81,28 +76,150 @@ def count_triplets(labels):
 
 
 @every_setup
-def test_terms_tell_how_much_they_found_to_compare(options, devices):
-    terms = reported(options, devices, LABELS)
+def test_terms_tell_how_much_they_found_to_compare(ordering, options, devices):
+    terms = reported(ordering, options, devices, LABELS)
+    name, sampled = ordering.split("(")[0], "num_quadruplets" in ordering
+    known = LABELS[(LABELS >= 0).all(axis=1)] if sampled else LABELS
+    assert count_quadruplets(known) > 9
     assert {name: value for name, value in terms.items() if name.startswith("valid/")} == {
-        "valid/quadruplet": options.get("quadruplet_samples", count_quadruplets(LABELS)),  # each draw is one
+        f"valid/{name}": 9 if sampled else count_quadruplets(LABELS),  # each sample is one
         "valid/soft_triple": 7,
-        "valid/softmax": 7,
+        "valid/normalized_softmax": 7,
         "valid/triplet": count_triplets(LABELS),
     }
 
 
 @every_setup
-def test_a_loss_of_0_without_anything_to_compare_is_told_from_a_satisfied_one(options, devices):
-    satisfied = reported(options, devices, LABELS)
-    assert (satisfied["loss/quadruplet"], satisfied["loss/triplet"]) == (0, 0)
-    assert min(satisfied["valid/quadruplet"], satisfied["valid/triplet"]) > 0
+def test_a_loss_of_0_without_anything_to_compare_is_told_from_a_satisfied_one(ordering, options, devices):
+    name = ordering.split("(")[0]
+    satisfied = reported(ordering, options, devices, LABELS)
+    assert (satisfied[f"loss/{name}"], satisfied["loss/triplet"]) == (0, 0)
+    assert min(satisfied[f"valid/{name}"], satisfied["valid/triplet"]) > 0
     # Where a column is unknown throughout, no pair certainly disagrees more than another.
-    terms = reported(options, devices, np.stack([LABELS[:, 0], np.full(len(LABELS), -1, np.int32)], axis=1))
-    assert (terms["loss/quadruplet"], terms["valid/quadruplet"]) == (0, 0)
+    unknown = np.stack([LABELS[:, 0], np.full(len(LABELS), -1, np.int32)], axis=1)
+    terms = reported(ordering, options, devices, unknown)
+    assert (terms[f"loss/{name}"], terms[f"valid/{name}"]) == (0, 0)
     assert terms["valid/triplet"] == count_triplets(LABELS)
     # Where all images are of one person, no softmax is the worse for it, but no triplet is there.
-    alone = reported(options, devices, np.zeros_like(LABELS))
-    assert (alone["valid/quadruplet"], alone["valid/triplet"], alone["valid/softmax"]) == (0, 0, len(LABELS))
+    alone = reported(ordering, options, devices, np.zeros_like(LABELS))
+    valid = [alone[f"valid/{name}"] for name in (name, "triplet", "normalized_softmax")]
+    assert valid == [0, 0, len(LABELS)]
+
+
+NEEDS = {"sampled_quadruplet": "(num_quadruplets=16)", "anchored_quadruplet": "(num_anchors=2)"}
+
+
+@pytest.mark.parametrize("name", loss_names())
+def test_every_exported_loss_is_a_term_whose_value_is_that_of_the_loss(name):
+    """Compared with the loss of the complete examples, called by hand."""
+    total = objective(f"3*{name}{NEEDS.get(name, '')}", COLUMNS)
+    complete = LABELS[(LABELS >= 0).all(axis=1)]
+    embeddings = np.random.default_rng(0).normal(size=(len(complete), DIM)).astype(np.float32)
+    params, memory = total.init_params(jax.random.key(0), dim=DIM), total.init_memory(dim=DIM)
+    run = jax.vmap(partial(total, jax.random.key(1)), in_axes=(None,) * 4, axis_size=1, axis_name=AXIS_NAME)
+    loss, (terms, _) = run(params, memory, embeddings, complete)
+    by_hand = getattr(jaxmetric, f"{name}_loss")
+    arguments = inspect.signature(by_hand).parameters
+    assert np.isfinite(loss[0])
+    np.testing.assert_allclose(loss[0], 3 * terms[f"loss/{name}"][0], rtol=1e-6)
+    if "key" in arguments or "other" in arguments:
+        return
+    labels = complete if declared_shape(by_hand, "labels") == "[B, T]" else complete[:, 0]
+    vectors = [value for key, value in params.items() if key.startswith(f"{name}.")]
+    np.testing.assert_allclose(terms[f"loss/{name}"][0], by_hand(embeddings, labels, *vectors), rtol=1e-5, atol=1e-6)
+
+
+def step(total, params, memory, embeddings, labels):
+    run = jax.vmap(partial(total, jax.random.key(1)), in_axes=(None,) * 4, axis_size=1, axis_name=AXIS_NAME)
+    return jax.tree.map(lambda x: x[0], run(params, memory, embeddings, labels))
+
+
+def test_a_memory_is_compared_with_the_next_batch():
+    total = objective("contrastive(memory=8, on='person')", COLUMNS)
+    memory = total.init_memory(dim=DIM)
+    rng = np.random.default_rng(0)
+    first, second = (rng.normal(size=(len(LABELS), DIM)).astype(np.float32) for _ in range(2))
+    _, (alone, memory) = step(total, {}, memory, first, LABELS)
+    _, (with_past, _) = step(total, {}, memory, second, LABELS)
+    known = LABELS[:, 0] >= 0
+    references = jaxmetric.References(
+        np.concatenate([second, first[known]]),
+        np.r_[LABELS[:, 0], LABELS[known, 0]],
+        where=np.r_[known, np.ones(known.sum(), bool)],
+        own=np.arange(len(LABELS)),
+    )
+    expected = jaxmetric.contrastive_loss(second, LABELS[:, 0], references=references, where=known)
+    np.testing.assert_allclose(with_past["loss/contrastive"], expected, rtol=1e-5)
+    assert alone["valid/contrastive"] == 7 * 6
+    assert with_past["valid/contrastive"] == 7 * 6 + 7 * 7
+
+
+def test_a_miner_chooses_the_pairs():
+    total = objective("contrastive(pairs='batch_hard', on='person', distance='squared_euclidean')", COLUMNS)
+    embeddings = np.random.default_rng(0).normal(size=(len(LABELS), DIM)).astype(np.float32)
+    known = LABELS[:, 0] >= 0
+    distances = ((embeddings[:, None] - embeddings[None]) ** 2).sum(-1)
+    masks = mining.label_pairs(LABELS[:, 0], where=known)
+    expected = jaxmetric.contrastive_loss(
+        embeddings, LABELS[:, 0], distance="squared_euclidean", where=known, pairs=mining.batch_hard(distances, *masks)
+    )
+    _, (terms, _) = step(total, {}, {}, embeddings, LABELS)
+    np.testing.assert_allclose(terms["loss/contrastive"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", miner_names())
+def test_every_miner_has_a_name(name):
+    total = objective(f"contrastive(pairs='{name}', memory=5)", COLUMNS)
+    embeddings = np.random.default_rng(0).normal(size=(len(LABELS), DIM)).astype(np.float32)
+    loss, _ = step(total, {}, total.init_memory(dim=DIM), embeddings, LABELS)
+    assert np.isfinite(loss)
+
+
+def test_numbers_that_are_learned_are_parameters_with_a_gradient():
+    total = objective("siglip(scale=5.0, learn=('scale', 'bias'))", COLUMNS)
+    params = total.init_params(jax.random.key(0), dim=DIM)
+    assert {name: float(value) for name, value in params.items()} == {"siglip.scale": 5, "siglip.bias": -10}
+    embeddings = np.random.default_rng(0).normal(size=(len(LABELS), DIM)).astype(np.float32)
+    gradients = jax.grad(lambda params: step(total, params, {}, embeddings, LABELS)[0])(params)
+    assert all(np.abs(gradient) > 0 for gradient in gradients.values())
+
+
+def test_a_loss_of_class_vectors_has_some_for_each_of_its_columns():
+    total = objective("arcface(on=('person', 'side'))", COLUMNS)
+    shapes = {name: value.shape for name, value in total.init_params(jax.random.key(0), dim=DIM).items()}
+    assert shapes == {"arcface.proxies.0": (4, DIM), "arcface.proxies.1": (2, DIM)}
+
+
+def test_two_views_are_of_one_person():
+    total = objective("vicreg", COLUMNS)
+    embeddings = np.random.default_rng(0).normal(size=(len(LABELS), DIM)).astype(np.float32)
+    # The next of the same person, in a circle; one alone and one unknown are left out.
+    partner, where = [1, 0, 3, 2, 4, 5, 7, 6], np.array([1, 1, 1, 1, 0, 0, 1, 1], bool)
+    expected = jaxmetric.vicreg_loss(embeddings, embeddings[partner], where=where)
+    _, (terms, _) = step(total, {}, {}, embeddings, LABELS)
+    np.testing.assert_allclose(terms["loss/vicreg"], expected, rtol=1e-5)
+
+
+def test_values_without_an_order_in_the_loss_are_told():
+    columns = (COLUMNS[0], LabelColumn("age", ("1", "2", "3"), ordinal=True))
+    assert objective("quadruplet", columns).terms[0].options["ordinal"] == (0, 2)
+    with pytest.warns(UserWarning, match="^supcon has no order of values: those of age agree if they are the same$"):
+        objective("supcon", columns)
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("triplet(on='sid')", "triplet: on is 'sid', but no label column is called so; did you mean side?"),
+        ("quadruplet(label_weights=(1, 2, 3))", "has 3 entries, expected one for each of the columns person, side"),
+        ("quadruplet(on='side', label_weights=(1, 2))", "has 2 entries, expected one for each of the columns side"),
+    ],
+)
+def test_what_does_not_fit_the_columns_is_one_line(expression, message):
+    with pytest.raises(ConfigError) as error:
+        objective(expression, COLUMNS)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_term_that_never_found_anything_is_told_once():

@@ -25,10 +25,12 @@ from finished_runs import final_state
 from PIL import Image
 
 from jaxmetric.data import LEARNING
-from jaxmetric.run import evaluate, setup, train
-from jaxmetric.run.config import ConfigError
+from jaxmetric.run import evaluate, train, workdir
+from jaxmetric.run.config import ClassConfig, ConfigError
+from jaxmetric.run.experiment import drive_step, load_experiment, make_state
 from jaxmetric.run.presets import PRESETS
-from jaxmetric.run.setup import claim_workdir, drive_step, learnt_identities, load_experiment, make_state
+from jaxmetric.run.source import learned_classes
+from jaxmetric.run.workdir import claim_workdir, exclusive_workdir
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["debug", "--steps", "12", "--log-every", "4", "--checkpoint-every", "6", "--evaluate-every", "6"]
@@ -153,8 +155,8 @@ def test_a_bar_of_a_run_that_is_done_says_nothing_of_compiling(monkeypatch):
 
 
 def test_a_second_run_in_a_directory_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(setup, "_GRACE", 0.5)
-    with setup.sole_run(tmp_path):
+    monkeypatch.setattr(workdir, "_GRACE", 0.5)
+    with exclusive_workdir(tmp_path):
         assert train.main([*SMALL, "--workdir", str(tmp_path)]) == 1
     printed, errors = capsys.readouterr()
     assert printed == f"a run is under way in {tmp_path}; waiting up to 0.5 s for its end\n"
@@ -167,7 +169,7 @@ def test_evaluating_beside_a_run_leaves_its_checkpoints_alone(finished, tmp_path
     checkpoints = tmp_path / "run" / "checkpoints"
     (checkpoints / "12" / "state" / "manifest.ocdbt").unlink()  # as of one that is being deleted
     before = sorted(checkpoints.rglob("*"))
-    with setup.sole_run(tmp_path / "run"):
+    with exclusive_workdir(tmp_path / "run"):
         assert evaluate.main(["--workdir", str(tmp_path / "run")]) == 0
     assert "the latest checkpoint is that of step 6" in capsys.readouterr().out
     assert sorted(checkpoints.rglob("*")) == before
@@ -204,10 +206,10 @@ def test_a_run_whose_terminal_is_closed_saves(tmp_path):
 
 
 def test_a_run_that_is_about_to_end_is_waited_for(tmp_path, capsys):
-    held = setup.sole_run(tmp_path)
+    held = exclusive_workdir(tmp_path)
     held.__enter__()
     threading.Timer(0.5, held.__exit__, (None, None, None)).start()
-    with setup.sole_run(tmp_path):
+    with exclusive_workdir(tmp_path):
         assert "waiting up to 30 s" in capsys.readouterr().out
 
 
@@ -216,7 +218,7 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.warns(UserWarning, match=r"\.lock: no lock \(No locks available\)"), setup.sole_run(tmp_path):
+    with pytest.warns(UserWarning, match=r"\.lock: no lock \(No locks available\)"), exclusive_workdir(tmp_path):
         pass
 
 
@@ -364,18 +366,18 @@ def test_nothing_held_out_is_found_before_training(tmp_path, capsys):
 )
 def test_a_run_on_other_data_says_what_has_changed_and_what_to_do(change, told, older, tmp_path):
     experiment = load_experiment(PRESETS["debug"])
-    claim_workdir(experiment, tmp_path)
-    claim_workdir(experiment, tmp_path)
+    claim_workdir(experiment.config, experiment.source, tmp_path)
+    claim_workdir(experiment.config, experiment.source, tmp_path)
     if older:
         facts = json.loads((tmp_path / "data.json").read_text())
         (tmp_path / "data.json").write_text(
             json.dumps({name: facts[name] for name in ("pictures", "labels", "digest")})
         )
-        claim_workdir(experiment, tmp_path)
+        claim_workdir(experiment.config, experiment.source, tmp_path)
         told = "image names, label values or split changed"
     source = dataclasses.replace(experiment.source, **change(experiment.source))
     with pytest.raises(ConfigError) as refused:
-        claim_workdir(dataclasses.replace(experiment, source=source), tmp_path)
+        claim_workdir(experiment.config, source, tmp_path)
     assert f"on other data: {told} since it began" in str(refused.value)
     assert str(refused.value).endswith(
         "put the data back as they were to go on with it, or train anew in another --workdir"
@@ -385,19 +387,19 @@ def test_a_run_on_other_data_says_what_has_changed_and_what_to_do(change, told, 
 @pytest.mark.parametrize("sampled_classes", [0, 40])
 def test_held_out_identities_are_no_classes_of_the_softmax(sampled_classes):
     data = dataclasses.replace(PRESETS["debug"].data, split="disjoint")
-    loss = dataclasses.replace(PRESETS["debug"].loss, sampled_classes=sampled_classes)
-    experiment = load_experiment(dataclasses.replace(PRESETS["debug"], data=data, loss=loss))
-    centers = jax.eval_shape(lambda: make_state(experiment)).params["loss"]["centers"]
+    classes = ClassConfig(sampled_classes=sampled_classes)
+    experiment = load_experiment(dataclasses.replace(PRESETS["debug"], data=data, classes=classes))
+    centers = jax.eval_shape(lambda: make_state(experiment)).params["loss"]["soft_triple.centers"]
     assert centers.shape[0] == 48
     # An embedding that points at its own class's centres is right, whatever code its identity has among all 72.
     learnt = np.flatnonzero(experiment.source.split == LEARNING)[::36][:8]
-    identities = learnt_identities(experiment.source)
+    identities = learned_classes(experiment.source)[0]
     labels = experiment.source.labels[learnt]
     vectors = np.eye(48, 32, dtype=np.float32) + np.eye(48, 32, -32, dtype=np.float32) * -1
     embeddings = vectors[np.searchsorted(identities, labels[:, 0])]
-    params = {"centers": np.repeat(vectors[:, None], 2, axis=1)}
-    _, right = experiment.objective(jax.random.key(0), params, embeddings, labels)
-    _, wrong = experiment.objective(jax.random.key(0), params, embeddings[::-1], labels)
+    params = {"soft_triple.centers": np.repeat(vectors[:, None], 2, axis=1)}
+    _, (right, _) = experiment.objective(jax.random.key(0), params, {}, embeddings, labels)
+    _, (wrong, _) = experiment.objective(jax.random.key(0), params, {}, embeddings[::-1], labels)
     assert right["loss/soft_triple"] < 0.1 < 5 < wrong["loss/soft_triple"]
 
 
@@ -409,7 +411,10 @@ def test_held_out_identities_are_no_classes_of_the_softmax(sampled_classes):
             "the learning pictures have 72 values of role; give --classes-per-batch 72 or less",
         ),
         (["debug", "--classes-per-batch", "3", "--pictures-per-class", "1"], "does not divide among 8 devices"),
-        (["debug", "--label-weights", "1", "2"], "label_weights has 2 entries, expected one for each of the columns"),
+        (["debug", "--loss", "quadruplet(label_weights=(1, 2))"], "label_weights has 2 entries, expected one for each"),
+        (["debug", "--loss", "triplet(mining='hardest')"], "triplet: mining is 'hardest', expected one of all"),
+        (["debug", "--loss", "triplet(margin='wide')"], "triplet: margin is 'wide'"),
+        (["debug", "--loss", "__import__('os')"], "expected options by name"),
         (["debug", "--columns", "hat"], "columns must be some of"),
         (["debug", "--split", "given"], "split is given, but emoji_people has none of its own"),
         (["quadruplet_csv", "--csv", "nowhere.csv"], "nowhere.csv"),
@@ -425,8 +430,7 @@ def test_what_cannot_be_run_is_one_line_and_leaves_nothing_behind(words, message
 
 
 def test_more_centers_than_pictures_is_a_warning():
-    config = PRESETS["debug"]
-    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, centers_per_class=29))
+    config = dataclasses.replace(PRESETS["debug"], loss="soft_triple(centers_per_class=29)")
     with pytest.warns(UserWarning, match="centers_per_class is 29, but role"):
         load_experiment(config)
 
@@ -476,7 +480,7 @@ def test_sharded_classes_on_other_numbers_of_devices_give_the_numbers_of_whole_o
     "words",
     [
         ["--sampled-classes", "72", "--shard-classes", "--driver", "shard_map", "--chunks", "2", "--freeze-batch-norm"],
-        ["--quadruplet-anchors", "4", "--dtype", "bfloat16", "--remat"],
+        ["--loss", "5*anchored_quadruplet(num_anchors=4)", "--dtype", "bfloat16", "--remat"],
     ],
     ids=["all sampled, sharded, in chunks", "anchors in bfloat16, remat"],
 )

@@ -30,8 +30,8 @@ OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 every_count = pytest.mark.parametrize("count", [1, 4])
 
 
-def soft_triple(key, centers, embeddings, labels):
-    return jaxmetric.soft_triple_loss(embeddings, labels, centers), {}
+def soft_triple(key, centers, memory, embeddings, labels):
+    return jaxmetric.soft_triple_loss(embeddings, labels, centers), ({}, memory)
 
 
 def with_noise(key, positions, images):
@@ -148,8 +148,8 @@ def test_random_changes_and_the_key_of_the_loss_are_the_same_in_chunks(count):
     def pictures_as_embeddings(variables, images, *, train, mutable):
         return variables["params"] * images.reshape(len(images), -1), {}
 
-    def tell(key, loss_params, embeddings, labels):
-        return embeddings.sum(), {"pictures": embeddings, "draw": jax.random.uniform(key)}
+    def tell(key, loss_params, memory, embeddings, labels):
+        return embeddings.sum(), ({"pictures": embeddings, "draw": jax.random.uniform(key)}, memory)
 
     def seen(chunks, count):
         step = make_train_step(
@@ -344,9 +344,9 @@ NUM_CLASSES, SHARDS = 6, 4
 ADAM = optax.adam(0.05)
 
 
-def sharded_soft_triple(key, centers, embeddings, labels):
+def sharded_soft_triple(key, centers, memory, embeddings, labels):
     shard = jaxmetric.ClassShard(centers, axis_name=AXIS_NAME, num_classes=NUM_CLASSES)
-    return jaxmetric.soft_triple_loss(embeddings, labels, shard), {}
+    return jaxmetric.soft_triple_loss(embeddings, labels, shard), ({}, memory)
 
 
 def sharded_state():
@@ -380,12 +380,12 @@ def test_shards_of_class_vectors_take_the_step_of_all_class_vectors_on_one_devic
 
 
 def test_every_device_hears_of_a_shards_gradient_that_is_not_finite():
-    def objective(key, centers, embeddings, labels):
-        loss, terms = sharded_soft_triple(key, centers, embeddings, labels)
+    def objective(key, centers, memory, embeddings, labels):
+        loss, rest = sharded_soft_triple(key, centers, memory, embeddings, labels)
         cusp = jax.lax.cond(
             jax.lax.axis_index(AXIS_NAME) == 2, lambda x: jnp.sqrt(jnp.sum(0 * x)), lambda x: 0.0, centers
         )
-        return loss + cusp, terms
+        return loss + cusp, rest
 
     state, _ = sharded_state()
     _, metrics = drive_sharded(state, objective)(state, linear_batch(NUM_CLASSES))

@@ -4,7 +4,7 @@ python -m experiments.train quadruplet_csv --csv people.csv
 python -m experiments.train soft_triple_csv --csv products.csv
 """
 
-from jaxmetric.run.config import BatchConfig, Config, DataConfig, EncoderConfig, LossConfig, OptimizerConfig
+from jaxmetric.run.config import BatchConfig, Config, DataConfig, EncoderConfig, OptimizerConfig
 
 
 def quadruplet_csv() -> Config:
@@ -13,7 +13,7 @@ def quadruplet_csv() -> Config:
         data=DataConfig(source="csv", split="within", stored_size=72),
         batch=BatchConfig(classes_per_batch=16, pictures_per_class=8, image_size=64, colour=0.1),
         network=EncoderConfig(encoder="resnet18", width=32, stem="imagenet", embedding_dim=128),
-        loss=LossConfig(quadruplet_weight=1.0, quadruplet_margin=0.1),
+        loss="quadruplet(margin=0.1)",
         update=OptimizerConfig(optimizer="adamw", learning_rate=1e-3),
         steps=1000,
         evaluate_every=100,
@@ -27,7 +27,7 @@ def soft_triple_csv() -> Config:
         data=DataConfig(source="csv", split="disjoint", stored_size=72),
         batch=BatchConfig(classes_per_batch=16, pictures_per_class=2, image_size=64, colour=0.1),
         network=EncoderConfig(encoder="resnet18", width=32, stem="imagenet", embedding_dim=64),
-        loss=LossConfig(soft_triple_weight=1.0, centers_per_class=10),
+        loss="soft_triple(centers_per_class=10)",
         update=OptimizerConfig(optimizer="adam", learning_rate=1e-3, loss_rate=10.0, schedule="step", epsilon=0.01),
         steps=1000,
         evaluate_every=100,

@@ -8,7 +8,7 @@ jittered, as they are a label.
 `emoji_unseen` is the second paper's question on the same pictures: SoftTriple on the role alone, whole roles held out.
 """
 
-from jaxmetric.run.config import BatchConfig, Config, DataConfig, EncoderConfig, LossConfig, OptimizerConfig
+from jaxmetric.run.config import BatchConfig, Config, DataConfig, EncoderConfig, OptimizerConfig
 
 
 def emoji_people() -> Config:
@@ -17,13 +17,7 @@ def emoji_people() -> Config:
         data=DataConfig(source="emoji_people", columns=("role", "gender", "skin"), stored_size=64),
         batch=BatchConfig(classes_per_batch=16, pictures_per_class=8, image_size=48, crop_scale=(0.8, 1.0), colour=0.0),
         network=EncoderConfig(encoder="resnet10", width=16, stem="imagenet", embedding_dim=128),
-        loss=LossConfig(
-            quadruplet_weight=20.0,
-            quadruplet_margin=0.3,
-            label_weights=(3.0, 1.0, 3.0),
-            soft_triple_weight=2.5,
-            centers_per_class=3,
-        ),
+        loss="20*quadruplet(margin=0.3, label_weights=(3, 1, 3)) + 2.5*soft_triple(centers_per_class=3)",
         update=OptimizerConfig(optimizer="adamw", learning_rate=1e-2, loss_rate=1.0),
         steps=1000,
         log_every=20,
@@ -38,7 +32,7 @@ def emoji_unseen() -> Config:
         data=DataConfig(source="emoji_people", columns=("role", "gender", "skin"), split="disjoint", stored_size=64),
         batch=BatchConfig(classes_per_batch=16, pictures_per_class=8, image_size=48, colour=0.1),
         network=EncoderConfig(encoder="resnet10", width=16, stem="imagenet", embedding_dim=128),
-        loss=LossConfig(soft_triple_weight=1.0, centers_per_class=3),
+        loss="soft_triple(centers_per_class=3)",
         update=OptimizerConfig(optimizer="adamw", learning_rate=1e-2, loss_rate=1.0),
         steps=400,
         log_every=20,
@@ -51,7 +45,7 @@ def debug() -> Config:
         data=DataConfig(source="emoji_people", columns=("role", "gender", "skin"), stored_size=32),
         batch=BatchConfig(classes_per_batch=8, pictures_per_class=4, image_size=16),
         network=EncoderConfig(encoder="tiny", width=8, embedding_dim=32),
-        loss=LossConfig(quadruplet_weight=5.0, soft_triple_weight=1.0, centers_per_class=2),
+        loss="5*quadruplet + soft_triple(centers_per_class=2)",
         steps=20,
         evaluate_every=10,
         checkpoint_every=10,

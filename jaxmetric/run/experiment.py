@@ -1,0 +1,300 @@
+"""What a run is made of: from a configuration to the network, the objective, the optimizer and the training step."""
+
+import dataclasses
+import warnings
+from functools import cached_property, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from jaxmetric import parallel
+from jaxmetric.data import (
+    LEARNING,
+    Augmentation,
+    LabelledImages,
+    augment,
+    image_keys,
+    prepare,
+)
+from jaxmetric.data.problems import counted
+from jaxmetric.encoders import make_encoder
+from jaxmetric.run.config import Config
+from jaxmetric.run.errors import ConfigError
+from jaxmetric.run.objective import PlacedTerm, WeightedSum, objective
+from jaxmetric.run.source import check_held_out, check_learning, learned_classes, load_labels
+from jaxmetric.training import (
+    Embed,
+    TrainState,
+    create_state,
+    make_embed,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything built from a `Config`: data, network, objective, optimizer.
+
+    `groups` `[N, 2]` holds the identity and the value of the column `exclude_same` of every image; None without one.
+    """
+
+    config: Config
+    source: LabelledImages
+    groups: np.ndarray | None
+    encoder: nn.Module
+    objective: WeightedSum
+    optimizer: optax.GradientTransformation
+    num_devices: int
+
+    @cached_property
+    def state_shapes(self) -> TrainState:
+        """A state of `jax.ShapeDtypeStruct`s."""
+        return jax.eval_shape(lambda: make_state(self))
+
+
+def load_experiment(config: Config, *, num_devices: int | None = None) -> Experiment:
+    """Loads the data and builds the network.
+
+    Args:
+      config: the run.
+      num_devices: among which a batch is divided; those of all processes if not given.
+
+    Raises:
+      ConfigError: if the data cannot be learnt from, or evaluated on, as configured.
+      ValueError: for bad data, see `jaxmetric.data`, or loss options that do not fit it.
+    """
+    source, groups = load_labels(config.data, seed=config.seed)
+    check_learning(config, source)
+    check_held_out(config, source)
+    total = objective(
+        config.loss,
+        source.columns,
+        classes=learned_classes(source),
+        sampled_classes=config.classes.sampled_classes,
+        shard_classes=config.classes.shard_classes,
+    )
+    _warn_of_small_classes(config, source, total)
+    return make_experiment(config, source, groups, total, num_devices=num_devices)
+
+
+def make_experiment(
+    config: Config,
+    source: LabelledImages,
+    groups: np.ndarray | None,
+    objective: WeightedSum,
+    *,
+    num_devices: int | None = None,
+) -> Experiment:
+    """Builds the network and its optimizer for images that are loaded.
+
+    Args:
+      config: the run.
+      source: the images and labels.
+      groups: see `Experiment`.
+      objective: what is minimized.
+      num_devices: see `load_experiment`.
+    """
+    network, update = config.network, config.update
+    encoder = make_encoder(
+        network.encoder,
+        embedding_dim=network.embedding_dim,
+        width=network.width,
+        stem=network.stem,
+        pooling=network.pooling,
+        axis_name=parallel.AXIS_NAME,
+        freeze_batch_norm=network.freeze_batch_norm,
+        dtype=jnp.dtype(network.dtype),
+        remat=network.remat,
+    )
+    optimizer = make_optimizer(
+        update.optimizer,
+        learning_rate(config),
+        loss_rate=update.loss_rate,
+        weight_decay=update.weight_decay,
+        epsilon=update.epsilon,
+    )
+    return Experiment(config, source, groups, encoder, objective, optimizer, num_devices or jax.device_count())
+
+
+def check_step(experiment: Experiment) -> None:
+    """Raises ConfigError if the step cannot run on the devices, or options of the loss do not fit the data."""
+    config, devices = experiment.config, experiment.num_devices
+    size, chunks = config.batch.size, config.batch.chunks
+    if size % devices:
+        raise ConfigError(
+            f"classes_per_batch x pictures_per_class is a batch of {size}, "
+            f"which does not divide among {devices} devices"
+        )
+    if size // devices % chunks:
+        share = counted(size // devices, "image")
+        raise ConfigError(f"chunks is {chunks}, which does not divide a device's share of {share}")
+    for placed in experiment.objective.terms:
+        try:
+            _trace_term(experiment, placed)
+        except (TypeError, ValueError) as error:
+            message = str(error).split("\n")[0].replace("num_sampled", "sampled_classes")
+            raise ConfigError(f"{placed.key}: {message}") from error
+
+
+def learning_rate(config: Config) -> optax.Schedule:
+    """The encoder's learning rate at each step."""
+    update = config.update
+    warmup = min(update.warmup, config.steps - 1)
+    return make_schedule(update.schedule, peak=update.learning_rate, steps=config.steps, warmup=warmup)
+
+
+def make_state(experiment: Experiment) -> TrainState:
+    """The state before the first step, a function of the configuration alone."""
+    config = experiment.config
+    # Drawing all weights under one jit compiles many times sooner with this generator than with the default one.
+    encoder_key = jax.random.key(config.seed, impl="unsafe_rbg")
+    loss_key = jax.random.key(config.seed)
+    return create_state(
+        encoder_key,
+        experiment.encoder,
+        image_size=config.batch.image_size,
+        loss_params=_init_loss_params(loss_key, experiment.objective, experiment),
+        optimizer=experiment.optimizer,
+        memory=experiment.objective.init_memory(dim=config.network.embedding_dim),
+    )
+
+
+def make_step(experiment: Experiment) -> parallel.Step:
+    """The per-device training step, with the learning rate among its metrics."""
+    batch, schedule = experiment.config.batch, learning_rate(experiment.config)
+    augmentation = Augmentation(crop_scale=batch.crop_scale, flip=batch.flip, colour=batch.colour)
+
+    def preprocess(key: jax.Array, positions: jax.Array, images: jax.Array) -> jax.Array:
+        keys = image_keys(key, positions)
+        return augment(keys, images, image_size=batch.image_size, augmentation=augmentation)
+
+    train_step = make_train_step(
+        apply_fn=experiment.encoder.apply,
+        objective=experiment.objective,
+        optimizer=experiment.optimizer,
+        preprocess=preprocess,
+        seed=experiment.config.seed,
+        chunks=batch.chunks,
+        clip_norm=experiment.config.update.clip_norm or None,
+        class_shards=experiment.config.classes.shard_classes,
+    )
+
+    def step(state: TrainState, batch: Any, *, axis_name: str) -> tuple[TrainState, dict[str, jax.Array]]:
+        new_state, metrics = train_step(state, batch, axis_name=axis_name)
+        return new_state, {**metrics, "learning_rate": schedule(state.step)}
+
+    return step
+
+
+def drive_step(experiment: Experiment, driver: str) -> parallel.Driven[TrainState]:
+    """The training step on all devices of all processes."""
+    step = make_step(experiment)
+    if driver == "pmap":
+        return parallel.drive_pmap(step)
+    return parallel.drive_shard_map(step, state_specs=state_specs(experiment))
+
+
+def state_specs(experiment: Experiment) -> TrainState:
+    """What of a state each device holds a part of: class vectors and their moments, if they are sharded."""
+    sharded = experiment.config.classes.shard_classes
+
+    def spec(path: Any, leaf: Any) -> PartitionSpec:
+        return parallel.SHARDED if sharded and leaf.ndim and _is_of_loss(path) else parallel.REPLICATED
+
+    return jax.tree_util.tree_map_with_path(spec, experiment.state_shapes)
+
+
+def restorable(
+    experiment: Experiment, driven: parallel.Driven[TrainState], *, any_classes: bool = False
+) -> tuple[TrainState, TrainState]:
+    """What `jaxmetric.training.restore_latest` wants to know: the state's arrays, and which may change in length.
+
+    Sharded class vectors are padded to a multiple of the devices, which may be others now. With `any_classes`, for a
+    state of which only the encoder is used, all class vectors may be of other classes than those of the checkpoint.
+    """
+    shapes = driven.state_shapes(experiment.state_shapes)
+
+    def may_change(path: Any, leaf: Any, spec: Any) -> bool:
+        return spec != parallel.REPLICATED or bool(any_classes and leaf.ndim and _is_of_loss(path))
+
+    return shapes, jax.tree_util.tree_map_with_path(may_change, experiment.state_shapes, state_specs(experiment))
+
+
+def make_embedder(experiment: Experiment) -> Embed:
+    """`(state, images) -> [N, D]` embeddings; see `jaxmetric.training.make_embed`."""
+    return make_embed(experiment.encoder.apply, partial(prepare, image_size=experiment.config.batch.image_size))
+
+
+def _is_of_loss(path: Any) -> bool:
+    return any(getattr(part, "key", None) == "loss" for part in path)
+
+
+def _init_loss_params(key: jax.Array, total: WeightedSum, experiment: Experiment) -> dict[str, jax.Array]:
+    params = total.init_params(key, dim=experiment.config.network.embedding_dim)
+    if not total.shard_classes:
+        return params
+
+    def padded(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, -len(x) % experiment.num_devices), *[(0, 0)] * (x.ndim - 1)]) if x.ndim else x
+
+    return jax.tree.map(padded, params)
+
+
+def _trace_term(experiment: Experiment, placed: PlacedTerm) -> None:
+    """Traces a term on shapes alone, so that options which do not fit the data are errors before anything runs."""
+    config = experiment.config
+    total = dataclasses.replace(experiment.objective, terms=(placed,))
+    dim, size = config.network.embedding_dim, config.batch.size
+    params = jax.eval_shape(lambda: _init_loss_params(jax.random.key(0), total, experiment))
+    mapped = jax.shard_map(
+        total,
+        mesh=AbstractMesh((experiment.num_devices,), (parallel.AXIS_NAME,), axis_types=(AxisType.Auto,)),
+        in_specs=(parallel.REPLICATED, _specs_of_loss(total, params), *[parallel.REPLICATED] * 3),
+        out_specs=parallel.REPLICATED,
+        check_vma=False,
+    )
+    jax.eval_shape(
+        mapped,
+        jax.eval_shape(lambda: jax.random.key(0)),
+        params,
+        jax.eval_shape(lambda: total.init_memory(dim=dim)),
+        jax.ShapeDtypeStruct((size, dim), jnp.float32),
+        jax.ShapeDtypeStruct((size, len(experiment.source.columns)), jnp.int32),
+    )
+
+
+def _specs_of_loss(total: WeightedSum, params: Any) -> Any:
+    sharded = total.shard_classes
+    return jax.tree.map(lambda x: parallel.SHARDED if sharded and x.ndim else parallel.REPLICATED, params)
+
+
+def _warn_of_small_classes(config: Config, source: LabelledImages, total: WeightedSum) -> None:
+    identities = source.labels[source.split == LEARNING, 0]
+    values, counts = np.unique(identities[identities >= 0], return_counts=True)
+    if not len(values):
+        return
+    smallest = int(counts.min())
+    name = source.columns[0].values[values[counts.argmin()]]
+    batch = config.batch
+    centers = max((placed.term.centers_per_class for placed in total.terms if 0 in placed.columns), default=0)
+    if centers > smallest:
+        warnings.warn(
+            f"centers_per_class is {centers}, but {source.columns[0].name} {name!r} has "
+            f"{counted(smallest, 'learning image')}: some centers stay without any",
+            stacklevel=2,
+        )
+    if batch.classes_per_batch and batch.pictures_per_class > smallest:
+        few = int((counts < batch.pictures_per_class).sum())
+        warnings.warn(
+            f"{few:,} of {counted(len(values), 'value')} of {source.columns[0].name} "
+            f"{'has' if few == 1 else 'have'} fewer than "
+            f"{batch.pictures_per_class} learning images ({name!r} has {smallest}); they repeat within a batch",
+            stacklevel=2,
+        )

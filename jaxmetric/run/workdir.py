@@ -1,0 +1,138 @@
+"""The working directory of a run: what it holds, and that one run at a time writes into it."""
+
+import fcntl
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+
+from jaxmetric import parallel
+from jaxmetric.data import (
+    LabelledImages,
+)
+from jaxmetric.data.problems import counted
+from jaxmetric.run.config import (
+    CONFIG_FILE,
+    Config,
+    ConfigError,
+    check_same_config,
+    save_config,
+)
+from jaxmetric.training import (
+    read_json,
+    write_atomically,
+)
+
+CHECKPOINTS = "checkpoints"
+DATA_FILE = "data.json"
+LOCK_FILE = ".lock"
+_GRACE = 30  # seconds that a run which is told to stop may take
+
+
+@contextmanager
+def exclusive_workdir(workdir: Path) -> Iterator[None]:
+    """Makes the directory of a run, and keeps other runs out of it where the file system has locks.
+
+    The lock goes with the process, however that ends. Of several processes the first holds it.
+
+    Raises:
+      ConfigError: in all processes, if another run is under way there and does not end within some seconds.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOCK_FILE).open("a") as file:
+        if parallel.any_process(jax.process_index() == 0 and not _lock(file, patience=_GRACE)):
+            raise ConfigError(f"a run is under way in {workdir}; wait for its end, or give another --workdir")
+        yield
+
+
+@contextmanager
+def no_run_in(workdir: Path) -> Iterator[bool]:
+    """Whether no run is under way in a directory; if so, none begins within."""
+    with (workdir / LOCK_FILE).open("a") as file:
+        yield _lock(file, patience=0)
+
+
+def _lock(file: IO[str], *, patience: float) -> bool:
+    """Whether the lock could be had. A run that was told to stop may be about to end."""
+    deadline = None
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if deadline is None:
+                deadline = time.monotonic() + patience
+                if patience:
+                    where = Path(file.name).parent
+                    print(f"a run is under way in {where}; waiting up to {patience:g} s for its end", flush=True)
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.2)
+        except OSError as error:
+            warnings.warn(
+                f"{file.name}: no lock ({error.strerror}); nothing keeps a second run off the directory", stacklevel=3
+            )
+            return True
+
+
+def claim_workdir(config: Config, source: LabelledImages, workdir: Path) -> None:
+    """Writes what a run is into its directory, or checks that the run there has the same configuration and data.
+
+    Of several processes all check and one writes.
+
+    Raises:
+      ConfigError: if the configuration, or the pictures and labels behind it, are others.
+    """
+    for name in (CONFIG_FILE, DATA_FILE):
+        if not (workdir / name).exists() and any((workdir / CHECKPOINTS).glob("[0-9]*")):
+            raise ConfigError(f"{workdir} holds checkpoints, but no {name}; put it back, or give another --workdir")
+    check_same_config(config, workdir)
+    path = workdir / DATA_FILE
+    facts = _facts_of(source)
+    if path.exists() and (changed := _changed_data(read_json(path), facts)):
+        raise ConfigError(f"{workdir} holds a run on other data: {changed}; {_cure_of_data(config, source, path)}")
+    if jax.process_index() == 0:
+        save_config(config, workdir)
+        if not path.exists():
+            write_atomically(path, json.dumps(facts, indent=2) + "\n")
+
+
+def _facts_of(source: LabelledImages) -> dict[str, Any]:
+    """What `data.json` holds. `digest` is of everything; `parts` tells what has changed."""
+    parts = {
+        "image names": "\n".join(source.names).encode(),
+        "label values": source.labels.tobytes(),
+        "split": source.split.tobytes(),
+    }
+    whole = parts["label values"] + parts["split"] + parts["image names"]
+    return {
+        "pictures": len(source),
+        "labels": [column.name for column in source.columns],
+        "digest": hashlib.sha256(whole).hexdigest(),
+        "parts": {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()},
+    }
+
+
+def _changed_data(began: dict[str, Any], now: dict[str, Any]) -> str:
+    """What of the data has changed since a run began; "" if nothing. Older files have no `parts`."""
+    if all(began.get(name) == now[name] for name in ("pictures", "labels", "digest")):
+        return ""
+    if began["labels"] != now["labels"]:
+        return f"the label columns were {', '.join(began['labels'])} then and are {', '.join(now['labels'])} now"
+    parts = began.get("parts")
+    changed = [name for name in now["parts"] if parts[name] != now["parts"][name]] if parts else []
+    what = " and ".join(changed) or "image names, label values or split"
+    counts = f"{counted(began['pictures'], 'image')} then, {now['pictures']:,} now"
+    return f"{what} changed since it began ({counts})"
+
+
+def _cure_of_data(config: Config, source: LabelledImages, path: Path) -> str:
+    if config.data.skip_bad and len(source) < read_json(path)["pictures"]:
+        return "images that --skip-bad leaves out now were there then: put them back"
+    return "put the data back as they were to go on with it, or train anew in another --workdir"
