@@ -274,7 +274,7 @@ def test_a_configuration_that_is_there_is_not_written_again(tmp_path):
 )
 def test_a_machine_that_cannot_run_it_names_the_field(machine, message):
     with pytest.raises(ConfigError, match=message):
-        check_machine(Machine(**machine), _replace(PRESETS["debug"], "loss", shard_classes=True))
+        check_machine(Machine(**machine), _replace(PRESETS["debug"], "classes", shard_classes=True))
 
 
 def test_what_is_no_run_is_named(tmp_path):
