@@ -8,6 +8,8 @@ import tyro
 
 from jaxmetric.run.config import Config
 
+_RENAMED_FLAGS = {"--colour": "--color", "--pictures-per-class": "--images-per-class"}
+
 
 def parse(
     presets: dict[str, Config],
@@ -36,6 +38,9 @@ def parse(
     Raises:
       SystemExit: after --help, or for an unknown preset or field.
     """
+    for flag in (word.split("=")[0].replace("_", "-") for word in argv):
+        if flag in _RENAMED_FLAGS:
+            sys.exit(f"error: {flag} is now {_RENAMED_FLAGS[flag]}")
     named = bool(argv) and not argv[0].startswith("-")
     name, rest = (argv[0], argv[1:]) if named else (default, argv)
     if name not in presets:

@@ -111,7 +111,7 @@ class BatchConfig:
 
     classes_per_batch: int = 16
     """P: identities in a batch. 0 draws pictures uniformly, whatever their identity."""
-    pictures_per_class: int = 8
+    images_per_class: int = 8
     """K: pictures of each identity in a batch (the size of a uniform batch if P is 0)."""
     image_size: int = 32
     """Side in pixels of what the network sees."""
@@ -119,7 +119,7 @@ class BatchConfig:
     """Range of the share of a picture's area that a random crop keeps."""
     flip: bool = True
     """Whether to mirror half of the pictures."""
-    colour: float = 0.05
+    color: float = 0.05
     """Brightness, contrast and saturation change by up to this share."""
     chunks: int = 1
     """Parts in which a device takes its share through the network; memory of one part, loss of the whole batch."""
@@ -127,7 +127,7 @@ class BatchConfig:
     @property
     def size(self) -> int:
         """Pictures in a batch, over all devices."""
-        return max(self.classes_per_batch, 1) * self.pictures_per_class
+        return max(self.classes_per_batch, 1) * self.images_per_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +277,7 @@ def check_config(config: Config) -> None:
         raise ConfigError(f"every loss has weight 0; give one of {flags}")
     if batch.classes_per_batch < 0 or batch.size < 2:
         raise ConfigError(
-            f"classes_per_batch {batch.classes_per_batch} x pictures_per_class {batch.pictures_per_class} "
+            f"classes_per_batch {batch.classes_per_batch} x images_per_class {batch.images_per_class} "
             "is a batch of fewer than 2 pictures; nothing can be compared"
         )
     at_least: dict[int, dict[str, float]] = {
@@ -324,8 +324,8 @@ def check_config(config: Config) -> None:
     low, high = batch.crop_scale
     if not 0 < low <= high <= 1:
         raise ConfigError(f"crop_scale is {batch.crop_scale}, expected 0 < smallest <= largest <= 1")
-    if not 0 <= batch.colour < 1:
-        raise ConfigError(f"colour is {batch.colour}, expected [0, 1)")
+    if not 0 <= batch.color < 1:
+        raise ConfigError(f"color is {batch.color}, expected [0, 1)")
     for name in ("quadruplet_margin", "margin", "triplet_margin"):
         if not math.isfinite(getattr(loss, name)):
             raise ConfigError(f"{name} is {getattr(loss, name)}, expected a finite number")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmetric.data import LEARNING, TEST, LabelledImages
+from jaxmetric.data import LEARNING, TEST, LabeledImages
 from jaxmetric.data.columns import find_columns, has_values, read_splits
 from jaxmetric.data.copies import first_of_same_file
 from jaxmetric.data.csv_table import read_table
@@ -22,6 +22,7 @@ from jaxmetric.run.setup import (
     evaluated_split,
     load_source,
     make_experiment,
+    read_facts,
     split_off_groups,
 )
 from jaxmetric.training import read_json
@@ -142,13 +143,13 @@ def _learning_files(config: Config, workdir: Path) -> list[Path] | None:
         labels, _ = encode_values([identity], cells, (), problems)
         make = split_disjoint_classes if data.split == "disjoint" else split_within_classes
         split = make(labels[:, 0], seed=config.seed)
-        if read_json(workdir / DATA_FILE)["pictures"] != len(names):
+        if read_facts(workdir / DATA_FILE)["images"] != len(names):
             return None
     root = Path(data.image_root or Path(data.csv).parent)
     return [root / name for name, code in zip(names, split, strict=True) if code == LEARNING]
 
 
-def _check_held_out(source: LabelledImages, csv: str, header: _Header) -> None:
+def _check_held_out(source: LabeledImages, csv: str, header: _Header) -> None:
     """Raises ConfigError, with a cure, if a list has nothing to evaluate."""
     try:
         evaluated_split(source)

@@ -30,7 +30,7 @@ from jaxmetric.data import (
     TEST,
     VALIDATION,
     Augmentation,
-    LabelledImages,
+    LabeledImages,
     Plan,
     augment,
     image_keys,
@@ -81,7 +81,7 @@ class Experiment:
     """
 
     config: Config
-    source: LabelledImages
+    source: LabeledImages
     groups: np.ndarray | None
     encoder: nn.Module
     objective: Objective
@@ -116,12 +116,12 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
     _check_learning(config, source)
     _check_held_out(config, source)
     _warn_of_small_classes(config, source)
-    return make_experiment(config, source, groups, learnt_identities(source), num_devices=num_devices)
+    return make_experiment(config, source, groups, learned_identities(source), num_devices=num_devices)
 
 
 def make_experiment(
     config: Config,
-    source: LabelledImages,
+    source: LabeledImages,
     groups: np.ndarray | None,
     classes: np.ndarray,
     *,
@@ -166,8 +166,7 @@ def check_step(experiment: Experiment) -> None:
     size, chunks = config.batch.size, config.batch.chunks
     if size % devices:
         raise ConfigError(
-            f"classes_per_batch x pictures_per_class is a batch of {size}, "
-            f"which does not divide among {devices} devices"
+            f"classes_per_batch x images_per_class is a batch of {size}, which does not divide among {devices} devices"
         )
     if size // devices % chunks:
         share = counted(size // devices, "image")
@@ -186,7 +185,7 @@ def learning_rate(config: Config) -> optax.Schedule:
     return make_schedule(update.schedule, peak=update.learning_rate, steps=config.steps, warmup=warmup)
 
 
-def load_labels(data: DataConfig, *, seed: int) -> tuple[LabelledImages, np.ndarray | None]:
+def load_labels(data: DataConfig, *, seed: int) -> tuple[LabeledImages, np.ndarray | None]:
     """The images with the labels to learn, and what `Experiment.groups` holds."""
     name = data.exclude_same
     extra = (name,) if name and data.columns and name not in data.columns else ()
@@ -194,7 +193,7 @@ def load_labels(data: DataConfig, *, seed: int) -> tuple[LabelledImages, np.ndar
     return split_off_groups(source, data)
 
 
-def split_off_groups(source: LabelledImages, data: DataConfig) -> tuple[LabelledImages, np.ndarray | None]:
+def split_off_groups(source: LabeledImages, data: DataConfig) -> tuple[LabeledImages, np.ndarray | None]:
     """Takes the column that `exclude_same` names out of the labels, unless `columns` names it too.
 
     Returns:
@@ -214,7 +213,7 @@ def split_off_groups(source: LabelledImages, data: DataConfig) -> tuple[Labelled
     return dataclasses.replace(source, labels=source.labels[:, kept], columns=columns), groups
 
 
-def load_source(data: DataConfig, *, seed: int) -> LabelledImages:
+def load_source(data: DataConfig, *, seed: int) -> LabeledImages:
     """The pictures and labels that a configuration names."""
     if data.source == "emoji_people":
         if data.split == "given":
@@ -245,13 +244,13 @@ def load_source(data: DataConfig, *, seed: int) -> LabelledImages:
     )
 
 
-def learnt_identities(source: LabelledImages) -> np.ndarray:
+def learned_identities(source: LabeledImages) -> np.ndarray:
     """The codes of the identity column that learning pictures bear, ascending: class c of the losses is entry c."""
     identities = np.unique(source.labels[source.split == LEARNING, 0])
     return identities[identities >= 0]
 
 
-def evaluated_split(source: LabelledImages) -> int:
+def evaluated_split(source: LabeledImages) -> int:
     """The split that evaluation asks: queries, or test, or validation where fewer than two images are for test.
 
     Raises:
@@ -276,7 +275,7 @@ def evaluated_split(source: LabelledImages) -> int:
     )
 
 
-def _check_held_out(config: Config, source: LabelledImages) -> None:
+def _check_held_out(config: Config, source: LabeledImages) -> None:
     """Raises ConfigError, with a cure, if there is nothing to evaluate."""
     try:
         evaluated_split(source)
@@ -292,7 +291,7 @@ def _check_held_out(config: Config, source: LabelledImages) -> None:
         raise ConfigError(f"{error}; {cure}") from error
 
 
-def has_own_split(config: Config, source: LabelledImages) -> bool:
+def has_own_split(config: Config, source: LabeledImages) -> bool:
     """Whether a list's split is not the one that `split` would make of it."""
     data = config.data
     if data.source != "csv":
@@ -301,12 +300,12 @@ def has_own_split(config: Config, source: LabelledImages) -> bool:
     return made_by is None or not np.array_equal(source.split, made_by(source.labels[:, 0], seed=config.seed))
 
 
-def split_sizes(source: LabelledImages) -> dict[str, int]:
+def split_sizes(source: LabeledImages) -> dict[str, int]:
     """How many images each split has, by its name."""
     return {name: int((source.split == code).sum()) for code, name in enumerate(SPLITS)}
 
 
-def described_splits(source: LabelledImages) -> str:
+def described_splits(source: LabeledImages) -> str:
     """The splits that have images, as `8 learning, 2 test`."""
     return ", ".join(f"{size:,} {name}" for name, size in split_sizes(source).items() if size)
 
@@ -371,7 +370,7 @@ def claim_workdir(experiment: Experiment, workdir: Path) -> None:
     check_same_config(experiment.config, workdir)
     source, path = experiment.source, workdir / DATA_FILE
     facts = _facts_of(source)
-    if path.exists() and (changed := _changed_data(read_json(path), facts)):
+    if path.exists() and (changed := _changed_data(read_facts(path), facts)):
         raise ConfigError(f"{workdir} holds a run on other data: {changed}; {_cure_of_data(experiment, path)}")
     if jax.process_index() == 0:
         save_config(experiment.config, workdir)
@@ -379,7 +378,13 @@ def claim_workdir(experiment: Experiment, workdir: Path) -> None:
             write_atomically(path, json.dumps(facts, indent=2) + "\n")
 
 
-def _facts_of(source: LabelledImages) -> dict[str, Any]:
+def read_facts(path: Path) -> dict[str, Any]:
+    """Reads a `data.json`. Older files call the number of images "pictures"."""
+    facts = read_json(path)
+    return {"images": facts.get("pictures"), **facts}
+
+
+def _facts_of(source: LabeledImages) -> dict[str, Any]:
     """What `data.json` holds. `digest` is of everything; `parts` tells what has changed."""
     parts = {
         "image names": "\n".join(source.names).encode(),
@@ -388,7 +393,7 @@ def _facts_of(source: LabelledImages) -> dict[str, Any]:
     }
     whole = parts["label values"] + parts["split"] + parts["image names"]
     return {
-        "pictures": len(source),
+        "images": len(source),
         "labels": [column.name for column in source.columns],
         "digest": hashlib.sha256(whole).hexdigest(),
         "parts": {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()},
@@ -397,24 +402,24 @@ def _facts_of(source: LabelledImages) -> dict[str, Any]:
 
 def _changed_data(began: dict[str, Any], now: dict[str, Any]) -> str:
     """What of the data has changed since a run began; "" if nothing. Older files have no `parts`."""
-    if all(began.get(name) == now[name] for name in ("pictures", "labels", "digest")):
+    if all(began.get(name) == now[name] for name in ("images", "labels", "digest")):
         return ""
     if began["labels"] != now["labels"]:
         return f"the label columns were {', '.join(began['labels'])} then and are {', '.join(now['labels'])} now"
     parts = began.get("parts")
     changed = [name for name in now["parts"] if parts[name] != now["parts"][name]] if parts else []
     what = " and ".join(changed) or "image names, label values or split"
-    counts = f"{counted(began['pictures'], 'image')} then, {now['pictures']:,} now"
+    counts = f"{counted(began['images'], 'image')} then, {now['images']:,} now"
     return f"{what} changed since it began ({counts})"
 
 
 def _cure_of_data(experiment: Experiment, path: Path) -> str:
-    if experiment.config.data.skip_bad and len(experiment.source) < read_json(path)["pictures"]:
+    if experiment.config.data.skip_bad and len(experiment.source) < read_facts(path)["images"]:
         return "images that --skip-bad leaves out now were there then: put them back"
     return "put the data back as they were to go on with it, or train anew in another --workdir"
 
 
-def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) -> Plan:
+def make_batch_plan(batch: BatchConfig, source: LabeledImages, *, seed: int) -> Plan:
     """Which pictures make each batch: P identities x K pictures, or uniformly drawn ones.
 
     Raises:
@@ -428,17 +433,17 @@ def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) ->
             f"{counted(groups, 'value')} of {source.columns[0].name}; give --classes-per-batch {fitting}"
         )
     if not batch.classes_per_batch:
-        return make_uniform_plan(len(source), batch_size=batch.pictures_per_class, seed=seed, where=learning)
+        return make_uniform_plan(len(source), batch_size=batch.images_per_class, seed=seed, where=learning)
     return make_plan(
         source.labels[:, 0],
         classes_per_batch=batch.classes_per_batch,
-        pictures_per_class=batch.pictures_per_class,
+        images_per_class=batch.images_per_class,
         seed=seed,
         where=learning,
     )
 
 
-def learning_groups(source: LabelledImages) -> int:
+def learning_groups(source: LabeledImages) -> int:
     """Values of the identity among the learning images; a missing one is a group of its own."""
     return len(np.unique(source.labels[source.split == LEARNING, 0]))
 
@@ -461,7 +466,7 @@ def make_state(experiment: Experiment) -> TrainState:
 def make_step(experiment: Experiment) -> parallel.Step:
     """The per-device training step, with the learning rate among its metrics."""
     batch, schedule = experiment.config.batch, learning_rate(experiment.config)
-    augmentation = Augmentation(crop_scale=batch.crop_scale, flip=batch.flip, colour=batch.colour)
+    augmentation = Augmentation(crop_scale=batch.crop_scale, flip=batch.flip, color=batch.color)
 
     def preprocess(key: jax.Array, positions: jax.Array, images: jax.Array) -> jax.Array:
         keys = image_keys(key, positions)
@@ -557,7 +562,7 @@ def _trace_objective(experiment: Experiment) -> None:
     )
 
 
-def _check_learning(config: Config, source: LabelledImages) -> None:
+def _check_learning(config: Config, source: LabeledImages) -> None:
     """Raises ConfigError if there is nothing to learn from."""
     if (source.split == LEARNING).any():
         return
@@ -569,7 +574,7 @@ def _check_learning(config: Config, source: LabelledImages) -> None:
     )
 
 
-def _warn_of_small_classes(config: Config, source: LabelledImages) -> None:
+def _warn_of_small_classes(config: Config, source: LabeledImages) -> None:
     identities = source.labels[source.split == LEARNING, 0]
     values, counts = np.unique(identities[identities >= 0], return_counts=True)
     if not len(values):
@@ -583,11 +588,11 @@ def _warn_of_small_classes(config: Config, source: LabelledImages) -> None:
             f"{counted(smallest, 'learning image')}: some centres stay without any",
             stacklevel=2,
         )
-    if batch.classes_per_batch and batch.pictures_per_class > smallest:
-        few = int((counts < batch.pictures_per_class).sum())
+    if batch.classes_per_batch and batch.images_per_class > smallest:
+        few = int((counts < batch.images_per_class).sum())
         warnings.warn(
             f"{few:,} of {counted(len(values), 'value')} of {source.columns[0].name} "
             f"{'has' if few == 1 else 'have'} fewer than "
-            f"{batch.pictures_per_class} learning images ({name!r} has {smallest}); they repeat within a batch",
+            f"{batch.images_per_class} learning images ({name!r} has {smallest}); they repeat within a batch",
             stacklevel=2,
         )

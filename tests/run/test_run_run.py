@@ -28,7 +28,7 @@ from jaxmetric.data import LEARNING
 from jaxmetric.run import evaluate, setup, train
 from jaxmetric.run.config import ConfigError
 from jaxmetric.run.presets import PRESETS
-from jaxmetric.run.setup import claim_workdir, drive_step, learnt_identities, load_experiment, make_state
+from jaxmetric.run.setup import claim_workdir, drive_step, learned_identities, load_experiment, make_state
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["debug", "--steps", "12", "--log-every", "4", "--checkpoint-every", "6", "--evaluate-every", "6"]
@@ -328,7 +328,7 @@ def test_a_csv_of_ones_own_trains_with_missing_labels_and_skips_what_is_bad(tmp_
     (tmp_path / "people.csv").write_text("\n".join(["image,person,side,split", *rows, "torn.png,person 1,right,0"]))
     words = ["quadruplet_csv", "--csv", str(tmp_path / "people.csv"), "--steps", "2", "--encoder", "tiny"]
     words += ["--width", "4", "--image-size", "16", "--stored-size", "16"]
-    words += ["--classes-per-batch", "4", "--pictures-per-class", "2"]
+    words += ["--classes-per-batch", "4", "--images-per-class", "2"]
     assert train.main([*words, "--workdir", str(tmp_path / "run")]) == 1
     assert re.search(r"error: .*people.csv:26: .*torn.png", capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
@@ -368,9 +368,8 @@ def test_a_run_on_other_data_says_what_has_changed_and_what_to_do(change, told, 
     claim_workdir(experiment, tmp_path)
     if older:
         facts = json.loads((tmp_path / "data.json").read_text())
-        (tmp_path / "data.json").write_text(
-            json.dumps({name: facts[name] for name in ("pictures", "labels", "digest")})
-        )
+        older_facts = {"pictures": facts["images"], "labels": facts["labels"], "digest": facts["digest"]}
+        (tmp_path / "data.json").write_text(json.dumps(older_facts))
         claim_workdir(experiment, tmp_path)
         told = "image names, label values or split changed"
     source = dataclasses.replace(experiment.source, **change(experiment.source))
@@ -391,7 +390,7 @@ def test_held_out_identities_are_no_classes_of_the_softmax(sampled_classes):
     assert centers.shape[0] == 48
     # An embedding that points at its own class's centres is right, whatever code its identity has among all 72.
     learnt = np.flatnonzero(experiment.source.split == LEARNING)[::36][:8]
-    identities = learnt_identities(experiment.source)
+    identities = learned_identities(experiment.source)
     labels = experiment.source.labels[learnt]
     vectors = np.eye(48, 32, dtype=np.float32) + np.eye(48, 32, -32, dtype=np.float32) * -1
     embeddings = vectors[np.searchsorted(identities, labels[:, 0])]
@@ -408,7 +407,7 @@ def test_held_out_identities_are_no_classes_of_the_softmax(sampled_classes):
             ["debug", "--classes-per-batch", "100"],
             "the learning pictures have 72 values of role; give --classes-per-batch 72 or less",
         ),
-        (["debug", "--classes-per-batch", "3", "--pictures-per-class", "1"], "does not divide among 8 devices"),
+        (["debug", "--classes-per-batch", "3", "--images-per-class", "1"], "does not divide among 8 devices"),
         (["debug", "--label-weights", "1", "2"], "label_weights has 2 entries, expected one for each of the columns"),
         (["debug", "--columns", "hat"], "columns must be some of"),
         (["debug", "--split", "given"], "split is given, but emoji_people has none of its own"),
