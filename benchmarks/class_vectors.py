@@ -15,7 +15,7 @@ import jaxmetric
 from benchmarks.measure import HAVE_PEERS, Candidate, compare, compiled, print_environment, torch_step
 
 DIM = 128
-# Batch and classes: 8 pictures of each class, and many more classes than pictures.
+# Batch and classes: 8 images of each class, and many more classes than images.
 SMALL, LARGE = ((256, 32), (1024, 128)), ((128, 1000), (128, 11_318))
 
 
@@ -107,7 +107,7 @@ def beside_the_peer(rival: Rival, batch: int, num_classes: int, tau: float | Non
 
 
 def many_classes() -> None:
-    """SoftTriple with K = 10 centres for each of 100,000 classes: 256 MB of centres, and as much for their gradient."""
+    """SoftTriple with K = 10 centers for each of 100,000 classes: 256 MB of centers, and as much for their gradient."""
     batch, num_classes, dim = 128, 100_000, 64
     keys = jax.random.split(jax.random.key(0), 3)
     centers = jaxmetric.init_centers(keys[0], num_classes, 10, dim)
@@ -118,7 +118,7 @@ def many_classes() -> None:
     for tau in (0.0, 0.2):
         loss = jax.value_and_grad(partial(jaxmetric.soft_triple_loss, tau=tau), argnums=(0, 2))
         candidates.append(compiled(f"soft_triple_loss, tau = {tau:g}", loss, embeddings, labels, centers))
-    compare(f"SoftTriple, {centers.nbytes / 1e6:.0f} MB of centres: B = 128, C = 100000, K = 10, D = 64", candidates)
+    compare(f"SoftTriple, {centers.nbytes / 1e6:.0f} MB of centers: B = 128, C = 100000, K = 10, D = 64", candidates)
 
 
 def main() -> None:

@@ -75,9 +75,7 @@ def in_torch(name: str, batch: int) -> Candidate:
 
 
 def main(names: Sequence[str] = ()) -> None:
-    print(
-        f"\nLosses over pairs, value and gradient, D = {DIM}, {PER_CLASS} pictures a class, and their namesakes in PML"
-    )
+    print(f"\nLosses over pairs, value and gradient, D = {DIM}, {PER_CLASS} images a class, and their namesakes in PML")
     columns = f"{'temporary':>12}{'/ 4 B^2':>9}{'PML memory':>12}{'compile':>9}"
     print(f"{'':36}{'B':>5}{'ours':>11}{'PML':>12}{'ratio':>9}{columns}")
     for name, entry in ENTRIES.items():

@@ -42,7 +42,7 @@ def devices(width: int, counts: tuple[int, ...]) -> None:
             computed[count].append(seconds["computed"])
     for worker in workers.values():
         worker.communicate()
-    what = f"emoji_people, width {width}, 128 pictures, median of {_ROUNDS} rounds of {_STEPS} steps in turn"
+    what = f"emoji_people, width {width}, 128 images, median of {_ROUNDS} rounds of {_STEPS} steps in turn"
     print(f"\nA training step of {what}")
     print(f"{'':32s}{'clock':>10s}{'ratio':>8s}{'computed':>12s}{'ratio':>8s}")
     for count in counts:

@@ -19,7 +19,7 @@ from jaxmetric.numerics import safe_normalize
 from jaxmetric.parallel import AXIS_NAME, average, drive_shard_map, gather
 
 DEVICES, CLASSES, CENTERS, DIM, BATCH = 8, 1_000_000, 4, 64, 128
-# The centres are short, about 1 / sqrt(C K), so that small steps turn them.
+# The centers are short, about 1 / sqrt(C K), so that small steps turn them.
 KERNEL_RATE, CENTERS_RATE = 0.1, 1e-5
 SPECS = {"step": PartitionSpec(), "kernel": PartitionSpec(), "centers": PartitionSpec(AXIS_NAME)}
 
@@ -36,14 +36,14 @@ def one_batch() -> dict[str, np.ndarray]:
 
 
 def all_classes(state: Any, batch: Any, *, axis_name: str) -> Any:
-    """Gradient descent on a linear embedding and all centres."""
+    """Gradient descent on a linear embedding and all centers."""
     labels = gather(batch["label"], axis_name)
     loss, kernel, change = loss_and_changes(state["kernel"], state["centers"], CLASSES, batch["x"], labels, axis_name)
     return {"step": state["step"] + 1, "kernel": kernel, "centers": state["centers"] + change}, loss
 
 
 def a_tenth_of_the_classes(state: Any, batch: Any, *, axis_name: str) -> Any:
-    """The same on the centres of classes drawn for the step."""
+    """The same on the centers of classes drawn for the step."""
     key, labels = jax.random.fold_in(jax.random.key(1), state["step"]), gather(batch["label"], axis_name)
     rows, labels = jaxmetric.sample_classes(key, labels, CLASSES, CLASSES // 10, axis_name=axis_name)
     taken = state["centers"][rows]
@@ -54,7 +54,7 @@ def a_tenth_of_the_classes(state: Any, batch: Any, *, axis_name: str) -> Any:
 def loss_and_changes(
     kernel: jax.Array, vectors: jax.Array, num_classes: int, x: jax.Array, labels: jax.Array, axis_name: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The loss, the new kernel and what is to be added to the centres of this device."""
+    """The loss, the new kernel and what is to be added to the centers of this device."""
 
     def loss_fn(kernel: jax.Array, vectors: jax.Array) -> jax.Array:
         embeddings = gather(safe_normalize(x @ kernel), axis_name)
@@ -97,7 +97,7 @@ def main() -> None:
     run_steps(all_classes)
     print("temporary: of each device, beside its state. peak: memory of the whole process, all devices together.")
     print(
-        f"Of {megabytes(size)} of centres a device holds {megabytes(size // DEVICES)}; Adam's state adds twice as much."
+        f"Of {megabytes(size)} of centers a device holds {megabytes(size // DEVICES)}; Adam's state adds twice as much."
     )
 
 

@@ -1,6 +1,6 @@
-"""Memory and time of one training step: plain, in chunks, with rematerialised blocks, in bfloat16.
+"""Memory and time of one training step: plain, in chunks, with rematerialized blocks, in bfloat16.
 
-On CPU chunks save memory alone: XLA is slow there at the gradients of convolutions in a loop, undoes rematerialisation
+On CPU chunks save memory alone: XLA is slow there at the gradients of convolutions in a loop, undoes rematerialization
 and computes bfloat16 in float32. `jaxmetric.run.compile` tells what they save on a TPU.
 
 `python -m benchmarks.step_memory`
@@ -68,7 +68,7 @@ def candidate(name: str, width: int, *, chunks: int = 1, **precision: Any) -> Ca
 def main() -> None:
     for width in (16, 64):
         candidates = [candidate(name, width, **options) for name, options in VARIANTS.items()]
-        title = f"A training step of ResNet-18, width {width}: {BATCH} pictures of {SIDE} pixels"
+        title = f"A training step of ResNet-18, width {width}: {BATCH} images of {SIDE} pixels"
         compare(title, candidates, rounds=5, seconds=10)
 
 

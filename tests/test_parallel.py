@@ -67,7 +67,7 @@ def updated(state, gradients, mean):
 
 
 def make_step(loss):
-    """A linear embedding, centred by a batch statistic through which the gradient flows, on one of the devices."""
+    """A linear embedding, centered by a batch statistic through which the gradient flows, on one of the devices."""
 
     def step(state, batch, *, axis_name):
         def loss_fn(params):
@@ -136,7 +136,7 @@ def test_every_loss_on_many_devices_equals_one_with_the_global_batch(name, count
     assert_equal_to_rounding(actual, expected)
 
 
-def test_the_train_step_with_synchronised_batch_norm_equals_one_device():
+def test_the_train_step_with_synchronized_batch_norm_equals_one_device():
     optax = pytest.importorskip("optax")
     pytest.importorskip("flax")
     from jaxmetric.encoders import make_encoder

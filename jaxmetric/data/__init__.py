@@ -1,14 +1,14 @@
-"""Pictures with labels: sources, splits, batch plans, the reading pipeline and augmentation.
+"""Images with labels: sources, splits, batch plans, the reading pipeline and augmentation.
 
-A source (`load_emoji_people`, `load_manifest`, `load_tfds`) gives a `LabelledImages`; a plan (`make_plan`,
-`make_uniform_plan`) says which pictures make the batch of a step; `batches` reads them ahead; `augment` and
+A source (`load_emoji_people`, `load_manifest`, `load_tfds`) gives a `LabeledImages`; a plan (`make_plan`,
+`make_uniform_plan`) says which images make the batch of a step; `batches` reads them ahead; `augment` and
 `prepare` run on the device.
 """
 
 from jaxmetric.data.augment import Augmentation, augment, augment_image, image_keys, prepare
+from jaxmetric.data.decoding import LazyImages, decode_image
 from jaxmetric.data.emoji import load_emoji_people
 from jaxmetric.data.manifest import load_manifest
-from jaxmetric.data.pictures import LazyPictures, decode_picture
 from jaxmetric.data.pipeline import BatchIterator, InputSpeed, batches
 from jaxmetric.data.plans import Plan, batch_indices, make_plan, make_uniform_plan, visit_counts
 from jaxmetric.data.problems import ManifestError, ManifestWarning
@@ -20,11 +20,11 @@ from jaxmetric.data.sources import (
     SPLITS,
     TEST,
     VALIDATION,
+    ImageError,
     InputError,
     InputTimeoutError,
     LabelColumn,
-    LabelledImages,
-    PictureError,
+    LabeledImages,
     SourceWarning,
     describe,
 )
@@ -40,22 +40,22 @@ __all__ = [
     "VALIDATION",
     "Augmentation",
     "BatchIterator",
+    "ImageError",
     "InputError",
     "InputSpeed",
     "InputTimeoutError",
     "LabelColumn",
-    "LabelledImages",
-    "LazyPictures",
+    "LabeledImages",
+    "LazyImages",
     "ManifestError",
     "ManifestWarning",
-    "PictureError",
     "Plan",
     "SourceWarning",
     "augment",
     "augment_image",
     "batch_indices",
     "batches",
-    "decode_picture",
+    "decode_image",
     "describe",
     "image_keys",
     "load_emoji_people",

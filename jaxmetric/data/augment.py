@@ -1,11 +1,11 @@
-"""From uint8 pictures to what the encoder eats: random changes to learn from, none to evaluate.
+"""From uint8 images to what the encoder eats: random changes to learn from, none to evaluate.
 
-`augment_image` is written for one picture under one key; `augment` vmaps it over a batch with one key per
-picture (`image_keys`), so that a picture is changed in the same way whichever device it lands on. `prepare`
-only resizes. All of them standardise in the end, by default to [-1, 1].
+`augment_image` is written for one image under one key; `augment` vmaps it over a batch with one key per
+image (`image_keys`), so that an image is changed in the same way whichever device it lands on. `prepare`
+only resizes. All of them standardize in the end, by default to [-1, 1].
 
 A crop is resized by two small matrices, one per axis, which hold the weights of a triangle filter (bilinear,
-widened where the picture shrinks). Cropping, resizing and mirroring thus are two matmuls: fast on every
+widened where the image shrinks). Cropping, resizing and mirroring thus are two matmuls: fast on every
 backend, static in shape.
 """
 
@@ -20,27 +20,27 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much a picture may change.
+    """How much an image may change.
 
     Attributes:
       crop_scale: share of the area that a crop keeps, drawn uniformly from this range within (0, 1].
       crop_aspect: width over height of a crop, drawn log-uniformly from this range.
-      flip: whether half of the pictures are mirrored left to right.
-      colour: brightness, contrast and saturation are multiplied by a draw from [1 - colour, 1 + colour]; keep
-        it small where colour is a label.
+      flip: whether half of the images are mirrored left to right.
+      color: brightness, contrast and saturation are multiplied by a draw from [1 - color, 1 + color]; keep
+        it small where color is a label.
 
     Raises:
       ValueError: if a range is empty or out of bounds.
 
     Example:
-      >>> Augmentation(crop_scale=(0.8, 1.0), flip=False).colour
+      >>> Augmentation(crop_scale=(0.8, 1.0), flip=False).color
       0.1
     """
 
     crop_scale: tuple[float, float] = (0.6, 1.0)
     crop_aspect: tuple[float, float] = (0.8, 1.25)
     flip: bool = True
-    colour: float = 0.1
+    color: float = 0.1
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -49,12 +49,12 @@ class Augmentation:
         low, high = self.crop_aspect
         if not 0 < low <= high:
             raise ValueError(f"crop_aspect must satisfy 0 < low <= high, got {self.crop_aspect}")
-        if not 0 <= self.colour < 1:
-            raise ValueError(f"colour must lie in [0, 1), got {self.colour}")
+        if not 0 <= self.color < 1:
+            raise ValueError(f"color must lie in [0, 1), got {self.color}")
 
 
 def image_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
-    """One key per picture, from the key of the step and the place of each picture in the global batch.
+    """One key per image, from the key of the step and the place of each image in the global batch.
 
     Args:
       key: a `jax.random` key.
@@ -75,49 +75,49 @@ def augment(
     mean: float | tuple[float, float, float] = 0.5,
     std: float | tuple[float, float, float] = 0.5,
 ) -> jax.Array:
-    """Changes every picture of a batch at random and standardises it.
+    """Changes every image of a batch at random and standardizes it.
 
     Args:
-      keys: one `jax.random` key per picture, `[B]`; see `image_keys`.
+      keys: one `jax.random` key per image, `[B]`; see `image_keys`.
       images: uint8 `[B, H, W, 3]`.
       image_size: the side S of the result.
       augmentation: how much may change.
-      mean: taken from pictures in [0, 1], for all channels or each.
+      mean: taken from images in [0, 1], for all channels or each.
       std: divides what is left.
 
     Returns:
       float32 `[B, S, S, 3]`; with the default mean and std in [-1, 1].
 
     Raises:
-      TypeError: if the pictures are not uint8 or `image_size` is not an integer.
+      TypeError: if the images are not uint8 or `image_size` is not an integer.
       ValueError: if a shape is wrong.
 
     Example:
-      >>> pictures = jnp.zeros((4, 64, 64, 3), jnp.uint8)
+      >>> images = jnp.zeros((4, 64, 64, 3), jnp.uint8)
       >>> keys = image_keys(jax.random.key(0), jnp.arange(4))
-      >>> jax.jit(augment, static_argnames="image_size")(keys, pictures, image_size=32).shape
+      >>> jax.jit(augment, static_argnames="image_size")(keys, images, image_size=32).shape
       (4, 32, 32, 3)
     """
     _check(images, image_size, mean, std)
     if len(keys) != len(images):
-        raise ValueError(f"keys must hold one key per picture ({len(images)}), got {len(keys)}")
+        raise ValueError(f"keys must hold one key per image ({len(images)}), got {len(keys)}")
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
         return augment_image(key, image, image_size=image_size, augmentation=augmentation)
 
     keys, images = _sharded_alike(keys, jnp.asarray(images))
-    return _standardise(jax.vmap(one)(keys, images), mean, std)
+    return _standardize(jax.vmap(one)(keys, images), mean, std)
 
 
 def augment_image(key: jax.Array, image: jax.Array, *, image_size: int, augmentation: Augmentation) -> jax.Array:
-    """The random changes of one picture: uint8 `[H, W, 3]` -> float32 `[S, S, 3]` in [0, 1]."""
-    crop_key, flip_key, colour_key = jax.random.split(key, 3)
+    """The random changes of one image: uint8 `[H, W, 3]` -> float32 `[S, S, 3]` in [0, 1]."""
+    crop_key, flip_key, color_key = jax.random.split(key, 3)
     top, left, height, width = _random_box(crop_key, augmentation)
     mirrored = jax.random.bernoulli(flip_key) if augmentation.flip else jnp.array(False)
     start, extent = jnp.where(mirrored, left + width, left), jnp.where(mirrored, -width, width)
     rows = _resize_weights(image.shape[0], image_size, top, height)
     columns = _resize_weights(image.shape[1], image_size, start, extent)
-    return _change_colour(colour_key, _resize(image, rows, columns), augmentation.colour)
+    return _change_color(color_key, _resize(image, rows, columns), augmentation.color)
 
 
 def prepare(
@@ -127,19 +127,19 @@ def prepare(
     mean: float | tuple[float, float, float] = 0.5,
     std: float | tuple[float, float, float] = 0.5,
 ) -> jax.Array:
-    """What evaluation sees: pictures resized whole and standardised, nothing random.
+    """What evaluation sees: images resized whole and standardized, nothing random.
 
     Args:
       images: uint8 `[B, H, W, 3]`.
       image_size: the side S of the result.
-      mean: taken from pictures in [0, 1], for all channels or each.
+      mean: taken from images in [0, 1], for all channels or each.
       std: divides what is left.
 
     Returns:
       float32 `[B, S, S, 3]`; with the default mean and std in [-1, 1].
 
     Raises:
-      TypeError: if the pictures are not uint8 or `image_size` is not an integer.
+      TypeError: if the images are not uint8 or `image_size` is not an integer.
       ValueError: if a shape is wrong.
 
     Example:
@@ -149,11 +149,11 @@ def prepare(
     _check(images, image_size, mean, std)
     _, height, width, _ = images.shape
     if (height, width) == (image_size, image_size):
-        return _standardise(images.astype(jnp.float32) / 255, mean, std)
+        return _standardize(images.astype(jnp.float32) / 255, mean, std)
     rows = _resize_weights(height, image_size, 0.0, 1.0)
     columns = _resize_weights(width, image_size, 0.0, 1.0)
     resized = jax.vmap(_resize, in_axes=(0, None, None))(images, rows, columns)
-    return _standardise(jnp.clip(resized, 0.0, 1.0), mean, std)
+    return _standardize(jnp.clip(resized, 0.0, 1.0), mean, std)
 
 
 def _sharded_alike(keys: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -187,13 +187,13 @@ def _check(images: jax.Array, image_size: int, mean: float | tuple[float, ...], 
             raise ValueError(f"{name} must be a number or 3, one for each channel, got shape {np.shape(value)}")
 
 
-def _standardise(images: jax.Array, mean: float | tuple[float, ...], std: float | tuple[float, ...]) -> jax.Array:
+def _standardize(images: jax.Array, mean: float | tuple[float, ...], std: float | tuple[float, ...]) -> jax.Array:
     offset, scale = (jnp.broadcast_to(jnp.asarray(each, jnp.float32), (1, 1, 1, 3)) for each in (mean, std))
     return (images - offset) / scale
 
 
 def _random_box(key: jax.Array, augmentation: Augmentation) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Top, left, height and width of a crop, as shares of the picture's sides."""
+    """Top, left, height and width of a crop, as shares of the image's sides."""
     scale_key, aspect_key, place_key = jax.random.split(key, 3)
     low, high = augmentation.crop_scale
     area = jax.random.uniform(scale_key, minval=low, maxval=high)
@@ -222,13 +222,13 @@ def _resize(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     return jnp.einsum("ywc,xw->yxc", by_rows.reshape(-1, width, channels), columns)
 
 
-def _change_colour(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
+def _change_color(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
     """Multiplies brightness, contrast and saturation by one draw each."""
     if not strength:
         return jnp.clip(image, 0.0, 1.0)
     brightness, contrast, saturation = jax.random.uniform(key, (3,), minval=1 - strength, maxval=1 + strength)
     image = image * brightness
-    grey = image @ jnp.array(_LUMA)
-    image = grey.mean() + contrast * (image - grey.mean())
-    grey = (image @ jnp.array(_LUMA))[..., None]
-    return jnp.clip(grey + saturation * (image - grey), 0.0, 1.0)
+    gray = image @ jnp.array(_LUMA)
+    image = gray.mean() + contrast * (image - gray.mean())
+    gray = (image @ jnp.array(_LUMA))[..., None]
+    return jnp.clip(gray + saturation * (image - gray), 0.0, 1.0)

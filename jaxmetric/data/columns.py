@@ -130,10 +130,10 @@ def _headerless(table: CsvTable, chosen: Sequence[str] | None, problems: Problem
             f"the header {table.separator.join((IMAGE, 'identity'))!r}",
             table.header_line,
         )
-    labelled: Sequence[int] = range(1, width - 1)
+    labeled: Sequence[int] = range(1, width - 1)
     if chosen is None:
-        labelled = _with_values(table, labelled, names, problems)
-    columns = Columns(names, 0, width - 1, (), tuple(labelled))
+        labeled = _with_values(table, labeled, names, problems)
+    columns = Columns(names, 0, width - 1, (), tuple(labeled))
     columns = _chosen(columns, table, chosen, problems)
     labels = f"{names[1]} ... {names[-2]}" if width > 3 else names[1]
     problems.note(

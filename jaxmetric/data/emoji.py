@@ -1,7 +1,7 @@
 """The embedded data set: emoji people, 72 roles x 3 genders x 6 skin tones x 2 vendors, fully crossed.
 
 Noto Emoji (Apache-2.0) and Twemoji (CC-BY 4.0), 64 x 64 on white; `emoji_people/NOTICE.md` has the
-attribution and `emoji_people/make.py` made the file. Real pictures with several true labels each, small
+attribution and `emoji_people/make.py` made the file. Real images with several true labels each, small
 enough to ship: they serve the quadruplet loss (one identity and soft labels) as well as retrieval of unseen
 classes.
 """
@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from jaxmetric.data.pictures import check_resize, resize_pictures
-from jaxmetric.data.sources import LabelColumn, LabelledImages
+from jaxmetric.data.decoding import check_resize, resize_images
+from jaxmetric.data.sources import LabelColumn, LabeledImages
 from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 
 _AXES = ("vendor", "role", "gender", "skin")
@@ -26,19 +26,19 @@ def load_emoji_people(
     seed: int = 0,
     columns: Sequence[str] = ("role", "gender", "skin"),
     size: int = 64,
-) -> LabelledImages:
-    """Loads the 2,592 pictures of people.
+) -> LabeledImages:
+    """Loads the 2,592 images of people.
 
     Args:
-      split: "within" holds 4 + 4 of the 36 pictures of each role out, spread over gender, skin and vendor,
+      split: "within" holds 4 + 4 of the 36 images of each role out, spread over gender, skin and vendor,
         and learns from 28; "disjoint" learns from 48 roles, validates on 8 others and tests on 16 others.
       seed: another seed gives another split.
       columns: the labels to take, the first of them being the identity: "role" (72 values), "gender" (3),
         "skin" (6), "vendor" (2). None is ordinal: the skin "default" (yellow) has no place on a scale.
-      size: the side of the pictures, at most 64.
+      size: the side of the images, at most 64.
 
     Returns:
-      The pictures in memory, sorted by vendor, role, gender and skin.
+      The images in memory, sorted by vendor, role, gender and skin.
 
     Raises:
       ValueError: if the split, a column or the size is unknown.
@@ -56,7 +56,7 @@ def load_emoji_people(
         raise ValueError(f"columns must be some of {', '.join(_AXES)}, got {columns!r}")
     check_resize(size, "squash")
     if size > 64:
-        raise ValueError(f"size must be at most 64, the size of the embedded pictures, got {size}")
+        raise ValueError(f"size must be at most 64, the size of the embedded images, got {size}")
 
     images, files, values = _read()
     codes = np.stack(np.meshgrid(*(np.arange(len(values[axis])) for axis in _AXES), indexing="ij"), axis=-1)
@@ -66,8 +66,8 @@ def load_emoji_people(
         parts = split_within_classes(roles, validation=4 / 36, test=4 / 36, seed=seed, spread=codes[:, [2, 3, 0]])
     else:
         parts = split_disjoint_classes(roles, validation=8 / 72, test=16 / 72, seed=seed)
-    return LabelledImages(
-        images=images if size == images.shape[1] else resize_pictures(images, size),
+    return LabeledImages(
+        images=images if size == images.shape[1] else resize_images(images, size),
         labels=np.ascontiguousarray(codes[:, [_AXES.index(name) for name in columns]]),
         columns=tuple(LabelColumn(name, values[name]) for name in columns),
         split=parts,
@@ -76,7 +76,7 @@ def load_emoji_people(
 
 
 def _read() -> tuple[np.ndarray, tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Pictures `[N, 64, 64, 3]`, the file names of one vendor, and what the codes of each axis mean."""
+    """Images `[N, 64, 64, 3]`, the file names of one vendor, and what the codes of each axis mean."""
     with (
         (resources.files(__package__) / "emoji_people" / "emoji_people.npz").open("rb") as file,
         np.load(file) as arrays,

@@ -30,11 +30,11 @@ import numpy as np
 from jaxmetric.data.columns import Columns, find_columns, read_splits
 from jaxmetric.data.copies import content_keys, copies_across_splits, first_of_same_file
 from jaxmetric.data.csv_table import SEPARATORS, CsvTable, is_whole, read_table
+from jaxmetric.data.decoding import LazyImages, Resize, check_resize, try_images
 from jaxmetric.data.image_files import image_file, spelled_out
 from jaxmetric.data.label_values import clean_values, encode_values, note_values, whole_number_cure
-from jaxmetric.data.pictures import LazyPictures, Resize, check_resize, try_pictures
 from jaxmetric.data.problems import ManifestError, ManifestWarning, Problems
-from jaxmetric.data.sources import LabelledImages, PictureError, SourceWarning
+from jaxmetric.data.sources import ImageError, LabeledImages, SourceWarning
 from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 
 __all__ = ["ManifestError", "ManifestWarning", "load_manifest"]
@@ -72,7 +72,7 @@ def load_manifest(
     split: Literal["given", "within", "disjoint"] = "within",
     seed: int = 0,
     memory_budget: int = 1 << 30,
-) -> LabelledImages:
+) -> LabeledImages:
     """Reads the images that a CSV file lists; the module's docstring shows the formats.
 
     Codes follow the sorted values, numerically where all of a column are numbers. The codes of an ordinal
@@ -127,7 +127,7 @@ def load_manifest(
 
     _find_bad_cells(rows, ordinal_places, problems)
     _find_repeated_images(rows, root, problems)
-    pixels = _decode(_pictures(rows, root, image_size, resize), rows, problems, memory_budget)
+    pixels = _decode(_images(rows, root, image_size, resize), rows, problems, memory_budget)
 
     if problems.bad_lines and not skip_bad:
         raise problems.error()
@@ -140,8 +140,8 @@ def load_manifest(
     rows = rows.take(good)
     note_values(rows.columns, rows.labels, ordinal_places, problems)
     labels, described = encode_values(rows.columns, rows.labels, ordinal_places, problems)
-    source = LabelledImages(
-        images=_pictures(rows, root, image_size, resize) if pixels is None else pixels[good],
+    source = LabeledImages(
+        images=_images(rows, root, image_size, resize) if pixels is None else pixels[good],
         labels=labels,
         columns=described,
         split=_split(rows, labels, split, seed),
@@ -229,29 +229,29 @@ def _find_repeated_images(rows: _Rows, root: Path, problems: Problems) -> None:
             problems.add(rows.lines[i], f"{rows.images[i]} is the same file as {image}, which is listed on line {line}")
 
 
-def _pictures(rows: _Rows, root: Path, image_size: int, resize: Resize) -> LazyPictures:
-    return LazyPictures(partial(_listed_file, root, rows.images), rows.images, image_size=image_size, resize=resize)
+def _images(rows: _Rows, root: Path, image_size: int, resize: Resize) -> LazyImages:
+    return LazyImages(partial(_listed_file, root, rows.images), rows.images, image_size=image_size, resize=resize)
 
 
 def _listed_file(root: Path, images: Sequence[str], index: int) -> Path:
     return image_file(root, images[index])
 
 
-def _decode(images: LazyPictures, rows: _Rows, problems: Problems, memory_budget: int) -> np.ndarray | None:
+def _decode(images: LazyImages, rows: _Rows, problems: Problems, memory_budget: int) -> np.ndarray | None:
     """Decodes every image to find bad ones; returns them all `[N, S, S, 3]` if they fit the budget."""
     kept: np.ndarray | None = None
-    for i, picture in enumerate(try_pictures(images)):
-        if isinstance(picture, PictureError):
-            problems.add(rows.lines[i], _unreadable(rows.images[i], picture))
+    for i, image in enumerate(try_images(images)):
+        if isinstance(image, ImageError):
+            problems.add(rows.lines[i], _unreadable(rows.images[i], image))
             continue
-        if kept is None and picture.nbytes * len(images) <= memory_budget:
-            kept = np.zeros((len(images), *picture.shape), np.uint8)
+        if kept is None and image.nbytes * len(images) <= memory_budget:
+            kept = np.zeros((len(images), *image.shape), np.uint8)
         if kept is not None:
-            kept[i] = picture
+            kept[i] = image
     return kept
 
 
-def _unreadable(image: str, error: PictureError) -> str:
+def _unreadable(image: str, error: ImageError) -> str:
     if not image:
         return "no image is named"
     if "\\" in image:

@@ -28,13 +28,13 @@ import numpy as np
 
 from jaxmetric.data.plans import Plan, batch_indices, plan_fingerprint
 from jaxmetric.data.reading import read_batch, rows_of
-from jaxmetric.data.sources import InputError, InputTimeoutError, LabelledImages, PictureError
+from jaxmetric.data.sources import ImageError, InputError, InputTimeoutError, LabeledImages
 
 _PATIENCE = 5.0  # seconds that workers may take to end before they are killed
 _START_SECONDS = 120.0  # that workers may take to start, besides the timeout
 _LIMIT = 60.0  # seconds that ending takes at most; grain waits for 25 before it kills a worker by itself
 _UNLINK_SECONDS = 0.2
-_NAMED = 3  # pictures that the message of a timeout names
+_NAMED = 3  # images that the message of a timeout names
 _EXIT_HINTS = {
     -9: "killed, as the kernel does when memory runs out",
     -7: "a bus error, as when /dev/shm is full",
@@ -47,8 +47,8 @@ class InputSpeed(NamedTuple):
 
     Attributes:
       waited_seconds: how long the consumer waited for them.
-      images_per_second: pictures that the pipeline could deliver per second to a consumer that never paused; 0 before
-        the first batch. For n pictures, read by R readers (threads, those of all workers together) which took b
+      images_per_second: images that the pipeline could deliver per second to a consumer that never paused; 0 before
+        the first batch. For n images, read by R readers (threads, those of all workers together) which took b
         seconds for it and computed in c of them, on M cores: n / max(b / R, c / M).
     """
 
@@ -57,12 +57,12 @@ class InputSpeed(NamedTuple):
 
 
 def batches(
-    source: LabelledImages,
+    source: LabeledImages,
     plan: Plan,
     start: int | Mapping[str, Any],
     stop: int,
     *,
-    on_bad: Callable[[PictureError], object] | None = None,
+    on_bad: Callable[[ImageError], object] | None = None,
     workers: int = 0,
     threads: int = 4,
     prefetch: int = 8,
@@ -73,12 +73,12 @@ def batches(
     """The batches of steps `start` to `stop` (excluded).
 
     Args:
-      source: the pictures and labels.
-      plan: which pictures each batch takes.
+      source: the images and labels.
+      plan: which images each batch takes.
       start: the first step, from 0; or what `BatchIterator.state` returned, to go on from there.
       stop: the step after the last.
-      on_bad: called each time that a picture cannot be read, by the consumer's own thread, before it gets the batch
-        that is concerned; another picture of the class takes its place. By default the error ends the iteration.
+      on_bad: called each time that an image cannot be read, by the consumer's own thread, before it gets the batch
+        that is concerned; another image of the class takes its place. By default the error ends the iteration.
       workers: processes that read; 0 reads in threads of this process, and so does a source in memory, of which
         workers would only make copies. They are spawned: a script keeps its work under `if __name__ == "__main__"`.
       threads: how many batches this process, or each worker, reads at the same time.
@@ -94,10 +94,10 @@ def batches(
 
     Raises:
       ValueError: if the steps do not run forwards from 0, a number is out of range, n processes cannot share the batch
-        evenly, the plan draws pictures that the source lacks, or the state belongs to another plan.
-      PictureError: while iterating, if a picture cannot be read (or, with `on_bad`, none of its class can).
+        evenly, the plan draws images that the source lacks, or the state belongs to another plan.
+      ImageError: while iterating, if an image cannot be read (or, with `on_bad`, none of its class can).
       InputTimeoutError: while iterating, if no batch came in time.
-      InputError: while iterating, if a worker died, or reading failed in another way than `PictureError`.
+      InputError: while iterating, if a worker died, or reading failed in another way than `ImageError`.
     """
     for name, value, least in (("workers", workers, 0), ("threads", threads, 1), ("prefetch", prefetch, 1)):
         if value < least:
@@ -110,7 +110,7 @@ def batches(
         raise ValueError(f"steps must satisfy 0 <= start <= stop, got {first} and {stop}")
     highest = max(int(group[-1]) for group in plan.groups)
     if highest >= len(source):
-        raise ValueError(f"the plan draws picture {highest}, but the source has only {len(source)} pictures")
+        raise ValueError(f"the plan draws image {highest}, but the source has only {len(source)} images")
     rows = rows_of(plan, process_index, process_count)
     if isinstance(source.images, np.ndarray):
         workers = 0
@@ -155,7 +155,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         fingerprint: str,
         unreadable: Sequence[str],
         names: Callable[[int], list[str]],
-        on_bad: Callable[[PictureError], object] | None,
+        on_bad: Callable[[ImageError], object] | None,
         timeout: float | None,
     ) -> None:
         self._start_feed, self._step, self._stop = start_feed, start, stop
@@ -184,14 +184,14 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         self._unreadable.update(reading.unreadable)
         if self._on_bad is not None:
             for message in reading.unreadable:
-                self._on_bad(PictureError(message))
+                self._on_bad(ImageError(message))
         return reading.batch
 
     def state(self) -> dict[str, Any]:
         """What to save in order to go on after the last batch that was handed over.
 
         Returns:
-          A dictionary for JSON: "next_step"; "unreadable", the distinct messages of the pictures that this process
+          A dictionary for JSON: "next_step"; "unreadable", the distinct messages of the images that this process
           could not read up to here; "plan", a fingerprint. As `start` of other `batches` of the same plan it gives the
           batches that are left, bit for bit, whatever the workers, threads and processes were and are.
         """
@@ -240,7 +240,7 @@ class _Reading(NamedTuple):
 
 
 def _attempt(
-    source: LabelledImages, plan: Plan, step: int, around: bool, process_index: int, process_count: int
+    source: LabeledImages, plan: Plan, step: int, around: bool, process_index: int, process_count: int
 ) -> _Reading:
     """Reads one step; an error becomes a value, so that it arrives the same from a thread and from a worker."""
     unreadable: list[str] = []
@@ -256,8 +256,8 @@ def _attempt(
             process_index=process_index,
             process_count=process_count,
         )
-    except PictureError as caught:
-        error = PictureError(str(caught))
+    except ImageError as caught:
+        error = ImageError(str(caught))
     except Exception as caught:
         error = _in_one_line(caught, f"step {step} cannot be read")
     seconds, cpu_seconds = time.perf_counter() - began, time.thread_time() - computed
@@ -425,7 +425,7 @@ def _resume(state: Mapping[str, Any], fingerprint: str) -> tuple[int, list[str]]
     if state["plan"] != fingerprint:
         raise ValueError(
             f"the state belongs to another plan ({state['plan']}) than this one ({fingerprint}): "
-            "pictures, batch size or seed have changed"
+            "images, batch size or seed have changed"
         )
     return int(state["next_step"]), list(state["unreadable"])
 

@@ -1,15 +1,15 @@
-"""Which pictures make batch number `step`: a pure function of (seed, step).
+"""Which images make batch number `step`: a pure function of (seed, step).
 
 A run that resumes at step 7,000 asks for batch 7,000; nothing is replayed, and every process of a multi-host
-run computes the same answer. `make_plan` draws P classes x K pictures, `make_uniform_plan` draws pictures
+run computes the same answer. `make_plan` draws P classes x K images, `make_uniform_plan` draws images
 whatever their class; `batch_indices` reads either, `visit_counts` tells how often each class has come up
 before a step, `plan_fingerprint` tells plans apart.
 
 How a step is found without replaying: an epoch of the C classes is ceil(C / P) batches, so step -> (epoch,
 batch) is a division, and the permutation of an epoch is seeded by (seed, epoch). Where P does not divide C
 the last batch is short of f classes; they are taken in turn, f each epoch, from a fixed order. So the number
-of visits that a class has had is closed form, and the visit number of a class finds its pictures in the same
-way: an epoch of its n pictures is ceil(n / K) visits, permuted by (seed, class, epoch).
+of visits that a class has had is closed form, and the visit number of a class finds its images in the same
+way: an epoch of its n images is ceil(n / K) visits, permuted by (seed, class, epoch).
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 
-_CLASSES, _FILLERS, _PICTURES = range(3)
+_CLASSES, _FILLERS, _IMAGES = range(3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,55 +26,55 @@ class Plan:
     """What `batch_indices` needs to know; made by `make_plan` and `make_uniform_plan`.
 
     Attributes:
-      groups: the indices of the pictures of each class; pictures whose class is missing are one further
+      groups: the indices of the images of each class; images whose class is missing are one further
         group.
       classes_per_batch: P.
-      pictures_per_class: K.
+      images_per_class: K.
       seed: another seed gives other batches.
     """
 
     groups: tuple[np.ndarray, ...]
     classes_per_batch: int
-    pictures_per_class: int
+    images_per_class: int
     seed: int
 
     @property
     def batch_size(self) -> int:
         """P K."""
-        return self.classes_per_batch * self.pictures_per_class
+        return self.classes_per_batch * self.images_per_class
 
 
 def make_plan(
     class_ids: np.ndarray,
     *,
     classes_per_batch: int,
-    pictures_per_class: int,
+    images_per_class: int,
     seed: int = 0,
     where: np.ndarray | None = None,
 ) -> Plan:
-    """A plan of batches of P distinct classes with K pictures each.
+    """A plan of batches of P distinct classes with K images each.
 
     Every class comes up at least once in each ceil(C / P) batches, and all of them equally often in the long
-    run. The K pictures of a class are distinct where it has that many, else they repeat; every picture of a
+    run. The K images of a class are distinct where it has that many, else they repeat; every image of a
     class with n of them comes up in each ceil(n / K) of its visits.
 
     Args:
-      class_ids: integers `[N]`; the pictures of a missing class (-1) form one further class, so that they
+      class_ids: integers `[N]`; the images of a missing class (-1) form one further class, so that they
         come up too.
       classes_per_batch: P, at most the number of classes.
-      pictures_per_class: K.
+      images_per_class: K.
       seed: a non-negative integer.
-      where: booleans `[N]`, the pictures to draw from (all by default), such as `source.split == 0`.
+      where: booleans `[N]`, the images to draw from (all by default), such as `source.split == 0`.
 
     Returns:
-      The plan; its indices count all N pictures, whatever `where` leaves out.
+      The plan; its indices count all N images, whatever `where` leaves out.
 
     Raises:
-      ValueError: if P or K is below 1, a batch has fewer than 2 pictures, or there are fewer than P classes.
+      ValueError: if P or K is below 1, a batch has fewer than 2 images, or there are fewer than P classes.
 
     Example:
       >>> class_ids = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
-      >>> plan = make_plan(class_ids, classes_per_batch=2, pictures_per_class=3)
+      >>> plan = make_plan(class_ids, classes_per_batch=2, images_per_class=3)
       >>> class_ids[batch_indices(plan, step=1000)].reshape(2, 3).std(axis=1)
       array([0., 0.])
     """
@@ -85,43 +85,43 @@ def make_plan(
     members = allowed[np.argsort(class_ids[allowed], kind="stable")]
     _, starts = np.unique(class_ids[members], return_index=True)
     groups = tuple(np.split(members, starts[1:])) if len(members) else ()
-    return _checked(Plan(groups, classes_per_batch, pictures_per_class, seed))
+    return _checked(Plan(groups, classes_per_batch, images_per_class, seed))
 
 
-def make_uniform_plan(num_pictures: int, *, batch_size: int, seed: int = 0, where: np.ndarray | None = None) -> Plan:
-    """A plan of uniformly random batches: each epoch of ceil(N / batch_size) batches visits every picture.
+def make_uniform_plan(num_images: int, *, batch_size: int, seed: int = 0, where: np.ndarray | None = None) -> Plan:
+    """A plan of uniformly random batches: each epoch of ceil(N / batch_size) batches visits every image.
 
-    It is the P x K plan in which all pictures are one class, so what `make_plan` promises holds here too.
+    It is the P x K plan in which all images are one class, so what `make_plan` promises holds here too.
 
     Args:
-      num_pictures: N.
-      batch_size: at least 2; pictures of a batch are distinct where there are that many.
+      num_images: N.
+      batch_size: at least 2; images of a batch are distinct where there are that many.
       seed: a non-negative integer.
-      where: booleans `[N]`, the pictures to draw from (all by default).
+      where: booleans `[N]`, the images to draw from (all by default).
 
     Returns:
       The plan.
 
     Raises:
-      ValueError: if the batch size is below 2 or there is no picture to draw.
+      ValueError: if the batch size is below 2 or there is no image to draw.
 
     Example:
       >>> plan = make_uniform_plan(5, batch_size=5)
       >>> sorted(batch_indices(plan, step=3).tolist())
       [0, 1, 2, 3, 4]
     """
-    return _checked(Plan((_allowed(num_pictures, where),), 1, batch_size, seed))
+    return _checked(Plan((_allowed(num_images, where),), 1, batch_size, seed))
 
 
 def batch_indices(plan: Plan, step: int) -> np.ndarray:
-    """The indices of the pictures of batch `step`, int64 `[P K]`, class by class.
+    """The indices of the images of batch `step`, int64 `[P K]`, class by class.
 
     Args:
       plan: from `make_plan` or `make_uniform_plan`.
       step: counts from 0, without end.
 
     Returns:
-      Indices into what the plan was made for; the K pictures of one class stand together.
+      Indices into what the plan was made for; the K images of one class stand together.
 
     Raises:
       ValueError: if the step is negative.
@@ -129,7 +129,7 @@ def batch_indices(plan: Plan, step: int) -> np.ndarray:
     epoch, batch = _position(plan, step)
     classes = _epoch_of_classes(plan.seed, len(plan.groups), plan.classes_per_batch, epoch)[batch]
     visits = visit_counts(plan, step)
-    return np.concatenate([_pictures(plan, int(c), int(visits[c])) for c in classes])
+    return np.concatenate([_images(plan, int(c), int(visits[c])) for c in classes])
 
 
 def visit_counts(plan: Plan, step: int) -> np.ndarray:
@@ -146,7 +146,7 @@ def visit_counts(plan: Plan, step: int) -> np.ndarray:
       ValueError: if the step is negative.
 
     Example:
-      >>> plan = make_plan(np.array([0, 1, 2]), classes_per_batch=2, pictures_per_class=1)
+      >>> plan = make_plan(np.array([0, 1, 2]), classes_per_batch=2, images_per_class=1)
       >>> visit_counts(plan, step=6)  # 12 visits of 3 classes
       array([4, 4, 4])
     """
@@ -168,20 +168,20 @@ def plan_fingerprint(plan: Plan) -> str:
       >>> plan_fingerprint(make_uniform_plan(5, batch_size=5)) == plan_fingerprint(make_uniform_plan(6, batch_size=5))
       False
     """
-    digest = hashlib.sha256(f"{plan.classes_per_batch} {plan.pictures_per_class} {plan.seed}".encode())
+    digest = hashlib.sha256(f"{plan.classes_per_batch} {plan.images_per_class} {plan.seed}".encode())
     for group in plan.groups:
         digest.update(f" {len(group)} ".encode() + group.astype("<i8").tobytes())
     return digest.hexdigest()[:16]
 
 
 def _checked(plan: Plan) -> Plan:
-    P, K = plan.classes_per_batch, plan.pictures_per_class
+    P, K = plan.classes_per_batch, plan.images_per_class
     if P < 1 or K < 1:
-        raise ValueError(f"a batch needs at least one class and one picture of each, got {P} classes x {K} pictures")
+        raise ValueError(f"a batch needs at least one class and one image of each, got {P} classes x {K} images")
     if P * K < 2:
-        raise ValueError(f"a batch needs at least 2 pictures to compare, got {P} classes x {K} pictures")
+        raise ValueError(f"a batch needs at least 2 images to compare, got {P} classes x {K} images")
     if not plan.groups or not len(plan.groups[0]):
-        raise ValueError("there is no picture to draw batches from")
+        raise ValueError("there is no image to draw batches from")
     if len(plan.groups) < P:
         raise ValueError(f"classes_per_batch is {P}, but there are only {len(plan.groups)} classes to draw from")
     if plan.seed < 0:
@@ -189,12 +189,12 @@ def _checked(plan: Plan) -> Plan:
     return plan
 
 
-def _allowed(num_pictures: int, where: np.ndarray | None) -> np.ndarray:
+def _allowed(num_images: int, where: np.ndarray | None) -> np.ndarray:
     if where is None:
-        return np.arange(num_pictures)
+        return np.arange(num_images)
     where = np.asarray(where)
-    if where.shape != (num_pictures,) or where.dtype != bool:
-        raise ValueError(f"where must be booleans [{num_pictures}], got {where.dtype} {where.shape}")
+    if where.shape != (num_images,) or where.dtype != bool:
+        raise ValueError(f"where must be booleans [{num_images}], got {where.dtype} {where.shape}")
     return np.flatnonzero(where)
 
 
@@ -229,12 +229,12 @@ def _epoch_of_classes(seed: int, num_classes: int, per_batch: int, epoch: int) -
     return np.concatenate([first, last, fillers]).reshape(-1, per_batch)
 
 
-def _pictures(plan: Plan, group: int, visit: int) -> np.ndarray:
-    """The K pictures that a class shows at its visit number `visit`."""
-    members, K = plan.groups[group], plan.pictures_per_class
+def _images(plan: Plan, group: int, visit: int) -> np.ndarray:
+    """The K images that a class shows at its visit number `visit`."""
+    members, K = plan.groups[group], plan.images_per_class
     epoch, turn = divmod(visit, -(-len(members) // K))
     places = np.arange(turn * K, (turn + 1) * K) % len(members)
-    return members[_permutation(len(members), plan.seed, _PICTURES, group, epoch)[places]]
+    return members[_permutation(len(members), plan.seed, _IMAGES, group, epoch)[places]]
 
 
 @lru_cache(maxsize=4)

@@ -1,8 +1,8 @@
-"""The pictures of one batch, or of one process's rows of it, read around bad ones: `read_batch`.
+"""The images of one batch, or of one process's rows of it, read around bad ones: `read_batch`.
 
-A picture that cannot be read is replaced by another of its class. Which one depends on the plan and on which
-pictures are bad, not on who reads the rest of the batch: each of the K places of a class tries candidates of
-its own first, every K-th of the pictures of the class that the batch does not show. So the rows of all
+An image that cannot be read is replaced by another of its class. Which one depends on the plan and on which
+images are bad, not on who reads the rest of the batch: each of the K places of a class tries candidates of
+its own first, every K-th of the images of the class that the batch does not show. So the rows of all
 processes together are the batch that one process reads.
 """
 
@@ -11,27 +11,27 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxmetric.data.plans import Plan, batch_indices
-from jaxmetric.data.sources import LabelledImages, PictureError
+from jaxmetric.data.sources import ImageError, LabeledImages
 
 _MAX_TRIED = 100
 
 
 def read_batch(
-    source: LabelledImages,
+    source: LabeledImages,
     plan: Plan,
     step: int,
     *,
-    on_bad: Callable[[PictureError], object] | None = None,
+    on_bad: Callable[[ImageError], object] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> dict[str, np.ndarray]:
     """The one batch of a step, or the rows of it that one of n processes takes.
 
     Args:
-      source: the pictures and labels.
-      plan: which pictures each batch takes.
+      source: the images and labels.
+      plan: which images each batch takes.
       step: counts from 0.
-      on_bad: called each time that a picture cannot be read; another picture of its class then takes its place, one
+      on_bad: called each time that an image cannot be read; another image of its class then takes its place, one
         that the batch does not show where there is one. By default the error is raised.
       process_index: p.
       process_count: n; process p takes rows `[p B / n, (p + 1) B / n)` of the batch of B.
@@ -41,7 +41,7 @@ def read_batch(
 
     Raises:
       ValueError: if the step is negative, or n processes cannot share the batch evenly.
-      PictureError: if a picture cannot be read (or, with `on_bad`, none of its class can).
+      ImageError: if an image cannot be read (or, with `on_bad`, none of its class can).
     """
     rows = rows_of(plan, process_index, process_count)
     indices = batch_indices(plan, step)
@@ -52,7 +52,7 @@ def read_batch(
         images = np.stack([source.images[i] for i in taken])
     else:
         read = [_read_around(source, plan, indices, place, on_bad) for place in rows]
-        taken, images = np.array([index for index, _ in read]), np.stack([picture for _, picture in read])
+        taken, images = np.array([index for index, _ in read]), np.stack([image for _, image in read])
     return {"image": images, "label": source.labels[taken].astype(np.int32), "index": taken.astype(np.int32)}
 
 
@@ -67,40 +67,40 @@ def rows_of(plan: Plan, process_index: int, process_count: int) -> range:
     share, rest = divmod(plan.batch_size, process_count)
     if rest:
         raise ValueError(
-            f"a batch of {plan.batch_size} pictures ({plan.classes_per_batch} classes x {plan.pictures_per_class}) "
+            f"a batch of {plan.batch_size} images ({plan.classes_per_batch} classes x {plan.images_per_class}) "
             f"cannot be shared evenly by {process_count} processes"
         )
     return range(process_index * share, (process_index + 1) * share)
 
 
 def _read_around(
-    source: LabelledImages, plan: Plan, indices: np.ndarray, place: int, on_bad: Callable[[PictureError], object]
+    source: LabeledImages, plan: Plan, indices: np.ndarray, place: int, on_bad: Callable[[ImageError], object]
 ) -> tuple[int, np.ndarray]:
-    """Reads the picture planned for a place, or its first substitute that can be read."""
+    """Reads the image planned for a place, or its first substitute that can be read."""
     planned = int(indices[place])
     try:
         return planned, source.images[planned]
-    except PictureError as caught:
+    except ImageError as caught:
         on_bad(caught)
         error = caught
     others = _substitutes(plan, indices, place)
     for other in others[:_MAX_TRIED].tolist():
         try:
             return other, source.images[other]
-        except PictureError as caught:
+        except ImageError as caught:
             on_bad(caught)
-    which = "no other picture" if len(others) <= _MAX_TRIED else f"none of {_MAX_TRIED} other pictures"
-    raise PictureError(f"{error} (and {which} of its class can be read)") from error
+    which = "no other image" if len(others) <= _MAX_TRIED else f"none of {_MAX_TRIED} other images"
+    raise ImageError(f"{error} (and {which} of its class can be read)") from error
 
 
 def _substitutes(plan: Plan, indices: np.ndarray, place: int) -> np.ndarray:
-    """The other pictures of the class at a place: the place's own, then those left, then those that the batch shows."""
-    turn = place % plan.pictures_per_class
-    shown = indices[place - turn : place - turn + plan.pictures_per_class]
+    """The other images of the class at a place: the place's own, then those left, then those that the batch shows."""
+    turn = place % plan.images_per_class
+    shown = indices[place - turn : place - turn + plan.images_per_class]
     group = _group_of(plan, shown[0])
     free = np.roll(group, -int(np.flatnonzero(group == shown[0])[0]))
     free = free[~np.isin(free, shown)]
-    own = free[turn :: plan.pictures_per_class]
+    own = free[turn :: plan.images_per_class]
     return np.concatenate([own, free[~np.isin(free, own)], np.setdiff1d(shown, indices[place])])
 
 

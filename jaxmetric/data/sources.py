@@ -1,6 +1,6 @@
-"""What every source of pictures hands over: pictures, integer labels, and which picture is held out.
+"""What every source of images hands over: images, integer labels, and which image is held out.
 
-`load_emoji_people`, `load_manifest` and `load_tfds` return a `LabelledImages`; the plans, the pipeline, the
+`load_emoji_people`, `load_manifest` and `load_tfds` return a `LabeledImages`; the plans, the pipeline, the
 trainer and the evaluation read nothing else. Somebody with arrays of their own builds one directly.
 """
 
@@ -15,16 +15,16 @@ LEARNING, VALIDATION, TEST, QUERY, GALLERY = range(5)
 _CODING = "values, codes = np.unique(column, return_inverse=True) codes a column"
 
 
-class PictureError(ValueError):
-    """A picture that cannot be read; the message is one line that names it."""
+class ImageError(ValueError):
+    """An image that cannot be read; the message is one line that names it."""
 
 
 class InputError(RuntimeError):
-    """Reading that failed through no picture's fault, such as a worker that was killed; the message is one line."""
+    """Reading that failed through no image's fault, such as a worker that was killed; the message is one line."""
 
 
 class InputTimeoutError(InputError):
-    """No batch came in time; the message is one line that names the step and its first pictures."""
+    """No batch came in time; the message is one line that names the step and its first images."""
 
 
 class SourceWarning(UserWarning):
@@ -33,7 +33,7 @@ class SourceWarning(UserWarning):
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """One label that every picture carries: its name and what its codes mean.
+    """One label that every image carries: its name and what its codes mean.
 
     Attributes:
       name: what the column is called, such as "gender".
@@ -47,8 +47,8 @@ class LabelColumn:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledImages:
-    """Pictures with T labels each and the split they belong to.
+class LabeledImages:
+    """Images with T labels each and the split they belong to.
 
     Attributes:
       images: `images[i]` is a uint8 array `[S, S, 3]`, the same S for all; an array in memory or a lazy
@@ -57,19 +57,19 @@ class LabelledImages:
       columns: the T columns; column 0 is the identity (the class) unless a caller says otherwise.
       split: int8 `[N]`: 0 learning, 1 validation, 2 test, 3 query, 4 gallery. Queries and gallery are the test images
         of a protocol that names both: each query is searched in the gallery.
-      names: N strings which say where each picture comes from (a file, an id), for messages and the report.
+      names: N strings which say where each image comes from (a file, an id), for messages and the report.
       origin: how the source was read, such as the separator of a list, for `describe`; "" for arrays.
 
     Raises:
       TypeError: if labels or split are not arrays of integers.
-      ValueError: if shapes disagree, there is no picture or no column, or a code has no meaning.
+      ValueError: if shapes disagree, there is no image or no column, or a code has no meaning.
 
     Example:
       >>> import numpy as np
-      >>> source = LabelledImages(
+      >>> source = LabeledImages(
       ...     images=np.zeros((3, 8, 8, 3), np.uint8),
       ...     labels=np.array([[0], [1], [-1]], np.int32),
-      ...     columns=(LabelColumn("colour", ("red", "green")),),
+      ...     columns=(LabelColumn("color", ("red", "green")),),
       ...     split=np.zeros(3, np.int8),
       ...     names=("a.png", "b.png", "c.png"),
       ... )
@@ -93,22 +93,22 @@ class LabelledImages:
                     f"{what} must have one entry per row of labels ({len(self.labels)}), got {len(values)}"
                 )
         if isinstance(self.images, np.ndarray):
-            _check_pictures(self.images)
+            _check_images(self.images)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def image_size(self) -> int:
-        """The side S of the pictures (a lazy source decodes one to know it)."""
+        """The side S of the images (a lazy source decodes one to know it)."""
         return int(self.images[0].shape[0])
 
 
-def describe(source: LabelledImages) -> str:
+def describe(source: LabeledImages) -> str:
     """What a source holds, in two lines: how many images of which splits; its columns and how it was read.
 
     Example:
-      >>> source = LabelledImages(
+      >>> source = LabeledImages(
       ...     images=np.zeros((3, 8, 8, 3), np.uint8),
       ...     labels=np.array([[0, 4], [1, -1], [1, 0]]),
       ...     columns=(LabelColumn("name", ("ann", "bob")), LabelColumn("age", tuple("12345"), ordinal=True)),
@@ -143,7 +143,7 @@ def _check_labels(labels: np.ndarray, columns: tuple[LabelColumn, ...]) -> None:
         got = getattr(labels, "dtype", type(labels).__name__)
         raise TypeError(f"labels must be an array of integer codes, got {got}; {_CODING}")
     if labels.ndim != 2 or 0 in labels.shape:
-        raise ValueError(f"labels must be [N, T] with at least one picture and one column, got {labels.shape}")
+        raise ValueError(f"labels must be [N, T] with at least one image and one column, got {labels.shape}")
     if len(columns) != labels.shape[1]:
         raise ValueError(f"labels have {labels.shape[1]} columns, but {len(columns)} are described")
     if len({column.name for column in columns}) != len(columns):
@@ -156,11 +156,11 @@ def _check_labels(labels: np.ndarray, columns: tuple[LabelColumn, ...]) -> None:
             )
 
 
-def _check_split(split: np.ndarray, pictures: int) -> None:
+def _check_split(split: np.ndarray, images: int) -> None:
     if not _holds_integers(split):
         raise TypeError(f"split must be an array of integers, got {getattr(split, 'dtype', type(split).__name__)}")
-    if split.shape != (pictures,):
-        raise ValueError(f"split must be [{pictures}], one entry per row of labels, got {split.shape}")
+    if split.shape != (images,):
+        raise ValueError(f"split must be [{images}], one entry per row of labels, got {split.shape}")
     if not np.isin(split, range(len(SPLITS))).all():
         known = ", ".join(f"{code} ({name})" for code, name in enumerate(SPLITS))
         raise ValueError(f"split must hold {known}; got {np.unique(split)}")
@@ -170,7 +170,7 @@ def _holds_integers(array: np.ndarray) -> bool:
     return hasattr(array, "dtype") and np.issubdtype(array.dtype, np.integer)
 
 
-def _check_pictures(images: np.ndarray) -> None:
+def _check_images(images: np.ndarray) -> None:
     if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
         raise ValueError(f"images must be [N, S, S, 3], got {images.shape}")
     if images.dtype != np.uint8:

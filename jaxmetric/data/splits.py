@@ -1,7 +1,7 @@
-"""Which pictures to learn from and which to hold out, as pure functions of the labels and a seed.
+"""Which images to learn from and which to hold out, as pure functions of the labels and a seed.
 
-`split_within_classes` holds some pictures of every class out: can a known class be recognised in a new
-picture? (Paper 1's question.) `split_disjoint_classes` holds whole classes out: are pictures of classes never
+`split_within_classes` holds some images of every class out: can a known class be recognized in a new
+image? (Paper 1's question.) `split_disjoint_classes` holds whole classes out: are images of classes never
 seen found by their likeness? (Paper 2's question.) Both return int8 `[N]`: 0 learning, 1 validation, 2 test.
 """
 
@@ -70,7 +70,7 @@ def split_disjoint_classes(
     """Holds a share of the classes out, whole.
 
     Args:
-      class_ids: integers `[N]`; pictures of a missing class (-1) are learnt from: nothing says that they are
+      class_ids: integers `[N]`; images of a missing class (-1) are learned from: nothing says that they are
         unseen.
       validation: share of the classes to validate on, in [0, 1).
       test: share of the classes to test on, in [0, 1).

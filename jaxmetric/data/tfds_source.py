@@ -1,7 +1,7 @@
 """Data sets of TensorFlow Datasets by name, read without TensorFlow: `load_tfds`.
 
 `tfds.data_source` reads array_record files at random. Most sets need TensorFlow once, to be prepared; after
-that labels are read here at the start and pictures are decoded when they are asked for. What is left out or taken
+that labels are read here at the start and images are decoded when they are asked for. What is left out or taken
 as missing is told in a `SourceWarning` of one line.
 """
 
@@ -17,10 +17,10 @@ import numpy as np
 
 from jaxmetric.data.columns import SPLIT_WORDS
 from jaxmetric.data.copies import copies_across_splits
+from jaxmetric.data.decoding import LazyImages, Resize, check_resize
 from jaxmetric.data.label_values import MISSING_WORDS, note_values
-from jaxmetric.data.pictures import LazyPictures, Resize, check_resize
 from jaxmetric.data.problems import Problems, counted
-from jaxmetric.data.sources import LabelColumn, LabelledImages, SourceWarning
+from jaxmetric.data.sources import LabelColumn, LabeledImages, SourceWarning
 from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 
 _SPLIT_NAMES = {word: code for word, code in SPLIT_WORDS.items() if not word.isdecimal()}
@@ -36,7 +36,7 @@ def load_tfds(
     image_size: int = 64,
     resize: Resize = "crop",
     seed: int = 0,
-) -> LabelledImages:
+) -> LabeledImages:
     """Opens a prepared TFDS data set.
 
     Args:
@@ -44,15 +44,15 @@ def load_tfds(
       label_keys: the features to take as labels, the first of them being the identity: class labels, integers
         or text.
       data_dir: where the set was prepared; TFDS's own folder by default.
-      image_key: the feature that holds the picture.
+      image_key: the feature that holds the image.
       split: "given" takes the set's own train, validation, test, query and gallery; "disjoint" pools them and holds
         whole classes out, as the retrieval protocols do; "within" pools them and holds images of every class out.
-      image_size: the side S to which pictures are brought.
-      resize: "crop" (short side to S, then the centre) or "squash" (both sides to S).
+      image_size: the side S to which images are brought.
+      resize: "crop" (short side to S, then the center) or "squash" (both sides to S).
       seed: of the splits that are not given.
 
     Returns:
-      The pictures, decoded lazily, with labels and split; names are "<split>[<index>]".
+      The images, decoded lazily, with labels and split; names are "<split>[<index>]".
 
     Raises:
       ValueError: if the set is unknown or not prepared (the message has the command that prepares it), or has
@@ -84,9 +84,9 @@ def load_tfds(
         np.int8
     )
 
-    read = partial(_encoded_picture, tuple(parts.values()), image_key)
-    source = LabelledImages(
-        images=LazyPictures(read, names, image_size=image_size, resize=resize),
+    read = partial(_encoded_image, tuple(parts.values()), image_key)
+    source = LabeledImages(
+        images=LazyImages(read, names, image_size=image_size, resize=resize),
         labels=labels,
         columns=columns,
         split=_split(split, given, labels[:, 0], seed),
@@ -136,7 +136,7 @@ def _check_features(builder: Any, name: str, image_key: str, label_keys: Sequenc
 
 
 def _open_splits(builder: Any, name: str, image_key: str) -> dict[str, Any]:
-    """The data sources of the splits that have a place here, pictures left encoded."""
+    """The data sources of the splits that have a place here, images left encoded."""
     import tensorflow_datasets as tfds
 
     known = [part for part in builder.info.splits if part in _SPLIT_NAMES]
@@ -148,12 +148,12 @@ def _open_splits(builder: Any, name: str, image_key: str) -> dict[str, Any]:
     return {part: builder.as_data_source(split=part, decoders=skip) for part in known}
 
 
-def _encoded_picture(parts: Sequence[Any], image_key: str, index: int) -> bytes:
+def _encoded_image(parts: Sequence[Any], image_key: str, index: int) -> bytes:
     for records in parts:
         if index < len(records):
             return records[index][image_key]
         index -= len(records)
-    raise IndexError(f"no picture {index}")
+    raise IndexError(f"no image {index}")
 
 
 def _read_records(
@@ -183,7 +183,7 @@ def _encode(key: str, values: Sequence[Any], feature: Any, problems: Problems) -
     return np.array([code.get(value, -1) for value in plain], np.int32), LabelColumn(key, tuple(map(str, present)))
 
 
-def _note(source: LabelledImages, left_out: Sequence[str], digests: Sequence[bytes], problems: Problems) -> None:
+def _note(source: LabeledImages, left_out: Sequence[str], digests: Sequence[bytes], problems: Problems) -> None:
     if left_out:
         what = f"{counted(len(left_out), 'split')} of another name left out: {', '.join(left_out)}"
         problems.note(f"{what}; known names are {', '.join(_SPLIT_NAMES)}")

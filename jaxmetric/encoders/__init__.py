@@ -38,7 +38,7 @@ class Encoder(nn.Module):
 
         Args:
           images: `[B, H, W, 3]` floating point.
-          train: normalise by the statistics of the batch and update the collection `batch_stats`, which must
+          train: normalize by the statistics of the batch and update the collection `batch_stats`, which must
             then be mutable; otherwise use the stored statistics.
 
         Returns:
@@ -73,7 +73,7 @@ def make_encoder(
       name: "tiny" (for tests), "resnet10", "resnet18", "resnet34", "resnet50" or "resnet101".
       embedding_dim: size of the embedding.
       width: channels of the first stage; None for the network's own (64 for the ResNets, 8 for "tiny").
-      stem: "imagenet" for large pictures, "small" for those of about 32 pixels.
+      stem: "imagenet" for large images, "small" for those of about 32 pixels.
       pooling: "average", "max", "gem" or "average+max".
       axis_name: mapped axis over which batch norm averages its statistics.
       freeze_batch_norm: use and keep the stored batch statistics in training too.

@@ -14,9 +14,9 @@ class EmbeddingHead(nn.Module):
 
     Attributes:
       dim: size of the embedding.
-      pooling: "average", "max", their sum "average+max", or "gem": the generalised mean `mean(x^p)^(1/p)` of
+      pooling: "average", "max", their sum "average+max", or "gem": the generalized mean `mean(x^p)^(1/p)` of
         Radenović, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019, whose
-        power p is learnt and starts at 3.
+        power p is learned and starts at 3.
       normalize: return vectors of length 1. A zero vector stays zero.
     """
 
@@ -26,7 +26,7 @@ class EmbeddingHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        """Pools, projects and normalises."""
+        """Pools, projects and normalizes."""
         features = features.astype(jnp.float32)
         embeddings = nn.Dense(self.dim, name="projection")(self._pool(features))
         return safe_normalize(embeddings) if self.normalize else embeddings

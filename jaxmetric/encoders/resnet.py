@@ -98,7 +98,7 @@ class ResNet(nn.Module):
       stem: "imagenet" (7x7 of stride 2, then max pooling, leaves a quarter of height and width) or "small"
         (3x3 of stride 1).
       axis_name: mapped axis over which batch norm averages its statistics in training; None for one device.
-      freeze_batch_norm: normalise by the stored statistics in training too, and leave them as they are.
+      freeze_batch_norm: normalize by the stored statistics in training too, and leave them as they are.
         Scale and bias stay parameters.
       dtype: of the computation. Parameters and batch statistics are float32 always.
       remat: keep only what enters each block, and compute the rest again in the backward pass.

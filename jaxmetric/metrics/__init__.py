@@ -1,11 +1,11 @@
-"""What embeddings are worth: retrieval, labelling by neighbours, semantic coherence.
+"""What embeddings are worth: retrieval, labeling by neighbors, semantic coherence.
 
-Metrics take embeddings or neighbour lists, never an N x N matrix. `evaluate_embeddings` computes all of them.
+Metrics take embeddings or neighbor lists, never an N x N matrix. `evaluate_embeddings` computes all of them.
 """
 
 from jaxmetric.metrics.coherence import semantic_coherence, spearman
 from jaxmetric.metrics.evaluation import evaluate_embeddings
-from jaxmetric.metrics.labelling import LabelRanks, cumulative_match_curve, knn_labels, label_ranks
+from jaxmetric.metrics.labeling import LabelRanks, cumulative_match_curve, knn_labels, label_ranks
 from jaxmetric.metrics.retrieval import (
     Relevance,
     Score,

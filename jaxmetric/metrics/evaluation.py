@@ -1,6 +1,6 @@
 """The whole evaluation of an embedding, as one dict that can be written as JSON.
 
-`evaluate_embeddings` runs retrieval, labelling and coherence over label columns; the formulas are in those modules.
+`evaluate_embeddings` runs retrieval, labeling and coherence over label columns; the formulas are in those modules.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmetric.metrics.checks import check_labels, check_same_columns
 from jaxmetric.metrics.coherence import semantic_coherence
-from jaxmetric.metrics.labelling import cumulative_match_curve, knn_labels, label_ranks
+from jaxmetric.metrics.labeling import cumulative_match_curve, knn_labels, label_ranks
 from jaxmetric.metrics.retrieval import Score, join_scores, map_at_r, recall_at_k, relevance, relevant_counts
 from jaxmetric.search import check_count, check_exclude, check_pair, nearest_rows, offered_rows
 
@@ -31,7 +31,7 @@ def evaluate_embeddings(
     k: int = 5,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate embeddings with several labels each against a labelled gallery.
+    """Evaluate embeddings with several labels each against a labeled gallery.
 
     A query whose label is missing, or which nobody else in the gallery bears, is undefined in that column: counted, and
     left out of every mean. Numbers that no query defines are None.
@@ -46,7 +46,7 @@ def evaluate_embeddings(
       exclude: `[Q]` or `[Q, E]` integers, the gallery rows that each query must not find, or -1 for none; see
         `jaxmetric.search.same_group_rows`.
       ks: the k of Recall@k; a gallery with fewer rows is taken whole.
-      k: neighbours which vote on the labels, weighted by 1 / squared distance; at most what the gallery offers.
+      k: neighbors which vote on the labels, weighted by 1 / squared distance; at most what the gallery offers.
       seed: of the pairs drawn for the coherence of more than 3,000 queries.
 
     Returns:
@@ -138,7 +138,7 @@ def _score_neighbors(
     k: int,
     offered: int,
 ) -> tuple[list[dict[str, Score]], np.ndarray]:
-    """Return, per column, the scores of the neighbour lists, and the labels `[Q, T]` which the k nearest vote for.
+    """Return, per column, the scores of the neighbor lists, and the labels `[Q, T]` which the k nearest vote for.
 
     The lists are as long as MAP@R asks, up to the whole gallery, so they are made and scored in blocks of queries.
     """

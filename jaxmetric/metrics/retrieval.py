@@ -1,6 +1,6 @@
-"""Retrieval metrics of neighbour lists: Recall@k, Precision@k, R-precision, MAP@R.
+"""Retrieval metrics of neighbor lists: Recall@k, Precision@k, R-precision, MAP@R.
 
-`relevance` marks, for one label column, which neighbours bear the query's label and how many the gallery holds. Each
+`relevance` marks, for one label column, which neighbors bear the query's label and how many the gallery holds. Each
 metric turns that into a `Score`, one value per query. A query whose own label is missing, or whose label nobody in the
 gallery bears, has no defined value: it is counted, and left out of the mean.
 """
@@ -16,10 +16,10 @@ from jaxmetric.search import check_count, check_exclude, host_array
 
 
 class Relevance(NamedTuple):
-    """Which neighbours are relevant.
+    """Which neighbors are relevant.
 
     Attributes:
-      hits: `[Q, K]` booleans, nearest neighbour first.
+      hits: `[Q, K]` booleans, nearest neighbor first.
       counts: `[Q]` relevant rows of the whole gallery; 0 makes a query undefined.
     """
 
@@ -66,7 +66,7 @@ def relevance(
     *,
     exclude: jax.Array | np.ndarray | None = None,
 ) -> Relevance:
-    """Mark the neighbours that bear the query's label.
+    """Mark the neighbors that bear the query's label.
 
     Args:
       neighbors: `[Q, K]` gallery rows, nearest first; -1 is none and irrelevant.
@@ -111,17 +111,17 @@ def relevant_counts(query_labels: np.ndarray, gallery_labels: np.ndarray, exclud
 
 
 def recall_at_k(relevance: Relevance, k: int) -> Score:
-    """Whether any of the k nearest neighbours is relevant, 0 or 1."""
+    """Whether any of the k nearest neighbors is relevant, 0 or 1."""
     return _score(relevance, lambda hits, counts: hits.max(axis=1), k)
 
 
 def precision_at_k(relevance: Relevance, k: int) -> Score:
-    """Which share of the k nearest neighbours is relevant."""
+    """Which share of the k nearest neighbors is relevant."""
     return _score(relevance, lambda hits, counts: hits.mean(axis=1), k)
 
 
 def r_precision(relevance: Relevance) -> Score:
-    """Which share of the R nearest neighbours is relevant, R being the number of relevant gallery rows."""
+    """Which share of the R nearest neighbors is relevant, R being the number of relevant gallery rows."""
     return _score(relevance, lambda hits, counts: _first(hits, counts).sum(axis=1) / counts)
 
 
@@ -141,19 +141,19 @@ def map_at_r(relevance: Relevance) -> Score:
 
 
 def _first(hits: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return hits among each query's first `counts` neighbours."""
+    """Return hits among each query's first `counts` neighbors."""
     return hits & (np.arange(hits.shape[1]) < counts[:, None])
 
 
 def _score(
     relevance: Relevance, formula: Callable[[np.ndarray, np.ndarray], np.ndarray], k: int | None = None
 ) -> Score:
-    """Apply a formula of (hits, counts) to the first k, or else the first R, neighbours of the defined queries."""
+    """Apply a formula of (hits, counts) to the first k, or else the first R, neighbors of the defined queries."""
     hits, counts = host_array("hits", relevance.hits), host_array("counts", relevance.counts)
     defined = counts > 0
     wanted = int(counts.max(initial=0)) if k is None else check_count("k", k)
     if wanted > hits.shape[1]:
-        raise ValueError(f"neighbour lists have {hits.shape[1]} entries, {'R' if k is None else 'k'} is {wanted}")
+        raise ValueError(f"neighbor lists have {hits.shape[1]} entries, {'R' if k is None else 'k'} is {wanted}")
     values = np.zeros(len(hits))
     values[defined] = formula(hits[defined, :wanted], counts[defined])
     return Score(values, defined)

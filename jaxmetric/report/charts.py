@@ -31,7 +31,7 @@ def learning(run: Run) -> str:
     note = f" Median speed: {speed[len(speed) // 2]:,.0f} images a second." if speed else ""
     return (
         f'<div class="charts">{"".join(charts)}</div><p class="note">Losses: pale as recorded, dark the '
-        f"running mean, labelled with the last record.{note}</p>"
+        f"running mean, labeled with the last record.{note}</p>"
     )
 
 
@@ -74,13 +74,13 @@ def _retrieval_chart(run: Run, curves: Mapping[str, Points]) -> str:
         label = key.removeprefix("validation/").removesuffix("/recall@1")
         lines.append(Line(label, points, color(run.columns, label), dashed=label not in names))
     chart = line_chart(lines, title="Validation metrics over steps", x_label="step", percent=True, dots=True)
-    return _figure(chart, "Recall@1 on validation pictures", "One line for each label.")
+    return _figure(chart, "Recall@1 on validation images", "One line for each label.")
 
 
 def _coherence_chart(points: Points) -> str:
     line = Line("coherence", points, "var(--accent)")
     chart = line_chart([line], title="Validation coherence over steps", x_label="step", dots=True)
-    return _figure(chart, "Coherence on validation pictures", "How well distance follows disagreement.")
+    return _figure(chart, "Coherence on validation images", "How well distance follows disagreement.")
 
 
 def _loss_chart(key: str, points: Points) -> str:
@@ -103,7 +103,7 @@ def _match_curve(run: Run, name: str) -> Line:
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
-    """Finite points by key, in the order of steps; many are thinned to means over neighbouring steps."""
+    """Finite points by key, in the order of steps; many are thinned to means over neighboring steps."""
     curves: dict[str, Points] = {}
     for record in sorted(history, key=lambda record: record["step"]):
         for key, value in record.items():
@@ -120,7 +120,7 @@ def _thinned(points: Points) -> Points:
 
 
 def _running_mean(points: Points) -> Points:
-    """A centred mean over about a twelfth of the points."""
+    """A centered mean over about a twelfth of the points."""
     reach = len(points) // 24
     values = [y for _, y in points]
     windows = [values[max(i - reach, 0) : i + reach + 1] for i in range(len(values))]

@@ -1,7 +1,7 @@
 """Charts as inline SVG: `line_chart` (curves over steps or ranks) and `agreement_chart` (distance by agreement).
 
-Colours, type and line widths belong to `page.css`, so that light, dark and print differ there alone. Each chart is
-drawn for 480 x 300 and scales with its column; lines are labelled where they end or begin, not in a legend.
+Colors, type and line widths belong to `page.css`, so that light, dark and print differ there alone. Each chart is
+drawn for 480 x 300 and scales with its column; lines are labeled where they end or begin, not in a legend.
 """
 
 import math

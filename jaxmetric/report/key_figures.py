@@ -56,9 +56,9 @@ def lead(run: Run) -> str:
     if len(means) > 1:
         coherent = all(far > near for far, near in pairwise(means))
         sentences.append(
-            "The more labels two pictures share, the closer they lie on average."
+            "The more labels two images share, the closer they lie on average."
             if coherent
-            else "Pictures that share more labels do not always lie closer on average."
+            else "Images that share more labels do not always lie closer on average."
         )
     return " ".join(sentences)
 
@@ -106,7 +106,7 @@ def _identity(run: Run, name: str, chance: float | None) -> KeyFigure:
         title=escape(name),
         kind="Recall@1",
         value=value,
-        meaning=f"For {_of_100(value)} of 100 pictures, the nearest other picture has the same {escape(name)}.",
+        meaning=f"For {_of_100(value)} of 100 images, the nearest other image has the same {escape(name)}.",
         color=color(run.columns, name),
         undefined=WHY_UNDEFINED["retrieval"],
         untrained=_recall_at_1(run.baseline, name),
@@ -119,7 +119,7 @@ def _mean_average_precision(run: Run, name: str) -> KeyFigure:
         title=escape(name),
         kind="MAP@R",
         value=_column(run.evaluation, name, "map_at_r"),
-        meaning="How far the nearest pictures are the right ones, as many as there are: 100 % is perfect.",
+        meaning="How far the nearest images are the right ones, as many as there are: 100 % is perfect.",
         color=color(run.columns, name),
         undefined=WHY_UNDEFINED["retrieval"],
         untrained=_column(run.baseline, name, "map_at_r"),
@@ -132,7 +132,7 @@ def _soft_label(run: Run, name: str, chance: float | None) -> KeyFigure:
         title=escape(name),
         kind="rank-1",
         value=value,
-        meaning=f"The nearest picture has the same {escape(name)} {_of_100(value)} times in 100.",
+        meaning=f"The nearest image has the same {escape(name)} {_of_100(value)} times in 100.",
         color=color(run.columns, name),
         undefined=WHY_UNDEFINED["retrieval"],
         untrained=_column(run.baseline, name, "rank1"),
@@ -146,7 +146,7 @@ def _soft_labels(run: Run, names: Sequence[str], chance: float | None) -> KeyFig
         title=f"{len(names)} soft labels",
         kind="mean rank-1",
         value=_mean(_column(run.evaluation, name, "rank1") for name in names),
-        meaning=f"How often the nearest picture has the same value: {each}.",
+        meaning=f"How often the nearest image has the same value: {each}.",
         color="var(--c1)",
         undefined=WHY_UNDEFINED["retrieval"],
         untrained=_mean(_column(run.baseline, name, "rank1") for name in names),
@@ -160,7 +160,7 @@ def _all_labels(run: Run) -> KeyFigure:
         title="All labels",
         kind="right together",
         value=joint["all_correct"],
-        meaning=f"The {joint['k']} nearest pictures vote on every label: how often is every answer right at once?",
+        meaning=f"The {joint['k']} nearest images vote on every label: how often is every answer right at once?",
         color="var(--ink)",
         undefined=WHY_UNDEFINED["joint"],
         untrained=run.baseline["joint"]["all_correct"] if run.baseline else None,
@@ -172,7 +172,7 @@ def _coherence(run: Run) -> KeyFigure:
         title="Coherence",
         kind="Spearman",
         value=run.evaluation["coherence"]["spearman"],
-        meaning="Do pictures that share more labels lie closer? 1 is always, 0 is no relation.",
+        meaning="Do images that share more labels lie closer? 1 is always, 0 is no relation.",
         color="var(--accent)",
         undefined=WHY_UNDEFINED["coherence"],
         untrained=run.baseline["coherence"]["spearman"] if run.baseline else None,

@@ -1,4 +1,4 @@
-"""What every part of the page shares: escaping, how numbers are written, why one is undefined, colours of columns."""
+"""What every part of the page shares: escaping, how numbers are written, why one is undefined, colors of columns."""
 
 import html
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from jaxmetric.report.run import Column
 
 COLORS = 6  # --c0 ... --c5 in page.css
 WHY_UNDEFINED = {
-    "retrieval": "no query has a picture of its own value to be found",
+    "retrieval": "no query has an image of its own value to be found",
     "joint": "no query has every label known",
     "coherence": "all pairs agree on equally many labels, or all distances are equal",
 }
@@ -29,6 +29,6 @@ def undefined(kind: str) -> str:
 
 
 def color(columns: Sequence[Column], name: str) -> str:
-    """The colour that a label column has on the whole page; ink for a name that is none."""
+    """The color that a label column has on the whole page; ink for a name that is none."""
     names = [column.name for column in columns]
     return f"var(--c{names.index(name) % COLORS})" if name in names else "var(--ink)"

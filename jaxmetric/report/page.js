@@ -11,7 +11,7 @@ function make(tag, className, ...children) {
   return element;
 }
 
-function picture(tile, about) {
+function image(tile, about) {
   const place = tile % (SIDE * SIDE);
   const element = make("span", `pic s${Math.floor(tile / (SIDE * SIDE))}`);
   const at = [place % SIDE, Math.floor(place / SIDE)].map((n) => `${(n * 100) / (SIDE - 1)}%`);
@@ -75,19 +75,19 @@ function card(index, judged) {
       return pip;
     });
     const about = `${describe(labels)}; distance ${distance}`;
-    const item = make("li", verdict(right), picture(queries.length + row, about), sign(right), make("div", "pips", ...pips));
+    const item = make("li", verdict(right), image(queries.length + row, about), sign(right), make("div", "pips", ...pips));
     item.append(distance.toFixed(2));
     item.title = about;
     return item;
   });
-  const top = make("div", "top", picture(index, describe(query.labels)));
+  const top = make("div", "top", image(index, describe(query.labels)));
   top.append(make("div", "", make("h4", "", query.name), make("dl", "", ...rows)));
   top.querySelector("h4").title = query.name;
   return make("article", `card ${verdict(isRight(query, judged))}`, top, make("ol", "strip", ...neighbors));
 }
 
 function drawBand() {
-  document.querySelector(".band").append(...queries.slice(0, 48).map((_, i) => picture(i, "")));
+  document.querySelector(".band").append(...queries.slice(0, 48).map((_, i) => image(i, "")));
 }
 
 function drawMap() {
@@ -99,7 +99,7 @@ function drawMap() {
   let column = 0, pinned = null, here = 0;
 
   const points = queries.map((query, i) => {
-    const point = make("span", "point", picture(i, ""));
+    const point = make("span", "point", image(i, ""));
     point.style.left = scale(query.place[0], 1);
     point.style.top = `${(100 * (tall - margin - (query.place[1] + (Math.max(height, 0.35) - height) / 2) * (1 - 2 * margin))) / tall}%`;
     point.addEventListener("pointerenter", () => select(i));
@@ -135,7 +135,7 @@ function drawMap() {
       const mark = make("i", code < 0 ? "unknown" : "");
       mark.style.setProperty("--value", code < 0 ? "none" : color(code, codes));
       const button = make("button", "", mark, valueName(column, code));
-      Object.assign(button, { type: "button", title: `${present.filter((each) => each === code).length} pictures` });
+      Object.assign(button, { type: "button", title: `${present.filter((each) => each === code).length} images` });
       button.setAttribute("aria-pressed", "false");
       button.addEventListener("pointerenter", () => emphasize(code));
       button.addEventListener("pointerleave", () => emphasize(pinned));
@@ -171,10 +171,10 @@ function drawMap() {
     select(best);
   });
 
-  choice(byId("map-controls"), "Colour by", columns.map(({ name }, t) => [t, name]), (value) => { column = value; paint(); });
-  choice(byId("map-controls"), "Draw", [["pictures", "pictures"], ["dots", "dots"]], (value) =>
-    plane.classList.toggle("pictures", value === "pictures"));
-  plane.classList.add("pictures");
+  choice(byId("map-controls"), "Color by", columns.map(({ name }, t) => [t, name]), (value) => { column = value; paint(); });
+  choice(byId("map-controls"), "Draw", [["images", "images"], ["dots", "dots"]], (value) =>
+    plane.classList.toggle("images", value === "images"));
+  plane.classList.add("images");
   paint();
 }
 

@@ -27,7 +27,7 @@ def write_report(path: str | os.PathLike[str], run: Run) -> None:
     """Write the report of a run as one self-contained HTML file.
 
     The file is written beside `path` and renamed, so a report is either whole or absent. Of more than 400 queries
-    a fixed random choice is mapped and shown, with 8 neighbours each; figures and tables count all of them.
+    a fixed random choice is mapped and shown, with 8 neighbors each; figures and tables count all of them.
 
     Args:
         path: the file to write; its folder must exist.
@@ -52,7 +52,7 @@ def write_report(path: str | os.PathLike[str], run: Run) -> None:
 def _page(run: Run) -> str:
     # Shuffled even if all are shown: data sets lie sorted by class, and the first cards should show several.
     shown = np.random.default_rng(0).permutation(len(run.query_images))[:SHOWN_QUERIES]
-    data, pictures = _data(run, shown)
+    data, images = _data(run, shown)
     sections = {
         "Learning": charts.learning(run),
         "Metrics": tables.metrics(run),
@@ -61,7 +61,7 @@ def _page(run: Run) -> str:
         "Gallery": _gallery(run, len(shown)),
         "Configuration": tables.configuration(run),
     }
-    sheets = sprite_sheets(pictures)
+    sheets = sprite_sheets(images)
     return Template(_asset("page.html")).substitute(
         title=escape(run.name),
         style=_asset("page.css"),
@@ -83,7 +83,7 @@ def _asset(name: str) -> str:
 
 
 def _data(run: Run, shown: np.ndarray) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """What `page.js` draws from, and the pictures in the order of their tiles: queries, then shown neighbours."""
+    """What `page.js` draws from, and the images in the order of their tiles: queries, then shown neighbors."""
     neighbors = np.asarray(run.neighbors)[shown, :SHOWN_NEIGHBORS]
     distances = np.asarray(run.neighbor_distances)[shown, :SHOWN_NEIGHBORS]
     gallery = np.unique(neighbors[neighbors >= 0])
@@ -113,16 +113,16 @@ def _data(run: Run, shown: np.ndarray) -> tuple[dict[str, Any], list[np.ndarray]
         "gallery": np.asarray(run.gallery_labels)[gallery].tolist(),
         "height": round(float(places[:, 1].max()), 4),
     }
-    pictures = [np.asarray(run.query_images[query]) for query in shown]
-    return data, pictures + [np.asarray(run.gallery_images[int(row)]) for row in gallery]
+    images = [np.asarray(run.query_images[query]) for query in shown]
+    return data, images + [np.asarray(run.gallery_images[int(row)]) for row in gallery]
 
 
 def _map(run: Run, shown: int) -> str:
-    return f"""<p class="note">{_which(run, shown)} Pictures that lie close here lie close in the embedding;
-the axes have no unit. Point at a picture to see its neighbours, or focus the map and use the arrow keys.</p>
+    return f"""<p class="note">{_which(run, shown)} Images that lie close here lie close in the embedding;
+the axes have no unit. Point at an image to see its neighbors, or focus the map and use the arrow keys.</p>
 <div class="controls" id="map-controls"></div>
 <div class="atlas">
-<div id="plane" tabindex="0" role="group" aria-label="Map of the embeddings; arrow keys move between pictures"></div>
+<div id="plane" tabindex="0" role="group" aria-label="Map of the embeddings; arrow keys move between images"></div>
 <aside><div id="legend"></div><div id="detail" aria-live="polite"></div></aside>
 </div>
 <noscript><p>The map and the gallery need JavaScript; the rest of this page does not.</p></noscript>"""
@@ -130,8 +130,8 @@ the axes have no unit. Point at a picture to see its neighbours, or focus the ma
 
 def _gallery(run: Run, shown: int) -> str:
     names = ", ".join(escape(column.name) for column in run.columns)
-    return f"""<p class="note">{_which(run, shown)} Large: the query, and the labels that its neighbours predict.
-Row: the nearest pictures of {escape(run.gallery_name)} and their distances. The dots below each stand for
+    return f"""<p class="note">{_which(run, shown)} Large: the query, and the labels that its neighbors predict.
+Row: the nearest images of {escape(run.gallery_name)} and their distances. The dots below each stand for
 the labels ({names}): filled where they agree, dotted where one is unknown.</p>
 <div class="controls" id="gallery-controls"></div>
 <div id="cards"></div>

@@ -38,7 +38,7 @@ def _neighbor_map(embeddings: np.ndarray) -> np.ndarray:
 
 
 def _principal_plane(points: np.ndarray) -> np.ndarray:
-    centred = points - points.mean(0)
-    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    centered = points - points.mean(0)
+    left, singular, _ = np.linalg.svd(centered, full_matrices=False)
     plane = (left * singular)[:, :2]
     return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))

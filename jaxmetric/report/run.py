@@ -19,16 +19,16 @@ class Column(Protocol):
         """What each code means."""
 
 
-class Pictures(Protocol):
-    """Pictures by index: an array in memory, or a source that reads them when asked."""
+class Images(Protocol):
+    """Images by index: an array in memory, or a source that reads them when asked."""
 
     def __getitem__(self, index: int, /) -> Any:
-        """Picture `index`, uint8 [S, S, 3]."""
+        """Image `index`, uint8 [S, S, 3]."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the report shows of one run. Q queries, G gallery pictures, T label columns, k neighbours.
+    """Everything the report shows of one run. Q queries, G gallery images, T label columns, k neighbors.
 
     Args:
         name: what the run is called.
@@ -39,16 +39,16 @@ class Run:
         baseline: the same for the untrained network, or None.
         columns: the T label columns; the first is the identity.
         query_images: uint8 [Q, S, S, 3].
-        query_names: Q names, shown with the pictures.
+        query_names: Q names, shown with the images.
         query_labels: int [Q, T]; -1 is unknown.
         query_embeddings: float [Q, D].
-        gallery_images: `gallery_images[i]` is uint8 [S, S, 3]; only shown neighbours are read.
+        gallery_images: `gallery_images[i]` is uint8 [S, S, 3]; only shown neighbors are read.
         gallery_labels: int [G, T]; -1 is unknown.
         neighbors: int [Q, k], nearest first: rows of the gallery; -1 where there is none.
         neighbor_distances: float [Q, k].
         predictions: int [Q, T], the predicted codes; -1 where nothing was predicted.
         environment: versions and devices, by name.
-        gallery_name: what the gallery pictures are, as in "the nearest of the learning set".
+        gallery_name: what the gallery images are, as in "the nearest of the learning set".
         exclude: int [Q, E], rows of the gallery that a query was not compared with, such as itself; -1 for none. None
             if all were compared with all.
     """
@@ -63,7 +63,7 @@ class Run:
     query_names: Sequence[str]
     query_labels: np.ndarray
     query_embeddings: np.ndarray
-    gallery_images: Pictures
+    gallery_images: Images
     gallery_labels: np.ndarray
     neighbors: np.ndarray
     neighbor_distances: np.ndarray

@@ -9,18 +9,18 @@ from jaxmetric.report.run import Run, compared_with, excluded_rows
 
 SHARES = {"map_at_r": "MAP@R", "rank1": "rank-1", "cmc_area": "CMC area", "knn_accuracy": "kNN"}
 COUNTS = ("values", "queries", "undefined")
-GLOSSARY = """<p class="note"><b>Recall@k</b>: one of the k nearest pictures has the same value.
+GLOSSARY = """<p class="note"><b>Recall@k</b>: one of the k nearest images has the same value.
 <b>MAP@R</b>: precision over the R nearest, R as many as there are right ones.
 <b>rank-1</b>: no other value comes before the right one.
 <b>CMC area</b>: the mean of the cumulative match curve.
-<b>kNN</b>: the value that the nearest pictures vote for is right.
-Queries whose value is unknown, or absent from the pictures to find, are <b>undefined</b>:
+<b>kNN</b>: the value that the nearest images vote for is right.
+Queries whose value is unknown, or absent from the images to find, are <b>undefined</b>:
 counted, never averaged in.</p>"""
 
 
 def metrics(run: Run) -> str:
     """The evaluation, and what its words mean."""
-    title = f"Held-out pictures against {run.gallery_name}"
+    title = f"Held-out images against {run.gallery_name}"
     return _evaluation(run, run.evaluation, run.baseline, title) + GLOSSARY
 
 
@@ -66,7 +66,7 @@ def _summary(evaluation: Mapping[str, Any]) -> str:
         return undefined("coherence") if value is None else f"<b>{value:.3f}</b>"
 
     return (
-        f'<p class="note">All labels at once, from {joint["k"]} neighbours: {share(joint["all_correct"])} of '
+        f'<p class="note">All labels at once, from {joint["k"]} neighbors: {share(joint["all_correct"])} of '
         f"{joint['queries']:,} queries entirely right, {share(joint['mean_correct'])} of all labels right. "
         f"Coherence: {correlation(coherence['spearman'])} over {compact(coherence['pairs'])} pairs, "
         f"{correlation(coherence['centroid_spearman'])} for class centroids and their descriptions.</p>"

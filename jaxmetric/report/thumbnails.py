@@ -1,6 +1,6 @@
-"""Pictures as WebP sprite sheets in data URIs: each picture is embedded once, however often the page shows it.
+"""Images as WebP sprite sheets in data URIs: each image is embedded once, however often the page shows it.
 
-Picture i lies on sheet `i // PER_SHEET`, row by row; `page.js` holds the other half of that convention.
+Image i lies on sheet `i // PER_SHEET`, row by row; `page.js` holds the other half of that convention.
 """
 
 import base64
@@ -17,32 +17,32 @@ BUDGET = 3_000_000
 LADDER = ((64, 84), (64, 74), (64, 60), (48, 64), (48, 45), (32, 50), (24, 40))
 
 
-def sprite_sheets(pictures: Sequence[np.ndarray], *, budget: int = BUDGET) -> list[str]:
-    """Pack pictures into sheets of 16 x 16.
+def sprite_sheets(images: Sequence[np.ndarray], *, budget: int = BUDGET) -> list[str]:
+    """Pack images into sheets of 16 x 16.
 
     Args:
-        pictures: N arrays, uint8 [S, S, 3].
+        images: N arrays, uint8 [S, S, 3].
         budget: how many characters all sheets may take together. Size and quality are lowered, as far as
             24 pixels, until an estimate from one sheet fits.
 
     Returns:
-        One data URI for each 256 pictures.
+        One data URI for each 256 images.
     """
-    for picture in pictures:
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(f"a picture is {picture.dtype} {picture.shape}, expected uint8 (S, S, 3)")
-    sample = [pictures[i] for i in np.linspace(0, len(pictures) - 1, min(PER_SHEET, len(pictures)), dtype=int)]
+    for image in images:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"an image is {image.dtype} {image.shape}, expected uint8 (S, S, 3)")
+    sample = [images[i] for i in np.linspace(0, len(images) - 1, min(PER_SHEET, len(images)), dtype=int)]
     for pixels, quality in LADDER:
-        if len(_sheet(sample, pixels, quality)) * len(pictures) / len(sample) <= budget:
+        if len(_sheet(sample, pixels, quality)) * len(images) / len(sample) <= budget:
             break
-    pixels = min(pixels, max(picture.shape[0] for picture in pictures))
-    return [_sheet(pictures[i : i + PER_SHEET], pixels, quality) for i in range(0, len(pictures), PER_SHEET)]
+    pixels = min(pixels, max(image.shape[0] for image in images))
+    return [_sheet(images[i : i + PER_SHEET], pixels, quality) for i in range(0, len(images), PER_SHEET)]
 
 
-def _sheet(pictures: Sequence[np.ndarray], pixels: int, quality: int) -> str:
+def _sheet(images: Sequence[np.ndarray], pixels: int, quality: int) -> str:
     sheet = Image.new("RGB", (SIDE * pixels, SIDE * pixels), "white")
-    for i, picture in enumerate(pictures):
-        tile = Image.fromarray(picture).resize((pixels, pixels), Image.Resampling.LANCZOS)
+    for i, image in enumerate(images):
+        tile = Image.fromarray(image).resize((pixels, pixels), Image.Resampling.LANCZOS)
         sheet.paste(tile, (i % SIDE * pixels, i // SIDE * pixels))
     buffer = io.BytesIO()
     sheet.save(buffer, "WEBP", quality=quality, method=4)

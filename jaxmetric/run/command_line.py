@@ -8,6 +8,13 @@ import tyro
 
 from jaxmetric.run.config import Config
 
+_TERMS = ("quadruplet", "soft-triple", "softmax", "triplet")
+_RENAMED_FLAGS = {
+    "--colour": "--color",
+    "--pictures-per-class": "--images-per-class",
+    **{f"--{term}-weight": """--loss, as in --loss '2*quadruplet(margin=0.3) + triplet'""" for term in _TERMS},
+}
+
 
 def parse(
     presets: dict[str, Config],
@@ -36,6 +43,9 @@ def parse(
     Raises:
       SystemExit: after --help, or for an unknown preset or field.
     """
+    for flag in (word.split("=")[0].replace("_", "-") for word in argv):
+        if flag in _RENAMED_FLAGS:
+            sys.exit(f"error: {flag} is now {_RENAMED_FLAGS[flag]}")
     named = bool(argv) and not argv[0].startswith("-")
     name, rest = (argv[0], argv[1:]) if named else (default, argv)
     if name not in presets:

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmetric import parallel
 from jaxmetric.agreement import column_scale
-from jaxmetric.data import LEARNING, LabelledImages, Plan
+from jaxmetric.data import LEARNING, LabeledImages, Plan
 from jaxmetric.run.config import Config
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.objective import PlacedTerm, WeightedSum, objective
@@ -44,7 +44,7 @@ class _Types(NamedTuple):
     """Images that may meet in a batch; those that compare alike are one type.
 
     Attributes:
-      groups: `[U]`: a batch holds `pictures_per_class` images of a group.
+      groups: `[U]`: a batch holds `images_per_class` images of a group.
       labels: `[U, T]`.
       twins: `[U]`: whether a batch can hold two images with the very same labels of one group, or one image twice.
       several: `[U]`: whether there are two such types, which differ where a value is `_UNIQUE`.
@@ -56,7 +56,7 @@ class _Types(NamedTuple):
     several: np.ndarray
 
 
-def check_comparable(config: Config, source: LabelledImages, plan: Plan) -> None:
+def check_comparable(config: Config, source: LabeledImages, plan: Plan) -> None:
     """Raises ConfigError if a term of the loss can find nothing to compare in any batch; it names the term and a cure.
 
     Args:
@@ -76,7 +76,7 @@ def check_comparable(config: Config, source: LabelledImages, plan: Plan) -> None
             )
 
 
-def comparable_plan(config: Config, source: LabelledImages) -> Plan:
+def comparable_plan(config: Config, source: LabeledImages) -> Plan:
     """The plan of the batches, in which every term of the loss has something to compare.
 
     What no batch of these images can hold is told before a batch of too many identities, whose cure would not help.
@@ -107,7 +107,7 @@ def has_comparison(labels: np.ndarray, plan: Plan, disagreement: Disagreement = 
       >>> from jaxmetric.data import make_plan
       >>> labels = np.array([[0], [0], [1], [1]])
       >>> [
-      ...     has_comparison(labels, make_plan(labels[:, 0], classes_per_batch=2, pictures_per_class=K))
+      ...     has_comparison(labels, make_plan(labels[:, 0], classes_per_batch=2, images_per_class=K))
       ...     for K in (1, 2)
       ... ]
       [False, True]
@@ -127,7 +127,7 @@ def _check_classes(placed: PlacedTerm, column: str, codes: np.ndarray) -> None:
         )
 
 
-def _finds(placed: PlacedTerm, source: LabelledImages, plan: Plan) -> bool:
+def _finds(placed: PlacedTerm, source: LabeledImages, plan: Plan) -> bool:
     """Whether a batch can hold something that a term compares; True where that cannot be told from the labels."""
     labels = source.labels[:, list(placed.columns)]
     loss, options = placed.term.loss, placed.options
@@ -147,7 +147,7 @@ def _over_all_batches(plan: Plan) -> Plan:
     """A plan whose batches hold all images, as a memory of past batches does in the end."""
     most = max(len(group) for group in plan.groups)
     return dataclasses.replace(
-        plan, classes_per_batch=len(plan.groups), pictures_per_class=max(most, plan.pictures_per_class)
+        plan, classes_per_batch=len(plan.groups), images_per_class=max(most, plan.images_per_class)
     )
 
 
@@ -185,10 +185,10 @@ def _types_of_batches(labels: np.ndarray, plan: Plan, disagreement: Disagreement
     for groups in together:
         sizes = np.array([len(group) for group in groups])
         members, places = np.concatenate(groups), np.repeat(np.arange(len(groups)), sizes)
-        repeated = sizes[places] < plan.pictures_per_class
+        repeated = sizes[places] < plan.images_per_class
         rows = np.column_stack([places, repeated, labels[members]])[members >= 0]
         types, counts = np.unique(rows, axis=0, return_counts=True)
-        twins = (plan.pictures_per_class > 1) & ((types[:, 1] > 0) | (counts > 1))
+        twins = (plan.images_per_class > 1) & ((types[:, 1] > 0) | (counts > 1))
         yield _merge(types[:, 0], types[:, 2:], twins, disagreement)
 
 
@@ -225,7 +225,7 @@ def _levels(types: _Types, plan: Plan, disagreement: Disagreement) -> tuple[floa
     step = max(_BLOCK // max(size, 1), 1)
     for start in range(0, size, step):
         rows = np.arange(start, min(start + step, size))
-        meet = _differ(types.groups[rows, None], types.groups[None]) | (plan.pictures_per_class > 1)
+        meet = _differ(types.groups[rows, None], types.groups[None]) | (plan.images_per_class > 1)
         meet[rows - start, rows] &= types.several[rows]
         lower, upper = _disagreements(types.labels[rows, None], types.labels[None], disagreement)
         smallest = min(smallest, upper[meet].min(initial=np.inf))
@@ -263,10 +263,10 @@ def _differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _size_of(plan: Plan, config: Config) -> str:
     if not config.batch.classes_per_batch:
         return f"{plan.batch_size} images"
-    return f"{plan.classes_per_batch} x {plan.pictures_per_class} images (identities x images of each)"
+    return f"{plan.classes_per_batch} x {plan.images_per_class} images (identities x images of each)"
 
 
-def _missing(placed: PlacedTerm, source: LabelledImages) -> str:
+def _missing(placed: PlacedTerm, source: LabeledImages) -> str:
     """What a term compares."""
     if takes_columns(placed.term.loss):
         return "two pairs of images of which one certainly agrees on more labels than the other"
@@ -274,16 +274,16 @@ def _missing(placed: PlacedTerm, source: LabelledImages) -> str:
     return f"two images of one {name}" if _compares_alike(placed, 0) else f"two images of one {name} and one of another"
 
 
-def _cure(placed: PlacedTerm, config: Config, source: LabelledImages, plan: Plan) -> str:
+def _cure(placed: PlacedTerm, config: Config, source: LabeledImages, plan: Plan) -> str:
     """What would give the term something to compare, tried out: other numbers, or fewer columns."""
-    for P, K in sorted(itertools.product(_from(plan.classes_per_batch, 2), _from(plan.pictures_per_class, 4)), key=sum):
+    for P, K in sorted(itertools.product(_from(plan.classes_per_batch, 2), _from(plan.images_per_class, 4)), key=sum):
         uniform = not config.batch.classes_per_batch
         if len(plan.groups) < P or (uniform and P > 1):
             continue
-        other = dataclasses.replace(plan, classes_per_batch=P, pictures_per_class=K)
+        other = dataclasses.replace(plan, classes_per_batch=P, images_per_class=K)
         if _finds(placed, source, other):
             classes = f"--classes-per-batch {P}" if plan.classes_per_batch < P else ""
-            images = f"--pictures-per-class {K}" if plan.pictures_per_class < K else ""
+            images = f"--images-per-class {K}" if plan.images_per_class < K else ""
             return f"give {' '.join(filter(None, (classes, images)))} or more"
     learning = source.labels[source.split == LEARNING]
     known = [t for t in range(len(source.columns)) if (learning[:, t] >= 0).any()]

@@ -139,7 +139,7 @@ class Sizes(NamedTuple):
 
     parameters: int
     batch_statistics: int
-    optimiser: int
+    optimizer: int
 
 
 def sizes_of(experiment: Experiment) -> Sizes:
@@ -160,7 +160,7 @@ def describe(cost: Cost, sizes: Sizes, chip: Chip, batch_size: int) -> str:
         ("memory of a chip", ""),
         ("  parameters", _bytes(sizes.parameters)),
         ("  batch statistics", _bytes(sizes.batch_statistics)),
-        ("  optimiser state", _bytes(sizes.optimiser)),
+        ("  optimizer state", _bytes(sizes.optimizer)),
         ("  share of the batch, padding", _bytes(cost.arguments - sum(sizes))),
         ("  activations and workspace", _bytes(cost.workspace)),
         ("  peak", f"{_bytes(cost.peak)} of {_bytes(chip.memory)}, {cost.peak / chip.memory:.1%}"),

@@ -84,7 +84,7 @@ class BatchConfig:
 
     classes_per_batch: int = 16
     """P: identities in a batch. 0 draws pictures uniformly, whatever their identity."""
-    pictures_per_class: int = 8
+    images_per_class: int = 8
     """K: pictures of each identity in a batch (the size of a uniform batch if P is 0)."""
     image_size: int = 32
     """Side in pixels of what the network sees."""
@@ -92,7 +92,7 @@ class BatchConfig:
     """Range of the share of a picture's area that a random crop keeps."""
     flip: bool = True
     """Whether to mirror half of the pictures."""
-    colour: float = 0.05
+    color: float = 0.05
     """Brightness, contrast and saturation change by up to this share."""
     chunks: int = 1
     """Parts in which a device takes its share through the network; memory of one part, loss of the whole batch."""
@@ -100,7 +100,7 @@ class BatchConfig:
     @property
     def size(self) -> int:
         """Pictures in a batch, over all devices."""
-        return max(self.classes_per_batch, 1) * self.pictures_per_class
+        return max(self.classes_per_batch, 1) * self.images_per_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class OptimizerConfig:
     learning_rate: float = 3e-3
     """Peak rate of the encoder."""
     loss_rate: float = 3.0
-    """Rate of centres and class vectors, as a multiple of the encoder's."""
+    """Rate of centers and class vectors, as a multiple of the encoder's."""
     schedule: Literal["cosine", "constant", "step"] = "cosine"
     """How the rate falls."""
     warmup: int = 20
@@ -215,7 +215,7 @@ def check_config(config: Config) -> None:
     _check_classes(config.classes, parse_terms(config.loss))
     if batch.classes_per_batch < 0 or batch.size < 2:
         raise ConfigError(
-            f"classes_per_batch {batch.classes_per_batch} x pictures_per_class {batch.pictures_per_class} "
+            f"classes_per_batch {batch.classes_per_batch} x images_per_class {batch.images_per_class} "
             "is a batch of fewer than 2 pictures; nothing can be compared"
         )
     at_least: dict[int, dict[str, float]] = {
@@ -255,8 +255,8 @@ def check_config(config: Config) -> None:
     low, high = batch.crop_scale
     if not 0 < low <= high <= 1:
         raise ConfigError(f"crop_scale is {batch.crop_scale}, expected 0 < smallest <= largest <= 1")
-    if not 0 <= batch.colour < 1:
-        raise ConfigError(f"colour is {batch.colour}, expected [0, 1)")
+    if not 0 <= batch.color < 1:
+        raise ConfigError(f"color is {batch.color}, expected [0, 1)")
     if config.seed >= 2**32:
         raise ConfigError(f"seed is {config.seed}, expected less than 2^32")
 

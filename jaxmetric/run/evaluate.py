@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import tyro
 
-from jaxmetric.data import GALLERY, LEARNING, QUERY, SPLITS, VALIDATION, LabelledImages, describe
+from jaxmetric.data import GALLERY, LEARNING, QUERY, SPLITS, VALIDATION, LabeledImages, describe
 from jaxmetric.data.problems import ManifestError, counted
 from jaxmetric.metrics import evaluate_embeddings, knn_labels
 from jaxmetric.metrics.retrieval import relevant_counts
@@ -173,7 +173,7 @@ def warn_of_undefined(experiment: Experiment, split: int) -> None:
         )
 
 
-def _without_answer(source: LabelledImages, part: HeldOut) -> list[str]:
+def _without_answer(source: LabeledImages, part: HeldOut) -> list[str]:
     labels, gallery_labels = source.labels[part.queries], source.labels[part.gallery]
     return [
         column.name
@@ -182,7 +182,7 @@ def _without_answer(source: LabelledImages, part: HeldOut) -> list[str]:
     ]
 
 
-def _nothing_to_find(source: LabelledImages, part: HeldOut, split: int) -> str:
+def _nothing_to_find(source: LabeledImages, part: HeldOut, split: int) -> str:
     names = " or its ".join(_without_answer(source, part))
     return f"no {SPLITS[split]} image has another of its {names} to find among {part.gallery_name}"
 

@@ -16,7 +16,7 @@ from jaxmetric import parallel
 from jaxmetric.data import (
     LEARNING,
     Augmentation,
-    LabelledImages,
+    LabeledImages,
     augment,
     image_keys,
     prepare,
@@ -46,7 +46,7 @@ class Experiment:
     """
 
     config: Config
-    source: LabelledImages
+    source: LabeledImages
     groups: np.ndarray | None
     encoder: nn.Module
     objective: WeightedSum
@@ -67,7 +67,7 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
       num_devices: among which a batch is divided; those of all processes if not given.
 
     Raises:
-      ConfigError: if the data cannot be learnt from, or evaluated on, as configured.
+      ConfigError: if the data cannot be learned from, or evaluated on, as configured.
       ValueError: for bad data, see `jaxmetric.data`, or loss options that do not fit it.
     """
     source, groups = load_labels(config.data, seed=config.seed)
@@ -86,7 +86,7 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
 
 def make_experiment(
     config: Config,
-    source: LabelledImages,
+    source: LabeledImages,
     groups: np.ndarray | None,
     objective: WeightedSum,
     *,
@@ -129,8 +129,7 @@ def check_step(experiment: Experiment) -> None:
     size, chunks = config.batch.size, config.batch.chunks
     if size % devices:
         raise ConfigError(
-            f"classes_per_batch x pictures_per_class is a batch of {size}, "
-            f"which does not divide among {devices} devices"
+            f"classes_per_batch x images_per_class is a batch of {size}, which does not divide among {devices} devices"
         )
     if size // devices % chunks:
         share = counted(size // devices, "image")
@@ -169,7 +168,7 @@ def make_state(experiment: Experiment) -> TrainState:
 def make_step(experiment: Experiment) -> parallel.Step:
     """The per-device training step, with the learning rate among its metrics."""
     batch, schedule = experiment.config.batch, learning_rate(experiment.config)
-    augmentation = Augmentation(crop_scale=batch.crop_scale, flip=batch.flip, colour=batch.colour)
+    augmentation = Augmentation(crop_scale=batch.crop_scale, flip=batch.flip, color=batch.color)
 
     def preprocess(key: jax.Array, positions: jax.Array, images: jax.Array) -> jax.Array:
         keys = image_keys(key, positions)
@@ -275,7 +274,7 @@ def _specs_of_loss(total: WeightedSum, params: Any) -> Any:
     return jax.tree.map(lambda x: parallel.SHARDED if sharded and x.ndim else parallel.REPLICATED, params)
 
 
-def _warn_of_small_classes(config: Config, source: LabelledImages, total: WeightedSum) -> None:
+def _warn_of_small_classes(config: Config, source: LabeledImages, total: WeightedSum) -> None:
     identities = source.labels[source.split == LEARNING, 0]
     values, counts = np.unique(identities[identities >= 0], return_counts=True)
     if not len(values):
@@ -290,11 +289,11 @@ def _warn_of_small_classes(config: Config, source: LabelledImages, total: Weight
             f"{counted(smallest, 'learning image')}: some centers stay without any",
             stacklevel=2,
         )
-    if batch.classes_per_batch and batch.pictures_per_class > smallest:
-        few = int((counts < batch.pictures_per_class).sum())
+    if batch.classes_per_batch and batch.images_per_class > smallest:
+        few = int((counts < batch.images_per_class).sum())
         warnings.warn(
             f"{few:,} of {counted(len(values), 'value')} of {source.columns[0].name} "
             f"{'has' if few == 1 else 'have'} fewer than "
-            f"{batch.pictures_per_class} learning images ({name!r} has {smallest}); they repeat within a batch",
+            f"{batch.images_per_class} learning images ({name!r} has {smallest}); they repeat within a batch",
             stacklevel=2,
         )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmetric.data import LEARNING, TEST, LabelColumn, LabelledImages
+from jaxmetric.data import LEARNING, TEST, LabelColumn, LabeledImages
 from jaxmetric.data.columns import find_columns, has_values, read_splits
 from jaxmetric.data.copies import first_of_same_file
 from jaxmetric.data.csv_table import read_table
@@ -19,7 +19,7 @@ from jaxmetric.run.config import Config, ConfigError, DataConfig
 from jaxmetric.run.experiment import Experiment, make_experiment
 from jaxmetric.run.objective import WeightedSum, objective
 from jaxmetric.run.source import evaluated_split, load_source, split_off_groups
-from jaxmetric.run.workdir import DATA_FILE
+from jaxmetric.run.workdir import DATA_FILE, read_facts
 from jaxmetric.training import read_json
 
 
@@ -144,13 +144,13 @@ def _learning_files(config: Config, workdir: Path) -> list[Path] | None:
         labels, _ = encode_values([identity], cells, (), problems)
         make = split_disjoint_classes if data.split == "disjoint" else split_within_classes
         split = make(labels[:, 0], seed=config.seed)
-        if read_json(workdir / DATA_FILE)["pictures"] != len(names):
+        if read_facts(workdir / DATA_FILE)["images"] != len(names):
             return None
     root = Path(data.image_root or Path(data.csv).parent)
     return [root / name for name, code in zip(names, split, strict=True) if code == LEARNING]
 
 
-def _check_held_out(source: LabelledImages, csv: str, header: _Header) -> None:
+def _check_held_out(source: LabeledImages, csv: str, header: _Header) -> None:
     """Raises ConfigError, with a cure, if a list has nothing to evaluate."""
     try:
         evaluated_split(source)

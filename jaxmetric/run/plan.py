@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from jaxmetric.data import LEARNING, LabelledImages, Plan, make_plan, make_uniform_plan
+from jaxmetric.data import LEARNING, LabeledImages, Plan, make_plan, make_uniform_plan
 from jaxmetric.data.problems import counted
 from jaxmetric.run.config import BatchConfig
 from jaxmetric.run.errors import ConfigError
 
 
-def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) -> Plan:
-    """Which pictures make each batch: P identities x K pictures, or uniformly drawn ones.
+def make_batch_plan(batch: BatchConfig, source: LabeledImages, *, seed: int) -> Plan:
+    """Which images make each batch: P identities x K pictures, or uniformly drawn ones.
 
     Raises:
       ConfigError: if there are fewer than P identities to learn.
@@ -18,20 +18,20 @@ def make_batch_plan(batch: BatchConfig, source: LabelledImages, *, seed: int) ->
     if batch.classes_per_batch > groups:
         fitting = f"{groups} or less, but not 0, which draws images of any" if groups > 1 else "1"
         raise ConfigError(
-            f"classes_per_batch is {batch.classes_per_batch}, but the learning pictures have "
+            f"classes_per_batch is {batch.classes_per_batch}, but the learning images have "
             f"{counted(groups, 'value')} of {source.columns[0].name}; give --classes-per-batch {fitting}"
         )
     if not batch.classes_per_batch:
-        return make_uniform_plan(len(source), batch_size=batch.pictures_per_class, seed=seed, where=learning)
+        return make_uniform_plan(len(source), batch_size=batch.images_per_class, seed=seed, where=learning)
     return make_plan(
         source.labels[:, 0],
         classes_per_batch=batch.classes_per_batch,
-        pictures_per_class=batch.pictures_per_class,
+        images_per_class=batch.images_per_class,
         seed=seed,
         where=learning,
     )
 
 
-def learning_groups(source: LabelledImages) -> int:
+def learning_groups(source: LabeledImages) -> int:
     """Values of the identity among the learning images; a missing one is a group of its own."""
     return len(np.unique(source.labels[source.split == LEARNING, 0]))

@@ -10,7 +10,7 @@ from jaxmetric.data import (
     SPLITS,
     TEST,
     VALIDATION,
-    LabelledImages,
+    LabeledImages,
     load_emoji_people,
     load_manifest,
     load_tfds,
@@ -24,7 +24,7 @@ from jaxmetric.run.config import (
 )
 
 
-def load_labels(data: DataConfig, *, seed: int) -> tuple[LabelledImages, np.ndarray | None]:
+def load_labels(data: DataConfig, *, seed: int) -> tuple[LabeledImages, np.ndarray | None]:
     """The images with the labels to learn, and what `Experiment.groups` holds."""
     name = data.exclude_same
     extra = (name,) if name and data.columns and name not in data.columns else ()
@@ -32,7 +32,7 @@ def load_labels(data: DataConfig, *, seed: int) -> tuple[LabelledImages, np.ndar
     return split_off_groups(source, data)
 
 
-def split_off_groups(source: LabelledImages, data: DataConfig) -> tuple[LabelledImages, np.ndarray | None]:
+def split_off_groups(source: LabeledImages, data: DataConfig) -> tuple[LabeledImages, np.ndarray | None]:
     """Takes the column that `exclude_same` names out of the labels, unless `columns` names it too.
 
     Returns:
@@ -52,7 +52,7 @@ def split_off_groups(source: LabelledImages, data: DataConfig) -> tuple[Labelled
     return dataclasses.replace(source, labels=source.labels[:, kept], columns=columns), groups
 
 
-def load_source(data: DataConfig, *, seed: int) -> LabelledImages:
+def load_source(data: DataConfig, *, seed: int) -> LabeledImages:
     """The pictures and labels that a configuration names."""
     if data.source == "emoji_people":
         if data.split == "given":
@@ -83,12 +83,12 @@ def load_source(data: DataConfig, *, seed: int) -> LabelledImages:
     )
 
 
-def learned_classes(source: LabelledImages) -> list[np.ndarray]:
+def learned_classes(source: LabeledImages) -> list[np.ndarray]:
     """Returns for each label column the codes that learning images have, ascending; class c of a loss is entry c."""
     return [np.unique(codes[codes >= 0]) for codes in source.labels[source.split == LEARNING].T]
 
 
-def evaluated_split(source: LabelledImages) -> int:
+def evaluated_split(source: LabeledImages) -> int:
     """The split that evaluation asks: queries, or test, or validation where fewer than two images are for test.
 
     Raises:
@@ -113,7 +113,7 @@ def evaluated_split(source: LabelledImages) -> int:
     )
 
 
-def has_own_split(config: Config, source: LabelledImages) -> bool:
+def has_own_split(config: Config, source: LabeledImages) -> bool:
     """Whether a list's split is not the one that `split` would make of it."""
     data = config.data
     if data.source != "csv":
@@ -122,17 +122,17 @@ def has_own_split(config: Config, source: LabelledImages) -> bool:
     return made_by is None or not np.array_equal(source.split, made_by(source.labels[:, 0], seed=config.seed))
 
 
-def split_sizes(source: LabelledImages) -> dict[str, int]:
+def split_sizes(source: LabeledImages) -> dict[str, int]:
     """How many images each split has, by its name."""
     return {name: int((source.split == code).sum()) for code, name in enumerate(SPLITS)}
 
 
-def described_splits(source: LabelledImages) -> str:
+def described_splits(source: LabeledImages) -> str:
     """The splits that have images, as `8 learning, 2 test`."""
     return ", ".join(f"{size:,} {name}" for name, size in split_sizes(source).items() if size)
 
 
-def check_learning(config: Config, source: LabelledImages) -> None:
+def check_learning(config: Config, source: LabeledImages) -> None:
     """Raises ConfigError if there is nothing to learn from."""
     if (source.split == LEARNING).any():
         return
@@ -144,7 +144,7 @@ def check_learning(config: Config, source: LabelledImages) -> None:
     )
 
 
-def check_held_out(config: Config, source: LabelledImages) -> None:
+def check_held_out(config: Config, source: LabeledImages) -> None:
     """Raises ConfigError, with a cure, if there is nothing to evaluate."""
     try:
         evaluated_split(source)

@@ -143,7 +143,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
     Raises:
       NonFiniteLossError: if the loss or the parameters are not finite; no checkpoint is written from then on.
       CheckpointError: if a checkpoint cannot be read or written.
-      PictureError: if a picture cannot be read any more.
+      ImageError: if a picture cannot be read any more.
       InputError: if no batch comes, or a process that reads is killed.
     """
     config = experiment.config
@@ -177,7 +177,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
             # The next step is ready to begin when this one ends; more would have to end too before the run can stop.
             jax.block_until_ready(before)
             before = metrics
-            window.add(step, metrics, pictures=config.batch.size)
+            window.add(step, metrics, images=config.batch.size)
             last = stop.agreed() or step == config.steps
             evaluate = config.evaluate_every and (step == config.steps or not (last or step % config.evaluate_every))
             save = last or evaluate or step % config.checkpoint_every == 0
@@ -239,7 +239,7 @@ def _watch_comparisons(start: int) -> Callable[..., str | None]:
         seen = f"in any of the {step - start} batches" if step - start > 1 else "in the one batch"
         return (
             f"warning: nothing to compare for {terms} {seen} so far, so that its loss "
-            "was 0; see --classes-per-batch, --pictures-per-class and the missing labels"
+            "was 0; see --classes-per-batch, --images-per-class and the missing labels"
         )
 
     return watch

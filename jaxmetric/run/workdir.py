@@ -14,7 +14,7 @@ import jax
 
 from jaxmetric import parallel
 from jaxmetric.data import (
-    LabelledImages,
+    LabeledImages,
 )
 from jaxmetric.data.problems import counted
 from jaxmetric.run.config import (
@@ -81,7 +81,7 @@ def _lock(file: IO[str], *, patience: float) -> bool:
             return True
 
 
-def claim_workdir(config: Config, source: LabelledImages, workdir: Path) -> None:
+def claim_workdir(config: Config, source: LabeledImages, workdir: Path) -> None:
     """Writes what a run is into its directory, or checks that the run there has the same configuration and data.
 
     Of several processes all check and one writes.
@@ -95,7 +95,7 @@ def claim_workdir(config: Config, source: LabelledImages, workdir: Path) -> None
     check_same_config(config, workdir)
     path = workdir / DATA_FILE
     facts = _facts_of(source)
-    if path.exists() and (changed := _changed_data(read_json(path), facts)):
+    if path.exists() and (changed := _changed_data(read_facts(path), facts)):
         raise ConfigError(f"{workdir} holds a run on other data: {changed}; {_cure_of_data(config, source, path)}")
     if jax.process_index() == 0:
         save_config(config, workdir)
@@ -103,7 +103,13 @@ def claim_workdir(config: Config, source: LabelledImages, workdir: Path) -> None
             write_atomically(path, json.dumps(facts, indent=2) + "\n")
 
 
-def _facts_of(source: LabelledImages) -> dict[str, Any]:
+def read_facts(path: Path) -> dict[str, Any]:
+    """Reads a `data.json`. Older files call the number of images "pictures"."""
+    facts = read_json(path)
+    return {"images": facts.get("pictures"), **facts}
+
+
+def _facts_of(source: LabeledImages) -> dict[str, Any]:
     """What `data.json` holds. `digest` is of everything; `parts` tells what has changed."""
     parts = {
         "image names": "\n".join(source.names).encode(),
@@ -112,7 +118,7 @@ def _facts_of(source: LabelledImages) -> dict[str, Any]:
     }
     whole = parts["label values"] + parts["split"] + parts["image names"]
     return {
-        "pictures": len(source),
+        "images": len(source),
         "labels": [column.name for column in source.columns],
         "digest": hashlib.sha256(whole).hexdigest(),
         "parts": {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()},
@@ -121,18 +127,18 @@ def _facts_of(source: LabelledImages) -> dict[str, Any]:
 
 def _changed_data(began: dict[str, Any], now: dict[str, Any]) -> str:
     """What of the data has changed since a run began; "" if nothing. Older files have no `parts`."""
-    if all(began.get(name) == now[name] for name in ("pictures", "labels", "digest")):
+    if all(began.get(name) == now[name] for name in ("images", "labels", "digest")):
         return ""
     if began["labels"] != now["labels"]:
         return f"the label columns were {', '.join(began['labels'])} then and are {', '.join(now['labels'])} now"
     parts = began.get("parts")
     changed = [name for name in now["parts"] if parts[name] != now["parts"][name]] if parts else []
     what = " and ".join(changed) or "image names, label values or split"
-    counts = f"{counted(began['pictures'], 'image')} then, {now['pictures']:,} now"
+    counts = f"{counted(began['images'], 'image')} then, {now['images']:,} now"
     return f"{what} changed since it began ({counts})"
 
 
-def _cure_of_data(config: Config, source: LabelledImages, path: Path) -> str:
-    if config.data.skip_bad and len(source) < read_json(path)["pictures"]:
+def _cure_of_data(config: Config, source: LabeledImages, path: Path) -> str:
+    if config.data.skip_bad and len(source) < read_facts(path)["images"]:
         return "images that --skip-bad leaves out now were there then: put them back"
     return "put the data back as they were to go on with it, or train anew in another --workdir"

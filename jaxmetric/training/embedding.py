@@ -1,4 +1,4 @@
-"""The embedding of pictures to evaluate, shared out among all devices of all processes."""
+"""The embedding of images to evaluate, shared out among all devices of all processes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,16 +18,16 @@ def make_embed(
 ) -> Embed:
     """A function `(state, images) -> [N, D]` embeddings as numpy, in batches of one compiled size.
 
-    Of several processes all call it with the same pictures; each reads its share of them, and gets all embeddings.
+    Of several processes all call it with the same images; each reads its share of them, and gets all embeddings.
 
     Args:
       apply_fn: a Linen module's `apply`.
-      prepare: uint8 pictures `[B, S, S, 3]` to what the encoder takes, nothing random.
-      batch_size: pictures at a time, of all devices together (more if there are more devices); the last batch is
+      prepare: uint8 images `[B, S, S, 3]` to what the encoder takes, nothing random.
+      batch_size: images at a time, of all devices together (more if there are more devices); the last batch is
         padded.
 
     Returns:
-      The function; `images` is any sequence of equally large uint8 pictures.
+      The function; `images` is any sequence of equally large uint8 images.
     """
 
     def embed_batch(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
@@ -45,7 +45,7 @@ def make_embed(
         params, batch_stats = across_processes((state.params["encoder"], state.batch_stats))
         parts = []
         for start in range(jax.process_index() * share, count + jax.process_index() * share, size):
-            # The last batch repeats the last picture, so that every batch has the compiled shape.
+            # The last batch repeats the last image, so that every batch has the compiled shape.
             wanted = np.minimum(np.arange(start, start + share), count - 1)
             batch = np.stack([images[int(index)] for index in wanted])
             parts.append(embed_batch(params, batch_stats, place_rows(batch, mesh)))

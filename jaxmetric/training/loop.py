@@ -57,16 +57,16 @@ class MetricWindow:
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
-        self._pictures = 0
+        self._images = 0
         self._since = time.monotonic()
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array], *, pictures: int) -> None:
-        """Remembers what a step of so many pictures returned, without waiting for it."""
+    def add(self, step: int, metrics: Mapping[str, jax.Array], *, images: int) -> None:
+        """Remembers what a step of so many images returned, without waiting for it."""
         self._pending.append((step, metrics))
-        self._pictures += pictures
+        self._images += images
 
     def summary(self) -> dict[str, float]:
-        """Returns the means since the last summary and the pictures per second, and starts anew.
+        """Returns the means since the last summary and the images per second, and starts anew.
 
         Raises:
           NonFiniteLossError: if a step was not `"finite"`; it names the first such step.
@@ -81,13 +81,13 @@ class MetricWindow:
                 raise NonFiniteLossError(what, step)
         names = [name for name in fetched[0] if name != "finite"] if fetched else []
         result = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in names}
-        result["images_per_second"] = self._pictures / max(time.monotonic() - self._since, 1e-9)
+        result["images_per_second"] = self._images / max(time.monotonic() - self._since, 1e-9)
         self.restart_clock()
         return result
 
     def restart_clock(self) -> None:
-        """Leaves what happened since the last summary out of the pictures per second."""
-        self._pictures, self._since = 0, time.monotonic()
+        """Leaves what happened since the last summary out of the images per second."""
+        self._images, self._since = 0, time.monotonic()
 
 
 def profiled(batches: Iterable[Batch], folder: Path | None, *, after: int = 3, steps: int = 5) -> Iterator[Batch]:

@@ -1,7 +1,7 @@
-"""What a training run carries from step to step, and the optimiser that changes it.
+"""What a training run carries from step to step, and the optimizer that changes it.
 
-Parameters are a dict of two: `"encoder"`, the network's, and `"loss"`, those of parametric losses (centres, proxies).
-Both live in one state, so that neither the optimiser nor a checkpoint can forget the second.
+Parameters are a dict of two: `"encoder"`, the network's, and `"loss"`, those of parametric losses (centers, proxies).
+Both live in one state, so that neither the optimizer nor a checkpoint can forget the second.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ class TrainState(flax.struct.PyTreeNode):
       step: int32 scalar, how many steps were taken.
       params: `{"encoder": ..., "loss": ...}`.
       batch_stats: the encoder's batch statistics (an empty dict where it has none).
-      opt_state: the optimiser's state.
+      opt_state: the optimizer's state.
       memory: what the objective remembers from one step to the next, such as embeddings of past batches.
     """
 
@@ -54,8 +54,8 @@ def create_state(
     Args:
       key: a `jax.random` key for the encoder's parameters.
       encoder: a Linen module, called as `encoder(images, train=...)`.
-      image_size: side of the pictures it will see.
-      loss_params: a tree of the losses' own parameters, such as centres; may be empty.
+      image_size: side of the images it will see.
+      loss_params: a tree of the losses' own parameters, such as centers; may be empty.
       optimizer: see `make_optimizer`.
       memory: what the objective remembers before the first step; empty for one that remembers nothing.
 
@@ -133,12 +133,12 @@ def make_optimizer(
     weight_decay: float = 0.0,
     epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """An optimiser with separate rates for the encoder and the loss's own parameters.
+    """An optimizer with separate rates for the encoder and the loss's own parameters.
 
     Args:
       name: `"adamw"` decays weights decoupled from the gradient, `"adam"` adds the decay to the gradient, `"sgd"` has
         Nesterov momentum 0.9 and does as `"adam"`. Only the encoder's kernels are decayed: no biases, no scales, no
-        centres.
+        centers.
       schedule: the encoder's learning rate.
       loss_rate: the rate of the loss's parameters, as a multiple of the encoder's.
       weight_decay: see above.

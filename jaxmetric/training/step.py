@@ -28,27 +28,27 @@ def make_train_step(
 ) -> Step:
     """The step that `jaxmetric.parallel` drives.
 
-    Randomness depends on the seed, the step and the place of a picture in the global batch only: not on the number of
+    Randomness depends on the seed, the step and the place of an image in the global batch only: not on the number of
     devices or chunks, nor on what ran before.
 
     Args:
       apply_fn: a Linen module's `apply`: `(variables, images, train=True, mutable=["batch_stats"])` gives `[b, D]`
-        embeddings and the updated collections. Batch norm must be synchronised over `parallel.AXIS_NAME`.
+        embeddings and the updated collections. Batch norm must be synchronized over `parallel.AXIS_NAME`.
       objective: `(key, loss_params, memory, embeddings [B, D], labels [B, T])` gives the loss of the global batch and a
         pair: a dict of scalars to report with it, such as its terms, whose names differ from those of the metrics
         below, and the memory for the next step.
       optimizer: transforms the gradients of `state.params`.
-      preprocess: `(key, positions [b], images)` gives what the encoder takes, from the pictures of a batch and their
+      preprocess: `(key, positions [b], images)` gives what the encoder takes, from the images of a batch and their
         places in the global one.
       seed: of the run.
       chunks: equal parts in which a device takes its share through `preprocess` and the encoder, one at a time. The
         embeddings of all are kept for the loss, which is that of the whole batch; the backward pass computes each
         chunk again. The activations of one chunk take memory, and another forward pass takes time (on CPU much more:
         XLA is slow there at the gradients of convolutions in a loop). Gradients are those of the batch in one piece,
-        but for batch norm in training, which normalises one chunk at a time (over all devices) and moves its running
+        but for batch norm in training, which normalizes one chunk at a time (over all devices) and moves its running
         statistics by the mean of the chunks' moves.
       clip_norm: scales a gradient of larger norm, over all parameters together, down to this norm; None does not.
-      class_shards: whether the arrays of `state.params["loss"]`, scalars excepted, and what the optimiser remembers of
+      class_shards: whether the arrays of `state.params["loss"]`, scalars excepted, and what the optimizer remembers of
         them, are this device's shards of class vectors, of which the objective makes `jaxmetric.ClassShard`s. If not,
         they are replicated as all else is.
 
@@ -124,7 +124,7 @@ def _in_chunks(
     """The embeddings of a device's share, and the batch statistics after each chunk `[chunks, ...]`."""
     share = images.shape[0]
     if share % chunks:
-        raise ValueError(f"a device's share of {share} pictures does not divide into {chunks} chunks")
+        raise ValueError(f"a device's share of {share} images does not divide into {chunks} chunks")
     parts = jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), (positions, images))
     # A loop keeps what is computed again apart from the first time, so that no barrier has to.
     embed_again = jax.checkpoint(lambda part: embed(*part), prevent_cse=False)

@@ -13,7 +13,7 @@ from jaxmetric.data import Augmentation, augment, augment_image, image_keys, pre
 
 augmenting = sys.modules[augment.__module__]  # the function hides its module
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (8, 24, 24, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (8, 24, 24, 3), dtype=np.uint8)
 KEYS = image_keys(jax.random.key(1), jnp.arange(8))
 
 DEFAULT = Augmentation()
@@ -24,24 +24,24 @@ def jitted(keys, images, image_size=16, augmentation=DEFAULT):
     return augment(keys, images, image_size=image_size, augmentation=augmentation)
 
 
-def test_a_picture_is_changed_alike_wherever_it_stands():
-    whole = jitted(KEYS, PICTURES)
-    halves = [jitted(KEYS[part], PICTURES[part]) for part in (slice(0, 4), slice(4, 8))]
+def test_an_image_is_changed_alike_wherever_it_stands():
+    whole = jitted(KEYS, IMAGES)
+    halves = [jitted(KEYS[part], IMAGES[part]) for part in (slice(0, 4), slice(4, 8))]
     np.testing.assert_allclose(np.concatenate(halves), whole, atol=1e-6)
     order = np.array([3, 1, 7, 0, 2, 6, 4, 5])
-    np.testing.assert_allclose(jitted(KEYS[order], PICTURES[order]), whole[order], atol=1e-6)
+    np.testing.assert_allclose(jitted(KEYS[order], IMAGES[order]), whole[order], atol=1e-6)
 
 
 def test_the_key_decides():
-    np.testing.assert_array_equal(jitted(KEYS, PICTURES), jitted(KEYS, PICTURES))
+    np.testing.assert_array_equal(jitted(KEYS, IMAGES), jitted(KEYS, IMAGES))
     other = image_keys(jax.random.key(2), jnp.arange(8))
-    assert (np.abs(jitted(other, PICTURES) - jitted(KEYS, PICTURES)).mean(axis=(1, 2, 3)) > 0.01).all()
-    same = np.broadcast_to(PICTURES[:1], PICTURES.shape)
-    assert len({picture.tobytes() for picture in np.asarray(jitted(KEYS, same))}) == 8
+    assert (np.abs(jitted(other, IMAGES) - jitted(KEYS, IMAGES)).mean(axis=(1, 2, 3)) > 0.01).all()
+    same = np.broadcast_to(IMAGES[:1], IMAGES.shape)
+    assert len({image.tobytes() for image in np.asarray(jitted(KEYS, same))}) == 8
 
 
 def test_values_stay_within_bounds():
-    out = jitted(KEYS, PICTURES, augmentation=Augmentation(colour=0.9))
+    out = jitted(KEYS, IMAGES, augmentation=Augmentation(color=0.9))
     assert out.shape == (8, 16, 16, 3)
     assert out.dtype == jnp.float32
     assert float(out.min()) >= -1
@@ -49,26 +49,26 @@ def test_values_stay_within_bounds():
 
 
 def test_without_changes_it_is_prepare():
-    still = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False, colour=0.0)
+    still = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False, color=0.0)
     np.testing.assert_allclose(
-        jitted(KEYS, PICTURES, augmentation=still), prepare(jnp.asarray(PICTURES), image_size=16), atol=1e-5
+        jitted(KEYS, IMAGES, augmentation=still), prepare(jnp.asarray(IMAGES), image_size=16), atol=1e-5
     )
 
 
-def test_colours_that_do_not_change_are_not_drawn():
-    def draws(colour):
-        augmentation = Augmentation(colour=colour)
-        jaxpr = jax.make_jaxpr(lambda keys: augment(keys, PICTURES, image_size=16, augmentation=augmentation))(KEYS)
+def test_colors_that_do_not_change_are_not_drawn():
+    def draws(color):
+        augmentation = Augmentation(color=color)
+        jaxpr = jax.make_jaxpr(lambda keys: augment(keys, IMAGES, image_size=16, augmentation=augmentation))(KEYS)
         return str(jaxpr).count("random_bits")
 
     assert draws(0.0) < draws(0.1)
 
 
 def test_flip_alone_mirrors_about_half():
-    flip = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), colour=0.0)
+    flip = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), color=0.0)
     keys = image_keys(jax.random.key(0), jnp.arange(64))
-    out = np.asarray(jitted(keys, np.broadcast_to(PICTURES[:1], (64, 24, 24, 3)), 24, flip))
-    plain = PICTURES[0] / 127.5 - 1
+    out = np.asarray(jitted(keys, np.broadcast_to(IMAGES[:1], (64, 24, 24, 3)), 24, flip))
+    plain = IMAGES[0] / 127.5 - 1
     mirrored = np.abs(out - plain[:, ::-1]).max(axis=(1, 2, 3)) < 1e-5
     same = np.abs(out - plain).max(axis=(1, 2, 3)) < 1e-5
     assert (mirrored ^ same).all()
@@ -78,39 +78,39 @@ def test_flip_alone_mirrors_about_half():
 def test_a_crop_shows_the_share_of_the_ramp_that_was_asked_for():
     """On a ramp from left to right, the width of a crop is the range of the values it shows."""
     ramp = np.broadcast_to(np.arange(0, 256, 2, dtype=np.uint8)[:, None], (64, 128, 128, 3))
-    quarter = Augmentation(crop_scale=(0.25, 0.25), crop_aspect=(1.0, 1.0), flip=False, colour=0.0)
+    quarter = Augmentation(crop_scale=(0.25, 0.25), crop_aspect=(1.0, 1.0), flip=False, color=0.0)
     keys = image_keys(jax.random.key(0), jnp.arange(64))
     out = (np.asarray(jitted(keys, ramp, 32, quarter)) + 1) * 127.5
     steps = np.diff(out[:, 0, :, 0], axis=1)[:, 1:-1]
-    np.testing.assert_allclose(steps, 2 * 64 / 32, atol=0.05)  # 64 pixels of 128, two grey levels each, over 32
+    np.testing.assert_allclose(steps, 2 * 64 / 32, atol=0.05)  # 64 pixels of 128, two gray levels each, over 32
     assert out.min() >= 0
     assert np.ptp(out[:, 0, 0, 0]) > 60  # crops start at different places
 
 
-def test_colour_changes_brightness_within_its_share():
-    grey = np.full((64, 8, 8, 3), 100, np.uint8)
-    only_colour = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False, colour=0.2)
+def test_color_changes_brightness_within_its_share():
+    gray = np.full((64, 8, 8, 3), 100, np.uint8)
+    only_color = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False, color=0.2)
     keys = image_keys(jax.random.key(0), jnp.arange(64))
-    out = (np.asarray(jitted(keys, grey, 8, only_colour)) + 1) * 127.5
+    out = (np.asarray(jitted(keys, gray, 8, only_color)) + 1) * 127.5
     assert out.min() >= 80 - 1e-3
     assert out.max() <= 120 + 1e-3
     assert np.ptp(out) > 30
-    np.testing.assert_allclose(out.std(axis=(1, 2, 3)), 0, atol=1e-4)  # grey stays grey and flat
+    np.testing.assert_allclose(out.std(axis=(1, 2, 3)), 0, atol=1e-4)  # gray stays gray and flat
 
 
 def test_prepare_resizes_like_pillow():
     """Pillow's bilinear filter is the same triangle, rounded to eight bits."""
-    ours = (prepare(jnp.asarray(PICTURES), image_size=9) + 1) * 127.5
-    theirs = [np.asarray(Image.fromarray(p).resize((9, 9), Image.Resampling.BILINEAR)) for p in PICTURES]
+    ours = (prepare(jnp.asarray(IMAGES), image_size=9) + 1) * 127.5
+    theirs = [np.asarray(Image.fromarray(p).resize((9, 9), Image.Resampling.BILINEAR)) for p in IMAGES]
     np.testing.assert_allclose(ours, theirs, atol=1.01)
 
 
-def test_prepare_standardises():
-    picture = jnp.asarray(PICTURES[:1])
+def test_prepare_standardizes():
+    image = jnp.asarray(IMAGES[:1])
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-    out = prepare(picture, image_size=24, mean=mean, std=std)
-    np.testing.assert_allclose(out, (PICTURES[:1] / 255 - mean) / std, atol=1e-5)
-    np.testing.assert_allclose(prepare(picture, image_size=24), PICTURES[:1] / 127.5 - 1, atol=1e-6)
+    out = prepare(image, image_size=24, mean=mean, std=std)
+    np.testing.assert_allclose(out, (IMAGES[:1] / 255 - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(prepare(image, image_size=24), IMAGES[:1] / 127.5 - 1, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_prepare_standardises():
         ({"crop_scale": (0.9, 0.5)}, "crop_scale"),
         ({"crop_scale": (0.5, 1.5)}, "crop_scale"),
         ({"crop_aspect": (0.0, 1.0)}, "crop_aspect must satisfy 0 < low <= high"),
-        ({"colour": 1.0}, r"colour must lie in \[0, 1\), got 1.0"),
-        ({"colour": float("nan")}, "colour"),
+        ({"color": 1.0}, r"color must lie in \[0, 1\), got 1.0"),
+        ({"color": float("nan")}, "color"),
     ],
 )
 def test_ranges_are_checked(fields, message):
@@ -136,17 +136,17 @@ def test_bad_arrays_are_refused():
         prepare(jnp.zeros((4, 4, 3), jnp.uint8), image_size=4)
     with pytest.raises(ValueError, match="image_size must be at least 1"):
         prepare(jnp.zeros((1, 4, 4, 3), jnp.uint8), image_size=0)
-    with pytest.raises(ValueError, match=r"one key per picture \(8\), got 4"):
-        augment(KEYS[:4], jnp.asarray(PICTURES), image_size=4)
+    with pytest.raises(ValueError, match=r"one key per image \(8\), got 4"):
+        augment(KEYS[:4], jnp.asarray(IMAGES), image_size=4)
     with pytest.raises(TypeError, match="images must be a uint8 array, got list"):
-        prepare(PICTURES.tolist(), image_size=4)
+        prepare(IMAGES.tolist(), image_size=4)
     with pytest.raises(TypeError, match=r"image_size must be an integer, got 4\.0"):
-        prepare(jnp.asarray(PICTURES), image_size=4.0)
+        prepare(jnp.asarray(IMAGES), image_size=4.0)
     with pytest.raises(ValueError, match=r"std must be a number or 3, one for each channel, got shape \(2,\)"):
-        prepare(jnp.asarray(PICTURES), image_size=4, std=(1.0, 1.0))
+        prepare(jnp.asarray(IMAGES), image_size=4, std=(1.0, 1.0))
 
 
-STILL = Augmentation(crop_scale=(1.0, 1.0), flip=False, colour=0.0)
+STILL = Augmentation(crop_scale=(1.0, 1.0), flip=False, color=0.0)
 WORK = {
     "prepare": lambda keys, images: prepare(images, image_size=16),
     "prepare at its size": lambda keys, images: prepare(images, image_size=24, mean=(0.1, 0.2, 0.3), std=(1, 2, 3)),
@@ -170,7 +170,7 @@ def test_all_public_functions_are_here():
 @pytest.mark.parametrize("name", WORK)
 def test_nothing_is_promoted_implicitly(name):
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        jax.eval_shape(WORK[name], KEYS, PICTURES)
+        jax.eval_shape(WORK[name], KEYS, IMAGES)
 
 
 @pytest.mark.parametrize("name", ["prepare", "prepare at its size", "augment", "augment hardly"])
@@ -184,9 +184,9 @@ def test_nothing_is_promoted_implicitly(name):
 def test_batches_on_a_mesh_of_explicit_axes_are_those_of_one_device(name, images_spec):
     mesh = jax.make_mesh((4, 2), ("data", "model"))
     keys = jax.device_put(KEYS, jax.NamedSharding(mesh, jax.P("data")))
-    images = jax.device_put(PICTURES, jax.NamedSharding(mesh, images_spec))
+    images = jax.device_put(IMAGES, jax.NamedSharding(mesh, images_spec))
     function = jax.jit(WORK[name])
-    expected = function(KEYS, PICTURES)
+    expected = function(KEYS, IMAGES)
     np.testing.assert_allclose(function(keys, images), expected, atol=1e-5)
     with jax.set_mesh(mesh):
         np.testing.assert_allclose(function(keys, images), expected, atol=1e-5)
@@ -195,6 +195,6 @@ def test_batches_on_a_mesh_of_explicit_axes_are_those_of_one_device(name, images
 @pytest.mark.parametrize("name", ["prepare", "augment"])
 def test_shards_are_changed_as_the_batch_is(name):
     mesh = jax.make_mesh((8,), ("data",))
-    keys, images = (jax.device_put(each, jax.NamedSharding(mesh, jax.P("data"))) for each in (KEYS, PICTURES))
+    keys, images = (jax.device_put(each, jax.NamedSharding(mesh, jax.P("data"))) for each in (KEYS, IMAGES))
     sharded = jax.jit(jax.shard_map(WORK[name], mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data")))
-    np.testing.assert_allclose(sharded(keys, images), jax.jit(WORK[name])(KEYS, PICTURES), atol=1e-5)
+    np.testing.assert_allclose(sharded(keys, images), jax.jit(WORK[name])(KEYS, IMAGES), atol=1e-5)

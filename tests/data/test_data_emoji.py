@@ -28,14 +28,14 @@ def test_it_is_fully_crossed(people):
     assert len(people) == len(expected)
 
 
-def test_the_pictures_differ_and_lie_on_white(people):
+def test_the_images_differ_and_lie_on_white(people):
     assert people.images.shape == (2592, 64, 64, 3)
     assert (people.images[:, 0, 0] == 255).all()
     assert len({image.tobytes() for image in people.images}) >= 2590  # two pairs of emoji are drawn alike
 
 
-def test_labels_fit_the_pictures(people):
-    """From medium-light on, darker skin means a darker picture: a shuffled label or picture would show."""
+def test_labels_fit_the_images(people):
+    """From medium-light on, darker skin means a darker image: a shuffled label or image would show."""
     column = [c.name for c in people.columns].index("skin")
     brightness = people.images.mean(axis=(1, 2, 3))
     means = [brightness[people.labels[:, column] == s].mean() for s in range(2, 6)]
@@ -49,7 +49,7 @@ def test_columns_are_taken_in_the_order_asked_for(people):
     np.testing.assert_array_equal(chosen.split, people.split)
 
 
-def test_within_holds_eight_pictures_of_each_role_out_evenly(people):
+def test_within_holds_eight_images_of_each_role_out_evenly(people):
     for part, count in enumerate((28, 4, 4)):
         labels = people.labels[people.split == part]
         assert set(np.bincount(labels[:, 0])) == {count}
@@ -81,7 +81,7 @@ def test_it_is_small_and_carries_its_licences():
 
 
 def test_make_takes_complete_roles_and_composes_on_white(tmp_path):
-    """Two toy packages: a runner and a farmer are complete, a singer lacks one picture; facing right is no role."""
+    """Two toy packages: a runner and a farmer are complete, a singer lacks one image; facing right is no role."""
 
     def emoji(code, name):
         tones = {t.upper(): {"image": f"{code}-{t}.png"} for t in make.SKINS.values() if t}
@@ -93,12 +93,12 @@ def test_make_takes_complete_roles_and_composes_on_white(tmp_path):
     folders = {}
     for v, (vendor, word) in enumerate(make.VENDORS.items()):
         folders[vendor] = tmp_path / word
-        pictures = folders[vendor] / "img" / word / "64"
-        pictures.mkdir(parents=True)
+        images = folders[vendor] / "img" / word / "64"
+        images.mkdir(parents=True)
         (folders[vendor] / "emoji.json").write_text(json.dumps(runner + others))
         for entry in runner + others:
             for file in make._files_by_skin(entry):
-                Image.new("RGBA", (64, 64), (255, 0, 0, 128 * v)).save(pictures / file)
+                Image.new("RGBA", (64, 64), (255, 0, 0, 128 * v)).save(images / file)
     (tmp_path / "twitter/img/twitter/64/1f468-200d-1f3a4-1f3ff.png").unlink()
 
     make.make(folders, tmp_path / "out.npz")

@@ -13,7 +13,7 @@ from PIL import Image
 from jaxmetric.data import (
     GALLERY,
     QUERY,
-    LazyPictures,
+    LazyImages,
     ManifestError,
     ManifestWarning,
     SourceWarning,
@@ -40,7 +40,7 @@ NO_HEADER = "separator ','; header: none (filename, class_1 ... class_T, split)"
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures 0.png ... 7.png; picture i is grey of value 10 i."""
+    """Images 0.png ... 7.png; image i is gray of value 10 i."""
     for i in range(8):
         Image.new("L", (12, 10), 10 * i).save(tmp_path / f"{i}.png")
     return tmp_path
@@ -113,7 +113,7 @@ def test_ordinal_codes_keep_differences(folder):
     assert [source.columns[1].values[code] for code in (32, 0, 9)] == ["30", "-2", "7"]
 
 
-def test_without_a_split_the_pictures_are_split_by_the_seed(folder):
+def test_without_a_split_the_images_are_split_by_the_seed(folder):
     text = "image,identity\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(8))
     path = write(folder, text)
     disjoint = load_manifest(path, split="disjoint", seed=1)
@@ -137,12 +137,12 @@ def test_root_is_where_names_start(folder, tmp_path_factory):
     assert len(load_manifest(path, root=folder)) == 4
 
 
-def test_beyond_the_memory_budget_pictures_are_decoded_lazily(folder):
+def test_beyond_the_memory_budget_images_are_decoded_lazily(folder):
     text = "0.png,1,0\n1.png,1,0\n2.png,1,0\n"
     held, _ = load(folder, text, memory_budget=3 * 4 * 4 * 3)
     lazy, _ = load(folder, text, memory_budget=3 * 4 * 4 * 3 - 1)
     assert isinstance(held.images, np.ndarray)
-    assert isinstance(lazy.images, LazyPictures)
+    assert isinstance(lazy.images, LazyImages)
     np.testing.assert_array_equal(np.stack([lazy.images[i] for i in range(3)]), held.images)
 
 
@@ -175,7 +175,7 @@ def test_all_problems_are_raised_together_with_their_lines(bad_folder):
         "list.csv:4: ordinal column 'age' must hold integers, got 'x'; leave the cell empty if it means missing",
         "list.csv:5: 3 cells where 4 are expected (image, identity, age, split)",
         "list.csv:6: gone.png: no such file as gone.png",
-        "list.csv:7: text.png: not a picture that Pillow knows",
+        "list.csv:7: text.png: not an image that Pillow knows",
     ]
     assert found[4].startswith("list.csv:8: half.png: ")
     assert "truncated" in found[4]

@@ -1,4 +1,4 @@
-"""Reading batches: in the plan's order, from any step, shared by processes, around bad pictures, and not for ever."""
+"""Reading batches: in the plan's order, from any step, shared by processes, around bad images, and not for ever."""
 
 import json
 import multiprocessing
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from jaxmetric.data import (
+    ImageError,
     InputError,
     InputTimeoutError,
     LabelColumn,
-    LabelledImages,
-    PictureError,
+    LabeledImages,
     batch_indices,
     batches,
     make_plan,
@@ -22,11 +22,11 @@ from jaxmetric.data import (
 )
 
 CLASSES = np.repeat(np.arange(4), 5)
-PLAN = make_plan(CLASSES, classes_per_batch=3, pictures_per_class=2, seed=5)
+PLAN = make_plan(CLASSES, classes_per_batch=3, images_per_class=2, seed=5)
 
 
 class Flaky:
-    """Picture i has the value i; those in `bad` cannot be read; `read` lists what was asked for."""
+    """Image i has the value i; those in `bad` cannot be read; `read` lists what was asked for."""
 
     def __init__(self, bad=()):
         self.bad = set(bad)
@@ -38,12 +38,12 @@ class Flaky:
     def __getitem__(self, index):
         self.read.append(int(index))
         if index in self.bad:
-            raise PictureError(f"{index}.png: broken")
+            raise ImageError(f"{index}.png: broken")
         return np.full((2, 2, 3), index, np.uint8)
 
 
 class Many:
-    """As many of the same pictures as there are bad ones."""
+    """As many of the same images as there are bad ones."""
 
     def __init__(self, images):
         self.images = images
@@ -58,7 +58,7 @@ class Many:
 def source(images):
     column = LabelColumn("who", tuple("abcd"))
     names = tuple(f"{i}.png" for i in range(20))
-    return LabelledImages(images, CLASSES[:, None].astype(np.int32), (column,), np.zeros(20, np.int8), names)
+    return LabeledImages(images, CLASSES[:, None].astype(np.int32), (column,), np.zeros(20, np.int8), names)
 
 
 def assert_same(batches, others):
@@ -119,7 +119,7 @@ def test_the_saved_state_gives_the_batches_that_are_left_whoever_reads_them():
     assert_same([{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*shares, strict=True)], rest)
 
 
-def test_a_resumed_run_remembers_the_pictures_it_could_not_read():
+def test_a_resumed_run_remembers_the_images_it_could_not_read():
     def read(start, stop, bad):
         stream = batches(source(Flaky(bad=bad)), PLAN, start, stop, on_bad=lambda _: None)
         for _ in stream:
@@ -132,16 +132,16 @@ def test_a_resumed_run_remembers_the_pictures_it_could_not_read():
 @pytest.mark.parametrize(
     "other",
     [
-        make_plan(CLASSES, classes_per_batch=3, pictures_per_class=2, seed=6),
-        make_plan(CLASSES, classes_per_batch=2, pictures_per_class=3, seed=5),
-        make_plan(CLASSES[::-1], classes_per_batch=3, pictures_per_class=2, seed=5),
-        make_plan(np.repeat(np.arange(4), [4, 6, 5, 5]), classes_per_batch=3, pictures_per_class=2, seed=5),
+        make_plan(CLASSES, classes_per_batch=3, images_per_class=2, seed=6),
+        make_plan(CLASSES, classes_per_batch=2, images_per_class=3, seed=5),
+        make_plan(CLASSES[::-1], classes_per_batch=3, images_per_class=2, seed=5),
+        make_plan(np.repeat(np.arange(4), [4, 6, 5, 5]), classes_per_batch=3, images_per_class=2, seed=5),
     ],
-    ids=["seed", "size", "pictures", "classes"],
+    ids=["seed", "size", "images", "classes"],
 )
 def test_the_state_of_another_plan_is_refused(other):
     state = batches(source(Flaky()), other, 3, 9).state()
-    with pytest.raises(ValueError, match=r"belongs to another plan .*: pictures, batch size or seed have changed"):
+    with pytest.raises(ValueError, match=r"belongs to another plan .*: images, batch size or seed have changed"):
         batches(source(Flaky()), PLAN, state, 9)
 
 
@@ -162,14 +162,14 @@ def test_the_rows_of_all_processes_are_the_batch_of_one(plan, count):
         assert_same([{key: np.concatenate([share[key] for share in shares]) for key in whole}], [whole])
 
 
-def test_a_process_reads_its_own_pictures_alone():
+def test_a_process_reads_its_own_images_alone():
     images = Flaky()
     list(batches(source(images), PLAN, 0, 5, process_index=1, process_count=3))
     assert sorted(images.read) == sorted(int(i) for step in range(5) for i in batch_indices(PLAN, step)[2:4])
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused():
-    with pytest.raises(ValueError, match=r"6 pictures \(3 classes x 2\) cannot be shared evenly by 4 processes"):
+    with pytest.raises(ValueError, match=r"6 images \(3 classes x 2\) cannot be shared evenly by 4 processes"):
         batches(source(Flaky()), PLAN, 0, 5, process_count=4)
     with pytest.raises(ValueError, match=r"process_index must lie in \[0, process_count\), got 2 of 2"):
         batches(source(Flaky()), PLAN, 0, 5, process_index=2, process_count=2)
@@ -179,12 +179,12 @@ def test_no_steps_no_batches():
     assert list(batches(source(Flaky()), PLAN, 4, 4)) == []
 
 
-def test_a_bad_picture_ends_the_run_with_its_name():
-    with pytest.raises(PictureError, match=r"^7\.png: broken"):
+def test_a_bad_image_ends_the_run_with_its_name():
+    with pytest.raises(ImageError, match=r"^7\.png: broken"):
         list(batches(source(Flaky(bad=[7])), PLAN, 0, 10))
 
 
-def test_on_bad_replaces_by_another_picture_of_the_class_and_counts():
+def test_on_bad_replaces_by_another_image_of_the_class_and_counts():
     met = []
     read = list(batches(source(Flaky(bad=[7, 12])), PLAN, 0, 20, on_bad=met.append))
     planned = np.concatenate([batch_indices(PLAN, step) for step in range(20)])
@@ -198,8 +198,8 @@ def test_on_bad_replaces_by_another_picture_of_the_class_and_counts():
         np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
 
 
-def test_two_bad_pictures_of_a_class_get_different_substitutes():
-    first = make_plan(CLASSES[:5], classes_per_batch=1, pictures_per_class=3)
+def test_two_bad_images_of_a_class_get_different_substitutes():
+    first = make_plan(CLASSES[:5], classes_per_batch=1, images_per_class=3)
     shown = batch_indices(first, 0)
     batch = read_batch(source(Flaky(bad=shown[:2])), first, 0, on_bad=lambda _: None)
     assert sorted(batch["index"].tolist()) == sorted({0, 1, 2, 3, 4} - set(shown[:2].tolist()))
@@ -216,17 +216,17 @@ def test_on_bad_is_called_by_the_thread_that_takes_the_batch_and_with_that_batch
     assert calls
 
 
-def test_a_class_without_any_readable_picture_ends_the_run():
-    with pytest.raises(PictureError, match="no other picture of its class can be read"):
+def test_a_class_without_any_readable_image_ends_the_run():
+    with pytest.raises(ImageError, match="no other image of its class can be read"):
         list(batches(source(Flaky(bad=range(5))), PLAN, 0, 10, on_bad=lambda _: None))
 
 
-def test_a_lost_mount_ends_the_run_without_trying_every_picture():
+def test_a_lost_mount_ends_the_run_without_trying_every_image():
     images = Flaky(bad=range(2000))
-    many = LabelledImages(
+    many = LabeledImages(
         Many(images), np.zeros((2000, 1), np.int32), (LabelColumn("who", ("a",)),), np.zeros(2000, np.int8), range(2000)
     )
-    with pytest.raises(PictureError, match=r"broken \(and none of 100 other pictures of its class can be read"):
+    with pytest.raises(ImageError, match=r"broken \(and none of 100 other images of its class can be read"):
         read_batch(many, make_uniform_plan(2000, batch_size=2), 0, on_bad=lambda _: None)
     assert len(images.read) == 101
 
@@ -244,12 +244,12 @@ def test_any_other_failure_is_one_line_that_names_the_step():
 
 def test_after_an_error_the_iteration_is_over():
     stream = batches(source(Flaky(bad=range(20))), PLAN, 0, 10)
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         next(stream)
     assert list(stream) == []
 
 
-def test_a_picture_that_never_comes_ends_in_one_line():
+def test_an_image_that_never_comes_ends_in_one_line():
     arrives = threading.Event()
 
     class Hung(Flaky):
@@ -271,7 +271,7 @@ def test_a_picture_that_never_comes_ends_in_one_line():
     arrives.set()
 
 
-def test_a_long_list_of_pictures_to_wait_for_is_cut():
+def test_a_long_list_of_images_to_wait_for_is_cut():
     class Hung(Flaky):
         def __getitem__(self, index):
             return arrives.wait()
@@ -295,14 +295,14 @@ def test_the_speed_of_the_input_is_that_of_its_readers():
         next(stream)
     waited, images_per_second = stream.speed()
     assert 0.2 <= waited <= time.monotonic() - began
-    assert 20 < images_per_second <= 200  # 2 readers, each at most 100 pictures a second
+    assert 20 < images_per_second <= 200  # 2 readers, each at most 100 images a second
     assert stream.speed() == (0.0, 0.0)
     time.sleep(0.5)
     next(stream)
     assert stream.speed().waited_seconds < 0.3  # read ahead meanwhile
 
 
-def test_pictures_in_memory_are_read_without_workers():
+def test_images_in_memory_are_read_without_workers():
     stream = batches(source(array()), PLAN, 0, 5, workers=2)
     next(stream)
     assert multiprocessing.active_children() == []
@@ -329,7 +329,7 @@ def test_steps_must_run_forwards(start, stop):
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"prefetch": 0}, "prefetch must be at least 1, got 0"),
         ({"timeout": 0}, "timeout must be a number of seconds above 0, or None, got 0"),
-        ({"plan": make_uniform_plan(21, batch_size=3)}, "the plan draws picture 20, but the source has only 20"),
+        ({"plan": make_uniform_plan(21, batch_size=3)}, "the plan draws image 20, but the source has only 20"),
     ],
 )
 def test_bad_options_are_refused(options, message):

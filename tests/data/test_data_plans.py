@@ -10,18 +10,18 @@ from jaxmetric.data import batch_indices, make_plan, make_uniform_plan, visit_co
 
 @st.composite
 def plans(draw):
-    """A plan and the class of each picture; class -1 is missing."""
+    """A plan and the class of each image; class -1 is missing."""
     sizes = draw(st.lists(st.integers(1, 7), min_size=1, max_size=7))
     class_ids = np.repeat(np.arange(len(sizes)) - draw(st.integers(0, 1)), sizes)
     class_ids = np.random.default_rng(draw(st.integers(0, 99))).permutation(class_ids)
     P, K = draw(st.integers(1, len(sizes))), draw(st.integers(1, 4))
     K += P * K < 2
-    return make_plan(class_ids, classes_per_batch=P, pictures_per_class=K, seed=draw(st.integers(0, 2**40))), class_ids
+    return make_plan(class_ids, classes_per_batch=P, images_per_class=K, seed=draw(st.integers(0, 2**40))), class_ids
 
 
 def classes_of_batch(plan, class_ids, step):
     """`[P, K]` classes of the batch."""
-    return class_ids[batch_indices(plan, step)].reshape(plan.classes_per_batch, plan.pictures_per_class)
+    return class_ids[batch_indices(plan, step)].reshape(plan.classes_per_batch, plan.images_per_class)
 
 
 def batches_per_epoch(plan):
@@ -30,7 +30,7 @@ def batches_per_epoch(plan):
 
 @given(plans(), st.integers(0, 10**9))
 @settings(max_examples=50, deadline=None)
-def test_a_batch_has_k_pictures_of_p_distinct_classes(drawn, step):
+def test_a_batch_has_k_images_of_p_distinct_classes(drawn, step):
     plan, class_ids = drawn
     classes = classes_of_batch(plan, class_ids, step)
     assert (classes == classes[:, :1]).all()
@@ -39,11 +39,11 @@ def test_a_batch_has_k_pictures_of_p_distinct_classes(drawn, step):
 
 @given(plans(), st.integers(0, 10**9))
 @settings(max_examples=50, deadline=None)
-def test_pictures_are_distinct_where_the_class_has_k(drawn, step):
+def test_images_are_distinct_where_the_class_has_k(drawn, step):
     plan, class_ids = drawn
-    K = plan.pictures_per_class
-    for pictures in batch_indices(plan, step).reshape(-1, K):
-        assert len(set(pictures)) == min(K, (class_ids == class_ids[pictures[0]]).sum())
+    K = plan.images_per_class
+    for images in batch_indices(plan, step).reshape(-1, K):
+        assert len(set(images)) == min(K, (class_ids == class_ids[images[0]]).sum())
 
 
 @given(plans(), st.integers(0, 10**6))
@@ -57,13 +57,13 @@ def test_every_class_comes_up_in_every_epoch(drawn, epoch):
 
 @given(plans())
 @settings(max_examples=50, deadline=None)
-def test_every_picture_comes_up_in_every_ceil_n_over_k_visits_of_its_class(drawn):
+def test_every_image_comes_up_in_every_ceil_n_over_k_visits_of_its_class(drawn):
     plan, class_ids = drawn
-    K = plan.pictures_per_class
+    K = plan.images_per_class
     visits = {c: [] for c in set(class_ids)}
     for step in range(14 * batches_per_epoch(plan)):
-        for pictures in batch_indices(plan, step).reshape(-1, K):
-            visits[class_ids[pictures[0]]].append(pictures)
+        for images in batch_indices(plan, step).reshape(-1, K):
+            visits[class_ids[images[0]]].append(images)
     for c, shown in visits.items():
         members = set(np.flatnonzero(class_ids == c))
         epoch = -(-len(members) // K)
@@ -103,12 +103,12 @@ def test_a_batch_does_not_depend_on_the_batches_asked_for_before(drawn, earlier,
 
 @given(st.integers(1, 30), st.integers(2, 12), st.integers(0, 5))
 @settings(max_examples=50, deadline=None)
-def test_a_uniform_epoch_visits_every_picture(pictures, batch_size, epoch):
-    plan = make_uniform_plan(pictures, batch_size=batch_size, seed=3)
-    length = -(-pictures // batch_size)
+def test_a_uniform_epoch_visits_every_image(images, batch_size, epoch):
+    plan = make_uniform_plan(images, batch_size=batch_size, seed=3)
+    length = -(-images // batch_size)
     batches = [batch_indices(plan, epoch * length + i) for i in range(length)]
-    assert set(np.concatenate(batches)) == set(range(pictures))
-    assert all(len(batch) == batch_size and len(set(batch)) == min(batch_size, pictures) for batch in batches)
+    assert set(np.concatenate(batches)) == set(range(images))
+    assert all(len(batch) == batch_size and len(set(batch)) == min(batch_size, images) for batch in batches)
 
 
 def test_batches_are_pinned_to_the_seed():
@@ -120,43 +120,43 @@ def test_batches_are_pinned_to_the_seed():
 
 def test_another_seed_gives_other_batches():
     class_ids = np.repeat(np.arange(20), 10)
-    one, other = (make_plan(class_ids, classes_per_batch=8, pictures_per_class=4, seed=seed) for seed in (0, 1))
+    one, other = (make_plan(class_ids, classes_per_batch=8, images_per_class=4, seed=seed) for seed in (0, 1))
     classes = [class_ids[batch_indices(plan, 0)] for plan in (one, other)]
     assert set(classes[0]) != set(classes[1])
 
 
-def test_where_limits_the_pictures_and_keeps_their_indices():
+def test_where_limits_the_images_and_keeps_their_indices():
     class_ids = np.repeat(np.arange(4), 6)
     where = np.arange(24) % 3 != 0
-    plan = make_plan(class_ids, classes_per_batch=4, pictures_per_class=4, where=where)
+    plan = make_plan(class_ids, classes_per_batch=4, images_per_class=4, where=where)
     assert set(batch_indices(plan, 0)) == set(np.flatnonzero(where))
     uniform = make_uniform_plan(24, batch_size=16, where=where)
     assert set(batch_indices(uniform, 5)) == set(np.flatnonzero(where))
 
 
 @pytest.mark.parametrize(
-    ("classes", "pictures", "message"),
+    ("classes", "images", "message"),
     [
-        (0, 4, "got 0 classes x 4 pictures"),
-        (2, 0, "got 2 classes x 0 pictures"),
-        (1, 1, "at least 2 pictures"),
+        (0, 4, "got 0 classes x 4 images"),
+        (2, 0, "got 2 classes x 0 images"),
+        (1, 1, "at least 2 images"),
         (4, 2, "classes_per_batch is 4, but there are only 3 classes"),
     ],
 )
-def test_a_batch_that_cannot_be_p_x_k_is_refused(classes, pictures, message):
+def test_a_batch_that_cannot_be_p_x_k_is_refused(classes, images, message):
     with pytest.raises(ValueError, match=message):
-        make_plan(np.array([0, 0, 1, 2]), classes_per_batch=classes, pictures_per_class=pictures)
+        make_plan(np.array([0, 0, 1, 2]), classes_per_batch=classes, images_per_class=images)
 
 
 def test_other_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="at least 2 pictures"):
+    with pytest.raises(ValueError, match="at least 2 images"):
         make_uniform_plan(5, batch_size=1)
-    with pytest.raises(ValueError, match="no picture to draw"):
+    with pytest.raises(ValueError, match="no image to draw"):
         make_uniform_plan(5, batch_size=2, where=np.zeros(5, bool))
-    with pytest.raises(ValueError, match="no picture to draw"):
-        make_plan(np.array([], int), classes_per_batch=1, pictures_per_class=2)
+    with pytest.raises(ValueError, match="no image to draw"):
+        make_plan(np.array([], int), classes_per_batch=1, images_per_class=2)
     with pytest.raises(ValueError, match="class_ids must be integers"):
-        make_plan(np.array([0.5]), classes_per_batch=1, pictures_per_class=2)
+        make_plan(np.array([0.5]), classes_per_batch=1, images_per_class=2)
     with pytest.raises(ValueError, match="where must be booleans"):
         make_uniform_plan(5, batch_size=2, where=np.arange(5))
     with pytest.raises(ValueError, match="seed must not be negative"):
@@ -174,7 +174,7 @@ def test_a_plan_tells_large_classes_apart(drawn, step):
         same = make_plan(
             large,
             classes_per_batch=plan.classes_per_batch,
-            pictures_per_class=plan.pictures_per_class,
+            images_per_class=plan.images_per_class,
             seed=plan.seed,
         )
         np.testing.assert_array_equal(batch_indices(same, step), batch_indices(plan, step))
@@ -183,4 +183,4 @@ def test_a_plan_tells_large_classes_apart(drawn, step):
 @pytest.mark.parametrize("class_ids", [np.array(["a", "b"]), np.array([1.0, 2.0]), np.array([2**70, 1])])
 def test_classes_that_are_no_integers_are_refused(class_ids):
     with pytest.raises(ValueError, match=r"class_ids must be integers \[N\], got .* \(2,\)"):
-        make_plan(class_ids, classes_per_batch=1, pictures_per_class=2)
+        make_plan(class_ids, classes_per_batch=1, images_per_class=2)

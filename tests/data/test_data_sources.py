@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxmetric.data import GALLERY, QUERY, SPLITS, LabelColumn, LabelledImages
+from jaxmetric.data import GALLERY, QUERY, SPLITS, LabelColumn, LabeledImages
 
 
 def good():
-    return LabelledImages(
+    return LabeledImages(
         images=np.zeros((2, 4, 4, 3), np.uint8),
         labels=np.array([[0, -1], [1, 0]], np.int32),
         columns=(LabelColumn("who", ("ann", "bob")), LabelColumn("age", ("31",), ordinal=True)),
@@ -32,7 +32,7 @@ def good():
         ({"labels": np.array([[2**40, 0], [1, 0]])}, ValueError, r"lie in \[-1, 1\], got 1 to 1099511627776; values"),
         ({"labels": np.array([[2**32, 0], [1, 0]])}, ValueError, "got 1 to 4294967296"),  # 0 in 32 bits
         ({"labels": np.zeros(2, int)}, ValueError, r"labels must be \[N, T\].*got \(2,\)"),
-        ({"labels": np.zeros((2, 0), int)}, ValueError, r"at least one picture and one column, got \(2, 0\)"),
+        ({"labels": np.zeros((2, 0), int)}, ValueError, r"at least one image and one column, got \(2, 0\)"),
         ({"labels": np.zeros((2, 3), int)}, ValueError, "labels have 3 columns, but 2 are described"),
         ({"labels": np.array([[2, 0], [0, 0]])}, ValueError, r"'who' must lie in \[-1, 1\], got 0 to 2"),
         ({"columns": (LabelColumn("x", ("1", "2")),) * 2}, ValueError, "column names must differ"),

@@ -60,7 +60,7 @@ def test_a_split_depends_on_its_seed_alone():
 
 
 def test_within_spreads_what_it_holds_out():
-    """Of 2 x 2 labels with five pictures each, four held out show all four combinations' values evenly."""
+    """Of 2 x 2 labels with five images each, four held out show all four combinations' values evenly."""
     labels = np.stack(np.meshgrid([0, 1], [0, 1], np.arange(5), indexing="ij"), -1).reshape(-1, 3)[:, :2]
     split = split_within_classes(np.zeros(20, int), validation=0.2, test=0.2, seed=1, spread=labels)
     for part in (1, 2):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmetric.data import GALLERY, QUERY, PictureError, SourceWarning, describe, load_tfds
+from jaxmetric.data import GALLERY, QUERY, ImageError, SourceWarning, describe, load_tfds
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -22,7 +22,7 @@ def encoded(value):
 
 
 class TinyPeople(tfds.core.GeneratorBasedBuilder):
-    """Six pictures to learn from and three to test on."""
+    """Six images to learn from and three to test on."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -52,10 +52,10 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def test_pictures_labels_and_the_given_split(data_dir):
+def test_images_labels_and_the_given_split(data_dir):
     with pytest.warns(SourceWarning, match=r"^tiny_people: taken as missing: age \(2 -1\)$"):
         source = load_tfds("tiny_people", label_keys=("label", "age", "town"), data_dir=data_dir, image_size=5)
-    values = [picture[0, 0, 0] // 9 for picture in map(source.images.__getitem__, range(9))]
+    values = [image[0, 0, 0] // 9 for image in map(source.images.__getitem__, range(9))]
     assert sorted(values) == list(range(9))
     assert source.image_size == 5
     np.testing.assert_array_equal(source.split, [0] * 6 + [2] * 3)
@@ -119,7 +119,7 @@ def test_what_is_no_image_of_8_or_16_bits_is_refused(data_dir, monkeypatch):
         load_tfds("tiny_people", label_keys=("label",), data_dir=data_dir)
 
 
-def test_pictures_can_be_sent_to_another_process_and_say_so_when_their_file_is_lost(tmp_path):
+def test_images_can_be_sent_to_another_process_and_say_so_when_their_file_is_lost(tmp_path):
     TinyPeople(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     images = load_tfds("tiny_people", label_keys=("label",), data_dir=tmp_path, image_size=5).images
     sent = pickle.dumps(images)
@@ -127,7 +127,7 @@ def test_pictures_can_be_sent_to_another_process_and_say_so_when_their_file_is_l
     assert all((copy[i] == images[i]).all() for i in range(9))
     for file in tmp_path.rglob("*.array_record*"):
         file.unlink()
-    with pytest.raises(PictureError, match=r"^test\[0\]: .*[Nn]o such file") as caught:
+    with pytest.raises(ImageError, match=r"^test\[0\]: .*[Nn]o such file") as caught:
         pickle.loads(sent)[6]
     assert "\n" not in str(caught.value)
 

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmetric.data import InputError, InputTimeoutError, PictureError, batch_indices, batches, load_manifest, make_plan
+from jaxmetric.data import ImageError, InputError, InputTimeoutError, batch_indices, batches, load_manifest, make_plan
 
 CLASSES, EACH, STEPS = 4, 6, 10
 LOST, TORN = "c1-3.png", "c2-0.png"
 
 
 class Reporting:
-    """Pictures whose first pixel tells the process that decoded them, and whether it holds devices."""
+    """Images whose first pixel tells the process that decoded them, and whether it holds devices."""
 
     def __init__(self, images):
         self.images = images
@@ -34,14 +34,14 @@ class Reporting:
     def __getitem__(self, index):
         from jax._src import xla_bridge
 
-        picture = self.images[index].copy()
-        picture[0, 0, 0] = xla_bridge.backends_are_initialized()
-        picture[0, 0, 1:] = divmod(os.getpid() % 65536, 256)
-        return picture
+        image = self.images[index].copy()
+        image[0, 0, 0] = xla_bridge.backends_are_initialized()
+        image[0, 0, 1:] = divmod(os.getpid() % 65536, 256)
+        return image
 
 
 class Obstructed:
-    """Pictures of which one is never read: its reader is killed, or hangs."""
+    """Images of which one is never read: its reader is killed, or hangs."""
 
     def __init__(self, images, obstacle, at):
         self.images, self.obstacle, self.at = images, obstacle, at
@@ -57,8 +57,8 @@ class Obstructed:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Pictures that are decoded when they are asked for; two went bad after they were checked."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Images that are decoded when they are asked for; two went bad after they were checked."""
+    folder = tmp_path_factory.mktemp("images")
     names = [f"c{label}-{i}.png" for label in range(CLASSES) for i in range(EACH)]
     random = np.random.default_rng(0)
     for name in names:
@@ -72,7 +72,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plan(source):
-    return make_plan(source.labels[:, 0], classes_per_batch=2, pictures_per_class=2)
+    return make_plan(source.labels[:, 0], classes_per_batch=2, images_per_class=2)
 
 
 def read(source, plan, start, **options):
@@ -101,7 +101,7 @@ def test_workers_read_the_batches_of_threads(source, plan, by_workers):
         assert thread is threading.main_thread()
 
 
-def test_pictures_that_workers_cannot_read_are_told_each_time_they_come_up(plan, source, by_workers):
+def test_images_that_workers_cannot_read_are_told_each_time_they_come_up(plan, source, by_workers):
     for step, (_, told, _) in enumerate(by_workers[0]):
         planned = [source.names[i] for i in batch_indices(plan, step) if source.names[i] in (LOST, TORN)]
         assert [message.split(":")[0] for message in told] == planned
@@ -130,7 +130,7 @@ def test_no_worker_outlives_the_iteration(by_workers):
 
 def test_an_error_in_a_worker_arrives_as_it_is(source, plan):
     step = next(step for step in range(STEPS) if LOST in [source.names[i] for i in batch_indices(plan, step)])
-    with pytest.raises(PictureError, match=f"^{re.escape(LOST)}: no such file as /.*{re.escape(LOST)}$"):
+    with pytest.raises(ImageError, match=f"^{re.escape(LOST)}: no such file as /.*{re.escape(LOST)}$"):
         next(batches(source, plan, step, STEPS, workers=1))
 
 
@@ -174,7 +174,7 @@ def test_a_thread_that_hangs_does_not_keep_the_program_from_ending():
                 return np.zeros((4, 4, 3), np.uint8)
 
         columns = (LabelColumn("who", ("a",)),)
-        source = LabelledImages(Hung(), np.zeros((8, 1), int), columns, np.zeros(8, int), "abcdefgh")
+        source = LabeledImages(Hung(), np.zeros((8, 1), int), columns, np.zeros(8, int), "abcdefgh")
         try:
             for batch in batches(source, plan, 0, 9, timeout=2):
                 print(len(batch["image"]))
@@ -187,6 +187,6 @@ def test_a_thread_that_hangs_does_not_keep_the_program_from_ending():
     assert re.match(r"2\nno batch came in 2 s: step 1 waits for one of \w, \w\n$", done.stdout)
 
 
-def test_lazy_pictures_can_be_sent_to_another_process(source):
+def test_lazy_images_can_be_sent_to_another_process(source):
     copy = pickle.loads(pickle.dumps(source.images))
     np.testing.assert_array_equal(copy[0], source.images[0])

@@ -110,7 +110,7 @@ def test_embeddings_have_unit_length_in_bfloat16_too(tiny):
         np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
 
 
-def test_batch_norm_synchronised_over_devices_equals_the_global_batch(tiny):
+def test_batch_norm_synchronized_over_devices_equals_the_global_batch(tiny):
     _, variables = tiny
     images = random_images(8, 8, 8, 3) * jnp.arange(1, 9)[:, None, None, None]
 
@@ -118,8 +118,8 @@ def test_batch_norm_synchronised_over_devices_equals_the_global_batch(tiny):
         return lambda x: encoder.apply(variables, x, train=True, mutable=["batch_stats"])
 
     whole = jax.jit(forward(make_encoder("tiny", embedding_dim=6, stem="small")))(images)
-    synchronised = make_encoder("tiny", embedding_dim=6, stem="small", axis_name="devices")
-    shards = jax.jit(jax.vmap(forward(synchronised), axis_name="devices"))(images.reshape(4, 2, 8, 8, 3))
+    synchronized = make_encoder("tiny", embedding_dim=6, stem="small", axis_name="devices")
+    shards = jax.jit(jax.vmap(forward(synchronized), axis_name="devices"))(images.reshape(4, 2, 8, 8, 3))
     np.testing.assert_allclose(shards[0].reshape(8, 6), whole[0], atol=2e-5)
     for shard, expected in zip(jax.tree.leaves(shards[1]), jax.tree.leaves(whole[1]), strict=True):
         np.testing.assert_allclose(shard, np.broadcast_to(expected, shard.shape), rtol=1e-4, atol=1e-5)
@@ -138,7 +138,7 @@ def test_batch_statistics_move_in_training_unless_frozen(tiny, freeze):
 
 
 def test_pooling_spelled():
-    # One picture, two positions, two channels: channel 0 holds 1 and 3, channel 1 holds 0 and 2.
+    # One image, two positions, two channels: channel 0 holds 1 and 3, channel 1 holds 0 and 2.
     features = jnp.array([[[[1.0, 0.0], [3.0, 2.0]]]])
     identity = {"projection": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}, "power": jnp.float32(3)}
     expected = {

@@ -103,10 +103,10 @@ def test_lists_are_arrays(name):
         check_equal(function(*(array.tolist() for array in arrays)), function(*arrays))
 
 
-LABELLED = ("same_group_rows", "evaluate_embeddings", "label_ranks", "semantic_coherence", "knn_labels")
+LABELED = ("same_group_rows", "evaluate_embeddings", "label_ranks", "semantic_coherence", "knn_labels")
 
 
-@pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.parametrize("name", LABELED)
 def test_labels_that_agree_in_their_low_bits_are_told_apart(name):
     """Such as identities made of a time and a counter: 32 bits, or the mantissa of a float64, would merge them."""
     function, *arrays = CALLS[name]
@@ -122,7 +122,7 @@ def test_labels_that_agree_in_their_low_bits_are_told_apart(name):
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-@pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.parametrize("name", LABELED)
 @pytest.mark.parametrize(
     "labels",
     [

@@ -17,7 +17,7 @@ METRICS = (lambda found: recall_at_k(found, 3), lambda found: precision_at_k(fou
 
 
 def rankings(seed, queries=5, gallery=9, values=3):
-    """Random neighbour lists over the whole gallery, and labels of which some are missing."""
+    """Random neighbor lists over the whole gallery, and labels of which some are missing."""
     rng = np.random.default_rng(seed)
     neighbors = np.stack([rng.permutation(gallery) for _ in range(queries)])
     return neighbors, rng.integers(-1, values + 1, queries), rng.integers(-1, values, gallery)
@@ -104,9 +104,9 @@ def test_scores_of_blocks_join_to_the_score_of_all():
 
 def test_lists_too_short_for_the_metric_are_named():
     found = relevance(np.array([[0, 1]]), np.array([1]), np.array([1, 1, 1]))
-    with pytest.raises(ValueError, match="neighbour lists have 2 entries, k is 5"):
+    with pytest.raises(ValueError, match="neighbor lists have 2 entries, k is 5"):
         recall_at_k(found, 5)
-    with pytest.raises(ValueError, match="neighbour lists have 2 entries, R is 3"):
+    with pytest.raises(ValueError, match="neighbor lists have 2 entries, R is 3"):
         map_at_r(found)
     with pytest.raises(ValueError, match="k is 0, expected at least 1"):
         precision_at_k(found, 0)

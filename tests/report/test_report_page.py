@@ -155,7 +155,7 @@ def test_hostile_text_stays_text(tmp_path):
     assert f"{HOSTILE} run" in page.text
     assert page.data["columns"][0]["name"] == f"{HOSTILE} column 0"
     assert page.data["queries"][0]["name"].startswith(HOSTILE)
-    assert ("div", "aria-label", f"Held-out pictures against {HOSTILE}") in page.attributes
+    assert ("div", "aria-label", f"Held-out images against {HOSTILE}") in page.attributes
 
 
 def test_a_name_with_undecodable_bytes_does_not_cost_the_report(tmp_path):
@@ -168,7 +168,7 @@ def test_undefined_numbers_are_called_undefined_and_say_why(tmp_path):
     page = Page(report(tmp_path, run))
     assert "None" not in page.text.replace("none", "")
     assert "nan" not in page.text.lower().split()
-    assert "Undefined: no query has a picture of its own value to be found." in page.text
+    assert "Undefined: no query has an image of its own value to be found." in page.text
     assert "No learning curves were recorded" in page.text
     reasons = [value for tag, name, value in page.attributes if (tag, name) == ("abbr", "title")]
     assert len(reasons) == 2 * 8 + 4
@@ -190,7 +190,7 @@ def test_missing_labels_and_neighbors_reach_the_page_as_missing(tmp_path):
     assert all(len(query["neighbors"]) == 1 for query in data["queries"])
 
 
-def test_each_picture_is_embedded_once_and_the_neighbors_are_the_given_ones(tmp_path):
+def test_each_image_is_embedded_once_and_the_neighbors_are_the_given_ones(tmp_path):
     run = make_run(queries=5, gallery=9)
     data = Page(report(tmp_path, run)).data
     used = np.unique(run.neighbors)
@@ -213,7 +213,7 @@ def test_more_than_400_queries_are_sampled_and_the_page_says_so(tmp_path):
     assert "400 of 401 queries, drawn at random." in page.text
 
 
-def test_only_shown_gallery_pictures_are_read(tmp_path):
+def test_only_shown_gallery_images_are_read(tmp_path):
     class Source:
         def __init__(self):
             self.read = []
@@ -267,7 +267,7 @@ def test_a_failed_write_keeps_the_old_report_and_leaves_nothing_behind(tmp_path,
         ({"neighbor_distances": np.full((5, 3), np.inf)}, "neighbor_distances has values that are not finite"),
         ({"columns": []}, "a report needs a query and a label column, got 5 and 0"),
         ({"columns": [SimpleNamespace(name="hair", values=("a", "b"))] * 2}, "evaluation has no column 'hair'"),
-        ({"gallery_images": np.zeros((9, 4, 4))}, r"a picture is float64 \(4, 4\), expected uint8 \(S, S, 3\)"),
+        ({"gallery_images": np.zeros((9, 4, 4))}, r"an image is float64 \(4, 4\), expected uint8 \(S, S, 3\)"),
     ],
 )
 def test_a_run_that_does_not_fit_together_is_refused_by_name(tmp_path, changes, message):

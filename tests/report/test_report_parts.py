@@ -84,18 +84,18 @@ def tile(sheets, index, pixels):
     return np.asarray(sheet.convert("RGB").crop((left, top, left + pixels, top + pixels)), float)
 
 
-def test_each_picture_stands_on_its_tile_beyond_one_sheet():
+def test_each_image_stands_on_its_tile_beyond_one_sheet():
     colors = np.random.default_rng(0).integers(0, 255, (300, 3))
-    pictures = [np.broadcast_to(color, (32, 32, 3)).astype(np.uint8) for color in colors]
-    sheets = sprite_sheets(pictures)
+    images = [np.broadcast_to(color, (32, 32, 3)).astype(np.uint8) for color in colors]
+    sheets = sprite_sheets(images)
     assert len(sheets) == 2
     for index in (0, 15, 16, 255, 256, 299):
         np.testing.assert_allclose(tile(sheets, index, 32)[8:24, 8:24].mean((0, 1)), colors[index], atol=12)
 
 
-def test_pictures_shrink_until_they_fit_the_budget():
-    pictures = list(np.random.default_rng(0).integers(0, 255, (256, 64, 64, 3), dtype=np.uint8))
-    assert sum(map(len, sprite_sheets(pictures, budget=200_000))) <= 200_000
+def test_images_shrink_until_they_fit_the_budget():
+    images = list(np.random.default_rng(0).integers(0, 255, (256, 64, 64, 3), dtype=np.uint8))
+    assert sum(map(len, sprite_sheets(images, budget=200_000))) <= 200_000
 
 
 def test_a_projection_takes_one_thread():
@@ -156,7 +156,7 @@ def test_chance_is_the_mean_share_of_the_querys_value():
         gallery_labels=np.array([[0], [0], [0], [1], [-1]]),
         exclude=None,
     )
-    # a: 3 of 4 known pictures; b twice: 1 of 4; c has no match and -1 is unknown: both count nothing.
+    # a: 3 of 4 known images; b twice: 1 of 4; c has no match and -1 is unknown: both count nothing.
     assert _chance(run, 0) == pytest.approx((3 / 4 + 1 / 4 + 1 / 4) / 3)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 
-from jaxmetric.data import LabelColumn, LabelledImages, batch_indices, make_plan, make_uniform_plan
+from jaxmetric.data import LabelColumn, LabeledImages, batch_indices, make_plan, make_uniform_plan
 from jaxmetric.run import comparable
 from jaxmetric.run.comparable import Disagreement, check_comparable, comparable_plan, has_comparison
 from jaxmetric.run.config import ConfigError
@@ -24,7 +24,7 @@ def multisets(group, K):
 
 def all_batches(plan):
     for groups in itertools.combinations(plan.groups, plan.classes_per_batch):
-        for parts in itertools.product(*(multisets(group, plan.pictures_per_class) for group in groups)):
+        for parts in itertools.product(*(multisets(group, plan.images_per_class) for group in groups)):
             yield list(itertools.chain(*parts))
 
 
@@ -63,7 +63,7 @@ def cases(draw, missing=True):
     else:
         P = draw(st.integers(1, 3))
         assume(P * K > 1 and len(np.unique(labels[:, 0])) >= P)
-        plan = make_plan(labels[:, 0], classes_per_batch=P, pictures_per_class=K)
+        plan = make_plan(labels[:, 0], classes_per_batch=P, images_per_class=K)
     how = Disagreement(
         draw(st.sampled_from(["count", "any"])),
         draw(st.sampled_from([None, (1.0, 2.0, 0.5), (3.0, 1.0, 1.0)])),
@@ -113,7 +113,7 @@ def test_many_identities_take_no_time(K, monkeypatch):
     """All of them compare alike, so that hundred thousand are as two."""
     monkeypatch.setattr(comparable, "_MOST_PAIRS", 100)
     labels = np.arange(100_000)[:, None]
-    plan = make_plan(labels[:, 0], classes_per_batch=8, pictures_per_class=K)
+    plan = make_plan(labels[:, 0], classes_per_batch=8, images_per_class=K)
     assert has_comparison(labels, plan) == (K > 1)
 
 
@@ -124,7 +124,7 @@ def images(columns, split=None):
         described.append(LabelColumn(name, values))
         codes.append([values.index(cell) if cell else -1 for cell in cells])
     labels = np.array(codes, np.int32).T
-    return LabelledImages(
+    return LabeledImages(
         images=np.zeros((len(labels), 8, 8, 3), np.uint8),
         labels=labels,
         columns=tuple(described),
@@ -134,7 +134,7 @@ def images(columns, split=None):
 
 
 def config(P, K, loss):
-    batch = dataclasses.replace(PRESETS["debug"].batch, classes_per_batch=P, pictures_per_class=K)
+    batch = dataclasses.replace(PRESETS["debug"].batch, classes_per_batch=P, images_per_class=K)
     return dataclasses.replace(PRESETS["debug"], batch=batch, loss=loss)
 
 
@@ -150,11 +150,11 @@ EMPTY = {"person": list("aabbccdd"), "": [""] * 8}
 @pytest.mark.parametrize(
     ("columns", "config", "message"),
     [
-        (FOUR, config(4, 1, "2*quadruplet"), "no batch of 4 x 1 images.*give --pictures-per-class 2"),
+        (FOUR, config(4, 1, "2*quadruplet"), "no batch of 4 x 1 images.*give --images-per-class 2"),
         (FOUR, config(1, 4, "quadruplet"), "--classes-per-batch 2 or more"),
         (FOUR, config(1, 2, "triplet"), "two images of one person and one of another; give --classes"),
-        (FOUR, config(2, 1, "triplet"), "give --pictures-per-class 2 or more"),
-        (FOUR, config(0, 2, "triplet"), "no batch of 2 images can hold .*; give --pictures-per-class 3"),
+        (FOUR, config(2, 1, "triplet"), "give --images-per-class 2 or more"),
+        (FOUR, config(0, 2, "triplet"), "no batch of 2 images can hold .*; give --images-per-class 3"),
         (ONE, config(1, 8, "quadruplet"), r"the learning images need more values than those of person \(1\)"),
         (ONE, config(1, 8, "soft_triple"), "the learning images have one value of person: class vectors"),
         (ONE, config(1, 8, "normalized_softmax"), "normalized_softmax is in the loss, but"),
@@ -208,7 +208,7 @@ def test_a_batch_of_too_many_identities_is_told_after_what_no_batch_can_hold(col
 
 def test_a_plan_that_can_be_compared_is_the_plan_of_the_batch():
     plan = comparable_plan(config(2, 2, "quadruplet"), images(FOUR))
-    assert (plan.classes_per_batch, plan.pictures_per_class) == (2, 2)
+    assert (plan.classes_per_batch, plan.images_per_class) == (2, 2)
 
 
 def test_held_out_images_are_no_comparison():

@@ -61,7 +61,7 @@ def test_a_chip_holds_its_share_of_sharded_class_vectors():
         sizes.append(sizes_of(experiment))
     centers = 72 * 2 * 32 * 4
     assert sizes[0].parameters - sizes[1].parameters == centers * 7 // 8
-    assert sizes[0].optimiser - sizes[1].optimiser == 2 * centers * 7 // 8
+    assert sizes[0].optimizer - sizes[1].optimizer == 2 * centers * 7 // 8
     assert sizes[0].batch_statistics == sizes[1].batch_statistics
 
 
@@ -125,12 +125,12 @@ def test_without_the_compiler_the_command_says_how_to_get_it(monkeypatch, capsys
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_the_real_step_compiles_for_a_slice_that_is_not_there(topology, capfd):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
-    assert main(["debug", "--topology", topology, "--pictures-per-class", "8"]) == 0
+    assert main(["debug", "--topology", topology, "--images-per-class", "8"]) == 0
     printed = capfd.readouterr()
     assert printed.err == ""
     for name in (
         "parameters",
-        "optimiser state",
+        "optimizer state",
         "peak",
         "arithmetic",
         "all-reduce, sent",
@@ -144,6 +144,6 @@ def test_the_real_step_compiles_for_a_slice_that_is_not_there(topology, capfd):
 @pytest.mark.slow
 def test_a_step_that_does_not_fit_says_so(capfd):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
-    words = ["debug", "--topology", "v5e:2x2", "--classes-per-batch", "0", "--pictures-per-class", "65536"]
+    words = ["debug", "--topology", "v5e:2x2", "--classes-per-batch", "0", "--images-per-class", "65536"]
     assert main(words) == 1
     assert re.search(r"does not fit|DOES NOT FIT", capfd.readouterr().out)

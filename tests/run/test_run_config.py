@@ -75,6 +75,19 @@ def test_an_unknown_preset_lists_those_there_are():
         read_command_line(["emoji"])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--colour", "0.1"], "error: --colour is now --color"),
+        (["debug", "--pictures-per-class=4"], "error: --pictures-per-class is now --images-per-class"),
+        (["debug", "--pictures_per_class", "4"], "error: --pictures-per-class is now --images-per-class"),
+    ],
+)
+def test_a_renamed_flag_is_refused_with_its_new_name(words, message):
+    with pytest.raises(SystemExit, match=f"^{message}$"):
+        read_command_line(words)
+
+
 def test_help_names_every_field(capsys):
     with pytest.raises(SystemExit) as stopped:
         read_command_line(["--help"])
@@ -87,10 +100,10 @@ def test_help_names_every_field(capsys):
 @pytest.mark.parametrize(
     ("group", "fields", "message"),
     [
-        ("batch", {"classes_per_batch": 1, "pictures_per_class": 1}, "fewer than 2 pictures"),
+        ("batch", {"classes_per_batch": 1, "images_per_class": 1}, "fewer than 2 pictures"),
         ("batch", {"classes_per_batch": -1}, "classes_per_batch -1"),
         ("batch", {"crop_scale": (0.9, 0.5)}, r"crop_scale is \(0.9, 0.5\)"),
-        ("batch", {"colour": 1.0}, "colour is 1.0"),
+        ("batch", {"color": 1.0}, "color is 1.0"),
         ("update", {"learning_rate": float("nan")}, "learning_rate is nan"),
         ("classes", {"sampled_classes": -1}, "sampled_classes is -1, expected at least 0"),
         ("batch", {"chunks": 0}, "chunks is 0, expected at least 1"),

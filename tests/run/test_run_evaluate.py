@@ -13,7 +13,7 @@ import pytest
 from finished_runs import final_state
 from PIL import Image
 
-from jaxmetric.data import GALLERY, LEARNING, QUERY, TEST, VALIDATION, LabelColumn, LabelledImages, SourceWarning
+from jaxmetric.data import GALLERY, LEARNING, QUERY, TEST, VALIDATION, LabelColumn, LabeledImages, SourceWarning
 from jaxmetric.run import evaluate, train
 from jaxmetric.run.config import Config, ConfigError, DataConfig, load_config
 from jaxmetric.run.evaluate import (
@@ -37,7 +37,7 @@ WORDS = [
     "2",
     "--classes-per-batch",
     "4",
-    "--pictures-per-class",
+    "--images-per-class",
     "2",
 ]
 LEARNED, HELD_OUT, EACH = "abcd", "efgh", 6
@@ -202,7 +202,7 @@ def test_learning_images_in_another_list_are_told(finished, folder, tmp_path, ca
 def test_the_learning_images_of_a_run_on_a_list_without_a_split_are_those_that_were_learned(split, folder, tmp_path):
     data = DataConfig(source="csv", csv=str(folder / "plain.csv"), split=split, stored_size=16)
     source = load_source(data, seed=3)
-    (tmp_path / "data.json").write_text(json.dumps({"pictures": len(source)}))
+    (tmp_path / "data.json").write_text(json.dumps({"images": len(source)}))
     config = Config(data=data, seed=3)
     learned = [folder / name for name, code in zip(source.names, source.split, strict=True) if code == LEARNING]
     with pytest.warns(UserWarning, match=f"{len(learned)} of the {len(source)} images of x.csv .* are learning images"):
@@ -315,13 +315,13 @@ def test_a_list_of_test_images_is_refused_for_training_with_what_to_do(folder, t
 class Held:
     """What `held_out` reads of an experiment."""
 
-    source: LabelledImages
+    source: LabeledImages
     groups: np.ndarray | None
 
 
 def images(people, splits, cameras=None):
     labels = np.array(people, np.int32)[:, None]
-    source = LabelledImages(
+    source = LabeledImages(
         images=np.zeros((len(labels), 8, 8, 3), np.uint8),
         labels=labels,
         columns=(LabelColumn("person", tuple("abcdef")),),

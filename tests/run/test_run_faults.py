@@ -128,7 +128,7 @@ def test_a_picture_lost_during_the_run_is_one_line(tmp_path):
             rows.append(f"{name},p{person},{0 if number < 2 else 2}")
     (tmp_path / "people.csv").write_text("\n".join(rows))
     words = ["quadruplet_csv", "--csv", str(tmp_path / "people.csv"), "--encoder", "tiny", "--width", "4"]
-    words += ["--image-size", "16", "--stored-size", "16", "--classes-per-batch", "4", "--pictures-per-class", "2"]
+    words += ["--image-size", "16", "--stored-size", "16", "--classes-per-batch", "4", "--images-per-class", "2"]
     process = start([*words, "--steps", "100000", "--log-every", "1", "--memory", "0"], tmp_path / "run")
     for line in process.stdout:
         if line.startswith("step 2/"):

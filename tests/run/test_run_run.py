@@ -59,7 +59,7 @@ def _metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def _write_pictures(folder, identities=6, each=4):
+def _write_images(folder, identities=6, each=4):
     rng = np.random.default_rng(0)
     rows = []
     for identity in range(identities):
@@ -324,13 +324,13 @@ def test_a_state_that_is_not_finite_is_told_before_it_is_evaluated(tmp_path, cap
 
 
 def test_a_csv_of_ones_own_trains_with_missing_labels_and_skips_what_is_bad(tmp_path, capsys):
-    rows = _write_pictures(tmp_path)
+    rows = _write_images(tmp_path)
     rows[1] = rows[1].replace("left", "")
     (tmp_path / "torn.png").write_bytes((tmp_path / "0_0.png").read_bytes()[:200])
     (tmp_path / "people.csv").write_text("\n".join(["image,person,side,split", *rows, "torn.png,person 1,right,0"]))
     words = ["quadruplet_csv", "--csv", str(tmp_path / "people.csv"), "--steps", "2", "--encoder", "tiny"]
     words += ["--width", "4", "--image-size", "16", "--stored-size", "16"]
-    words += ["--classes-per-batch", "4", "--pictures-per-class", "2"]
+    words += ["--classes-per-batch", "4", "--images-per-class", "2"]
     assert train.main([*words, "--workdir", str(tmp_path / "run")]) == 1
     assert re.search(r"error: .*people.csv:26: .*torn.png", capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
@@ -347,7 +347,7 @@ def test_a_csv_of_ones_own_trains_with_missing_labels_and_skips_what_is_bad(tmp_
 
 
 def test_nothing_held_out_is_found_before_training(tmp_path, capsys):
-    rows = [f"{row.rsplit(',', 1)[0]},0" for row in _write_pictures(tmp_path)]
+    rows = [f"{row.rsplit(',', 1)[0]},0" for row in _write_images(tmp_path)]
     (tmp_path / "people.csv").write_text("\n".join(["image,person,side,split", *rows]))
     words = ["quadruplet_csv", "--csv", str(tmp_path / "people.csv"), "--classes-per-batch", "4"]
     assert train.main([*words, "--workdir", str(tmp_path / "run")]) == 1
@@ -371,7 +371,7 @@ def test_a_run_on_other_data_says_what_has_changed_and_what_to_do(change, told, 
     if older:
         facts = json.loads((tmp_path / "data.json").read_text())
         (tmp_path / "data.json").write_text(
-            json.dumps({name: facts[name] for name in ("pictures", "labels", "digest")})
+            json.dumps({"pictures": facts["images"], "labels": facts["labels"], "digest": facts["digest"]})
         )
         claim_workdir(experiment.config, experiment.source, tmp_path)
         told = "image names, label values or split changed"
@@ -391,10 +391,10 @@ def test_held_out_identities_are_no_classes_of_the_softmax(sampled_classes):
     experiment = load_experiment(dataclasses.replace(PRESETS["debug"], data=data, classes=classes))
     centers = jax.eval_shape(lambda: make_state(experiment)).params["loss"]["soft_triple.centers"]
     assert centers.shape[0] == 48
-    # An embedding that points at its own class's centres is right, whatever code its identity has among all 72.
-    learnt = np.flatnonzero(experiment.source.split == LEARNING)[::36][:8]
+    # An embedding that points at its own class's centers is right, whatever code its identity has among all 72.
+    learned = np.flatnonzero(experiment.source.split == LEARNING)[::36][:8]
     identities = learned_classes(experiment.source)[0]
-    labels = experiment.source.labels[learnt]
+    labels = experiment.source.labels[learned]
     vectors = np.eye(48, 32, dtype=np.float32) + np.eye(48, 32, -32, dtype=np.float32) * -1
     embeddings = vectors[np.searchsorted(identities, labels[:, 0])]
     params = {"soft_triple.centers": np.repeat(vectors[:, None], 2, axis=1)}
@@ -408,9 +408,9 @@ def test_held_out_identities_are_no_classes_of_the_softmax(sampled_classes):
     [
         (
             ["debug", "--classes-per-batch", "100"],
-            "the learning pictures have 72 values of role; give --classes-per-batch 72 or less",
+            "the learning images have 72 values of role; give --classes-per-batch 72 or less",
         ),
-        (["debug", "--classes-per-batch", "3", "--pictures-per-class", "1"], "does not divide among 8 devices"),
+        (["debug", "--classes-per-batch", "3", "--images-per-class", "1"], "does not divide among 8 devices"),
         (["debug", "--loss", "quadruplet(label_weights=(1, 2))"], "label_weights has 2 entries, expected one for each"),
         (["debug", "--loss", "triplet(mining='hardest')"], "triplet: mining is 'hardest', expected one of all"),
         (["debug", "--loss", "triplet(margin='wide')"], "triplet: margin is 'wide'"),
@@ -429,7 +429,7 @@ def test_what_cannot_be_run_is_one_line_and_leaves_nothing_behind(words, message
     assert not (tmp_path / "run").exists()
 
 
-def test_more_centers_than_pictures_is_a_warning():
+def test_more_centers_than_images_is_a_warning():
     config = dataclasses.replace(PRESETS["debug"], loss="soft_triple(centers_per_class=29)")
     with pytest.warns(UserWarning, match="centers_per_class is 29, but role"):
         load_experiment(config)

@@ -25,7 +25,7 @@ def _metrics(loss, finite=True):
 
 def test_a_gradient_that_is_not_finite_is_told_from_such_a_loss():
     window = MetricWindow()
-    window.add(3, _metrics(1.0, finite=False), pictures=4)
+    window.add(3, _metrics(1.0, finite=False), images=4)
     with pytest.raises(NonFiniteLossError, match=r"^the gradient was not finite at step 3$"):
         window.summary()
 
@@ -45,9 +45,9 @@ def test_a_number_anywhere_in_a_state_that_is_not_finite_is_an_error(part, bad):
 def test_a_summary_is_the_mean_since_the_last_one():
     window = MetricWindow()
     for step, loss in enumerate((1.0, 2.0, 6.0), 1):
-        window.add(step, _metrics(loss), pictures=4)
+        window.add(step, _metrics(loss), images=4)
     assert window.summary()["loss"] == 3.0
-    window.add(4, _metrics(5.0), pictures=4)
+    window.add(4, _metrics(5.0), images=4)
     summary = window.summary()
     assert summary["loss"] == 5.0
     assert summary["images_per_second"] > 0
@@ -69,7 +69,7 @@ def test_arrays_of_all_kinds_are_looked_at_or_let_be(value):
 def test_the_first_step_whose_loss_is_not_finite_is_named(bad):
     window = MetricWindow()
     for step, loss in enumerate((1.0, bad, bad), 7):
-        window.add(step, _metrics(loss, finite=loss == 1.0), pictures=4)
+        window.add(step, _metrics(loss, finite=loss == 1.0), images=4)
     with pytest.raises(NonFiniteLossError, match="at step 8") as caught:
         window.summary()
     assert caught.value.step == 8

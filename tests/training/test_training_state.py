@@ -1,4 +1,4 @@
-"""The optimiser's parts, and what a fresh state holds."""
+"""The optimizer's parts, and what a fresh state holds."""
 
 import jax
 import jax.numpy as jnp

@@ -110,10 +110,10 @@ def test_with_frozen_batch_norm_chunks_take_the_step_of_the_whole_batch(count):
 
 
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 4])
-def test_batch_norm_normalises_a_chunk_of_all_devices_at_a_time(count):
+def test_batch_norm_normalizes_a_chunk_of_all_devices_at_a_time(count):
     encoder = tiny_encoder()
     alone = make_encoder("tiny", embedding_dim=DIM, width=4, stem="small")
-    # Pictures in the order of the devices, of which each takes a chunk of its own at a time.
+    # Images in the order of the devices, of which each takes a chunk of its own at a time.
     places = np.arange(B).reshape(count, CHUNKS, -1).swapaxes(0, 1).reshape(CHUNKS, -1)
     order = np.argsort(places.ravel())
     state = start(encoder)
@@ -145,15 +145,15 @@ def test_batch_norm_normalises_a_chunk_of_all_devices_at_a_time(count):
 
 @every_count
 def test_random_changes_and_the_key_of_the_loss_are_the_same_in_chunks(count):
-    def pictures_as_embeddings(variables, images, *, train, mutable):
+    def images_as_embeddings(variables, images, *, train, mutable):
         return variables["params"] * images.reshape(len(images), -1), {}
 
     def tell(key, loss_params, memory, embeddings, labels):
-        return embeddings.sum(), ({"pictures": embeddings, "draw": jax.random.uniform(key)}, memory)
+        return embeddings.sum(), ({"images": embeddings, "draw": jax.random.uniform(key)}, memory)
 
     def seen(chunks, count):
         step = make_train_step(
-            apply_fn=pictures_as_embeddings,
+            apply_fn=images_as_embeddings,
             objective=tell,
             optimizer=OPTIMIZER,
             preprocess=lambda key, positions, images: augment(image_keys(key, positions), images, image_size=SIDE),
@@ -164,10 +164,10 @@ def test_random_changes_and_the_key_of_the_loss_are_the_same_in_chunks(count):
         state = TrainState(np.zeros((), np.int32), params, {}, OPTIMIZER.init(params))
         batch = {"image": np.random.default_rng(0).integers(0, 256, (B, 6, 6, 3), np.uint8), "label": np.arange(B)}
         _, metrics = drive_shard_map(step, devices=jax.devices()[:count])(state, batch)
-        return jax.device_get((metrics["pictures"], metrics["draw"]))
+        return jax.device_get((metrics["images"], metrics["draw"]))
 
-    (pictures, draw), (expected_pictures, expected_draw) = seen(CHUNKS, count), seen(1, 1)
-    np.testing.assert_allclose(pictures, expected_pictures, rtol=0, atol=1e-6)
+    (images, draw), (expected_images, expected_draw) = seen(CHUNKS, count), seen(1, 1)
+    np.testing.assert_allclose(images, expected_images, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(draw, expected_draw)
 
 
@@ -208,7 +208,7 @@ def test_a_step_is_traced_where_jax_promotes_nothing(name, schedule, dtype, clip
 def test_a_share_that_does_not_divide_into_chunks_is_one_clear_line():
     encoder = tiny_encoder()
     driven = drive_shard_map(encoder_step(encoder, chunks=2), devices=jax.devices()[:4])
-    with pytest.raises(ValueError, match=r"^a device's share of 3 pictures does not divide into 2 chunks"):
+    with pytest.raises(ValueError, match=r"^a device's share of 3 images does not divide into 2 chunks"):
         driven(start(encoder), next(batches()))
 
 
@@ -225,7 +225,7 @@ def test_options_out_of_range_are_named(options, message):
         encoder_step(tiny_encoder(), **options)
 
 
-def test_rematerialised_blocks_take_the_same_step_with_the_same_parameters():
+def test_rematerialized_blocks_take_the_same_step_with_the_same_parameters():
     encoder = tiny_encoder(remat=True)
     state, plain = start(encoder), start(tiny_encoder())
     assert jax.tree.structure(state) == jax.tree.structure(plain)
@@ -234,7 +234,7 @@ def test_rematerialised_blocks_take_the_same_step_with_the_same_parameters():
 
 
 @pytest.mark.slow
-def test_rematerialised_blocks_in_chunks_take_the_same_step_too():
+def test_rematerialized_blocks_in_chunks_take_the_same_step_too():
     encoder = tiny_encoder(remat=True, freeze_batch_norm=True)
     step = encoder_step(encoder, preprocess=with_noise, chunks=CHUNKS)
     assert_equal_to_rounding(run(step, start(encoder), count=4), plain_run(freeze_batch_norm=True))
@@ -255,7 +255,7 @@ def kept_by_forward(encoder, images):
 
 
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
-def test_the_input_of_a_rematerialised_block_is_all_that_is_kept_of_it(name):
+def test_the_input_of_a_rematerialized_block_is_all_that_is_kept_of_it(name):
     # XLA for CPUs drops the barriers that keep the two computations apart, so that its memory says nothing here.
     images = jax.ShapeDtypeStruct((5, 64, 64, 3), jnp.float32)
     make = partial(make_encoder, name, width=8)
@@ -350,7 +350,7 @@ def sharded_soft_triple(key, centers, memory, embeddings, labels):
 
 
 def sharded_state():
-    """Centres of 6 classes and 2 rows of padding."""
+    """Centers of 6 classes and 2 rows of padding."""
     centers = np.asarray(jaxmetric.init_centers(jax.random.key(0), NUM_CLASSES, 2, DIM))
     return linear_state(ADAM, np.concatenate([centers, np.ones_like(centers[:2])])), centers
 

@@ -1,1 +1,1 @@
-"""The embedded pictures (`emoji_people.npz`), their licences, and `make`, the script that made them."""
+"""The embedded images (`emoji_people.npz`), their licenses, and `make`, the script that made them."""

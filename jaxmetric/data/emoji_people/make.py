@@ -10,7 +10,7 @@ A role is taken if all its 3 genders x 6 skin tones x 2 vendors exist. Unicode w
 man, woman or adult joined to a thing (a farmer), a person joined to a sign of gender (a runner), and the bare
 man, woman or adult.
 
-The pictures are stored as `[vendor, role, gender, row, column, skin, channel]` and compressed by LZMA: the
+The images are stored as `[vendor, role, gender, row, column, skin, channel]` and compressed by LZMA: the
 skin tones of one emoji agree in most pixels, and here they stand side by side.
 """
 
@@ -49,16 +49,16 @@ def make(folders: dict[str, Path], output: Path) -> None:
     emojis = json.loads((folders["noto"] / "emoji.json").read_text(encoding="utf-8"))
     names = {emoji["image"].removesuffix(".png"): emoji["short_name"] for emoji in emojis}
     files = {emoji["image"].removesuffix(".png"): _files_by_skin(emoji) for emoji in emojis}
-    pictures = {vendor: folders[vendor] / "img" / VENDORS[vendor] / str(SIZE) for vendor in VENDORS}
+    images = {vendor: folders[vendor] / "img" / VENDORS[vendor] / str(SIZE) for vendor in VENDORS}
     roles = {
         names[genders[2]]: [files[gender] for gender in genders]
         for genders in _candidates(names)
-        if all(_complete(files.get(gender, []), pictures.values()) for gender in genders)
+        if all(_complete(files.get(gender, []), images.values()) for gender in genders)
     }
     pixels = np.array(
         [
             [[[_on_white(folder / f) for f in skins] for skins in role] for role in roles.values()]
-            for folder in pictures.values()
+            for folder in images.values()
         ]
     )
     np.savez_compressed(
@@ -96,8 +96,8 @@ def _complete(files: list[str], folders: Iterable[Path]) -> bool:
 
 
 def _on_white(path: Path) -> np.ndarray:
-    picture = Image.open(path).convert("RGBA")
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB"))
+    image = Image.open(path).convert("RGBA")
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
 
 
 if __name__ == "__main__":

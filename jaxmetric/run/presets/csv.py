@@ -11,7 +11,7 @@ def quadruplet_csv() -> Config:
     """The quadruplet paper: several labels a picture, pictures of every identity held out, alpha 0.1."""
     return Config(
         data=DataConfig(source="csv", split="within", stored_size=72),
-        batch=BatchConfig(classes_per_batch=16, pictures_per_class=8, image_size=64, colour=0.1),
+        batch=BatchConfig(classes_per_batch=16, images_per_class=8, image_size=64, color=0.1),
         network=EncoderConfig(encoder="resnet18", width=32, stem="imagenet", embedding_dim=128),
         loss="quadruplet(margin=0.1)",
         update=OptimizerConfig(optimizer="adamw", learning_rate=1e-3),
@@ -25,7 +25,7 @@ def soft_triple_csv() -> Config:
     """The SoftTriple paper: one class a picture, classes held out whole, 64 dimensions, ten centres."""
     return Config(
         data=DataConfig(source="csv", split="disjoint", stored_size=72),
-        batch=BatchConfig(classes_per_batch=16, pictures_per_class=2, image_size=64, colour=0.1),
+        batch=BatchConfig(classes_per_batch=16, images_per_class=2, image_size=64, color=0.1),
         network=EncoderConfig(encoder="resnet18", width=32, stem="imagenet", embedding_dim=64),
         loss="soft_triple(centers_per_class=10)",
         update=OptimizerConfig(optimizer="adam", learning_rate=1e-3, loss_rate=10.0, schedule="step", epsilon=0.01),

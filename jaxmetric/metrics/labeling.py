@@ -1,7 +1,7 @@
-"""Labelling by the nearest neighbours: every label column of a query is read off a labelled gallery.
+"""Labeling by the nearest neighbors: every label column of a query is read off a labeled gallery.
 
 `label_ranks` asks, per column, how many other values lie at least as near as the true one; `cumulative_match_curve`
-sums that up. `knn_labels` answers all columns at once by the vote of the nearest neighbours. A missing gallery label
+sums that up. `knn_labels` answers all columns at once by the vote of the nearest neighbors. A missing gallery label
 neither competes nor votes; a query whose label is missing, or not in the gallery, is undefined.
 
 References:
@@ -170,7 +170,7 @@ def cumulative_match_curve(ranks: np.ndarray, num_values: int) -> np.ndarray | N
 def knn_labels(
     distances: np.ndarray, neighbors: np.ndarray, gallery_labels: np.ndarray, *, weighting: str = "distance"
 ) -> np.ndarray:
-    """Predict every label column of each query by the vote of its neighbours.
+    """Predict every label column of each query by the vote of its neighbors.
 
     Of values with equal votes the one with the nearest voter wins.
 
@@ -178,11 +178,11 @@ def knn_labels(
       distances: `[Q, k]`, ascending.
       neighbors: `[Q, k]` gallery rows; -1 is none and does not vote.
       gallery_labels: `[G, T]` integers, -1 where missing, which does not vote.
-      weighting: "distance" weighs a vote by 1 / distance, so that neighbours at distance 0 outvote all others;
-        "uniform" gives each neighbour one vote.
+      weighting: "distance" weighs a vote by 1 / distance, so that neighbors at distance 0 outvote all others;
+        "uniform" gives each neighbor one vote.
 
     Returns:
-      `[Q, T]` predicted labels, -1 where no neighbour's label is known.
+      `[Q, T]` predicted labels, -1 where no neighbor's label is known.
 
     Raises:
       ValueError: if shapes do not fit or the weighting is unknown.

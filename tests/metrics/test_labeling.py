@@ -74,7 +74,7 @@ def test_votes_equal_sklearn(weighting):
     np.testing.assert_array_equal(predicted, expected)
 
 
-def test_neighbours_at_distance_zero_outvote_all_others():
+def test_neighbors_at_distance_zero_outvote_all_others():
     labels = np.array([[0], [1], [1], [1]])
     predicted = knn_labels(np.array([[0.0, 1e-30, 1.0, 2.0]]), np.array([[0, 1, 2, 3]]), labels)
     assert predicted.tolist() == [[0]]

@@ -1,4 +1,4 @@
-"""Decoding: what every picture goes through, on pictures drawn here."""
+"""Decoding: what every image goes through, on images drawn here."""
 
 import struct
 import zlib
@@ -10,46 +10,46 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxmetric.data import LazyPictures, PictureError, decode_picture
+from jaxmetric.data import ImageError, LazyImages, decode_image
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
-def encoded(picture, kind="PNG", **options):
+def encoded(image, kind="PNG", **options):
     buffer = BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def stripes(width=60, height=20):
     """Three vertical stripes: red, green, blue."""
     pixels = np.zeros((height, width, 3), np.uint8)
-    for i, colour in enumerate((RED, GREEN, BLUE)):
-        pixels[:, i * width // 3 : (i + 1) * width // 3] = colour
+    for i, color in enumerate((RED, GREEN, BLUE)):
+        pixels[:, i * width // 3 : (i + 1) * width // 3] = color
     return Image.fromarray(pixels)
 
 
-def test_crop_keeps_the_centre_undistorted():
-    decoded = decode_picture(encoded(stripes()), name="x", image_size=20)
+def test_crop_keeps_the_center_undistorted():
+    decoded = decode_image(encoded(stripes()), name="x", image_size=20)
     assert (decoded == GREEN).all()
     assert decoded.shape == (20, 20, 3)
     assert decoded.dtype == np.uint8
 
 
 def test_squash_keeps_everything():
-    decoded = decode_picture(encoded(stripes()), name="x", image_size=30, resize="squash")
+    decoded = decode_image(encoded(stripes()), name="x", image_size=30, resize="squash")
     assert [tuple(decoded[15, column]) for column in (4, 15, 25)] == [RED, GREEN, BLUE]
 
 
 def test_the_exif_rotation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise: the left becomes the top
-    decoded = decode_picture(encoded(stripes(), "PNG", exif=exif), name="x", image_size=30, resize="squash")
+    decoded = decode_image(encoded(stripes(), "PNG", exif=exif), name="x", image_size=30, resize="squash")
     assert [tuple(decoded[row, 15]) for row in (4, 15, 25)] == [RED, GREEN, BLUE]
 
 
 @pytest.mark.parametrize(
-    ("picture", "expected"),
+    ("image", "expected"),
     [
         (Image.new("L", (8, 8), 100), 100),
         (Image.new("1", (8, 8), 1), 255),
@@ -58,10 +58,10 @@ def test_the_exif_rotation_is_applied():
         (Image.new("P", (8, 8)), 0),
         (Image.fromarray(np.full((8, 8), 40_000, np.uint16)), 40_000 // 256),
     ],
-    ids=["grey", "bits", "transparent", "grey-alpha", "palette", "16-bit"],
+    ids=["gray", "bits", "transparent", "gray-alpha", "palette", "16-bit"],
 )
-def test_every_mode_becomes_rgb(picture, expected):
-    assert (decode_picture(encoded(picture), name="x", image_size=4) == expected).all()
+def test_every_mode_becomes_rgb(image, expected):
+    assert (decode_image(encoded(image), name="x", image_size=4) == expected).all()
 
 
 def png(rows, *, bits, transparent=None):
@@ -140,7 +140,7 @@ GRAY_FILES = {
 def test_every_depth_is_scaled_to_its_white(kind, data):
     white, make = GRAY_FILES[kind]
     values = data.draw(st.lists(st.integers(0, white), min_size=16, max_size=16))
-    decoded = decode_picture(make(values), name="x", image_size=4)
+    decoded = decode_image(make(values), name="x", image_size=4)
     expected = 255 * np.array(values).reshape(4, 4) / white
     assert np.abs(decoded - expected[..., None]).max() <= 1 + 1e-9
 
@@ -151,13 +151,13 @@ def test_every_depth_is_scaled_to_its_white(kind, data):
 )
 def test_a_tiff_without_a_known_white_is_refused(kind, bits, sample_format, order):
     data = np.arange(16).astype(order + kind).tobytes()
-    with pytest.raises(PictureError, match=r"^x: .*(white is not known; save it with 8 or 16 bits|not a picture)"):
-        decode_picture(tiff(data, bits=bits, sample_format=sample_format, order=order), name="x", image_size=4)
+    with pytest.raises(ImageError, match=r"^x: .*(white is not known; save it with 8 or 16 bits|not an image)"):
+        decode_image(tiff(data, bits=bits, sample_format=sample_format, order=order), name="x", image_size=4)
 
 
 def test_a_file_of_floating_point_numbers_is_refused():
-    with pytest.raises(PictureError, match=r"^x: PPM samples of mode F, whose white is not known; save it with 8 or"):
-        decode_picture(b"Pf 4 4 -1.0\n" + np.linspace(0, 1, 16, dtype="<f4").tobytes(), name="x", image_size=4)
+    with pytest.raises(ImageError, match=r"^x: PPM samples of mode F, whose white is not known; save it with 8 or"):
+        decode_image(b"Pf 4 4 -1.0\n" + np.linspace(0, 1, 16, dtype="<f4").tobytes(), name="x", image_size=4)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
@@ -166,19 +166,19 @@ def test_the_transparent_gray_of_a_png_is_laid_on_white(bits):
     values = [0, white // 3 or 1, 0, white]
     row = np.packbits([int(bit) for value in values for bit in f"{value:0{bits}b}"]).tobytes()
     for transparent in {0, white // 3 or 1}:
-        decoded = decode_picture(png([row] * 4, bits=bits, transparent=transparent), name="x", image_size=4)
+        decoded = decode_image(png([row] * 4, bits=bits, transparent=transparent), name="x", image_size=4)
         expected = [255 if value == transparent else 255 * value // white for value in values]
         np.testing.assert_allclose(decoded[0, :, 0], expected, atol=1)
 
 
 def test_colors_of_16_bits_with_a_transparent_one_are_refused():
-    picture = encoded(Image.new("RGB", (4, 4)))
+    image = encoded(Image.new("RGB", (4, 4)))
     header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
-    wide = picture[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    wide = image[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     key = b"tRNS" + struct.pack(">HHH", 1, 2, 3)
     wide += struct.pack(">I", 6) + key + struct.pack(">I", zlib.crc32(key))
-    with pytest.raises(PictureError, match="16-bit colors of which one is transparent; save it with an alpha channel"):
-        decode_picture(wide + picture[33:], name="x", image_size=4)
+    with pytest.raises(ImageError, match="16-bit colors of which one is transparent; save it with an alpha channel"):
+        decode_image(wide + image[33:], name="x", image_size=4)
 
 
 def of_brightness_three_fifths(mode):
@@ -191,21 +191,21 @@ def of_brightness_three_fifths(mode):
 @pytest.mark.parametrize("mode", Image.MODES)
 @pytest.mark.filterwarnings("ignore:IM image format")
 def test_every_mode_that_a_file_keeps_is_read_rightly_or_refused(mode):
-    picture = of_brightness_three_fifths(mode)
+    image = of_brightness_three_fifths(mode)
     for kind in ("PNG", "TIFF", "PPM", "JPEG2000", "IM", "BMP", "SGI", "TGA"):
         try:
-            file = encoded(picture, kind)
+            file = encoded(image, kind)
             with Image.open(BytesIO(file)) as opened:
-                kept = np.array_equal(np.asarray(opened).astype(float), np.asarray(picture).astype(float))
+                kept = np.array_equal(np.asarray(opened).astype(float), np.asarray(image).astype(float))
         except (OSError, ValueError, KeyError):  # the format has no such mode
             continue
         if not kept:  # Pillow has cut the samples while writing
             continue
         if mode == "F" or (kind == "IM" and mode.startswith("I")) or (kind == "TIFF" and mode == "I"):
-            with pytest.raises(PictureError, match="white is not known; save it with 8 or 16 bits"):
-                decode_picture(file, name="x", image_size=8)
+            with pytest.raises(ImageError, match="white is not known; save it with 8 or 16 bits"):
+                decode_image(file, name="x", image_size=8)
             continue
-        decoded = decode_picture(file, name="x", image_size=8)
+        decoded = decode_image(file, name="x", image_size=8)
         assert np.abs(decoded.astype(int) - (255 if mode == "1" else 153)).max() <= 3, kind
 
 
@@ -218,15 +218,15 @@ def test_the_rotation_is_applied_in_every_format_and_depth(orientation, kind):
     corner[:16, :16] = 65535  # stored at the upper left
     depths = [Image.fromarray(corner)] if kind in ("PNG", "TIFF") else []
     shown = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[orientation]
-    for picture in [*depths, Image.fromarray((corner >> 8).astype(np.uint8)).convert("RGB")]:
-        decoded = decode_picture(encoded(picture, kind, exif=exif), name="x", image_size=32).astype(int)
+    for image in [*depths, Image.fromarray((corner >> 8).astype(np.uint8)).convert("RGB")]:
+        decoded = decode_image(encoded(image, kind, exif=exif), name="x", image_size=32).astype(int)
         quarters = decoded.reshape(2, 16, 2, 16, 3)[:, 4:12, :, 4:12].mean(axis=(1, 3, 4))
         assert np.unravel_index(quarters.argmax(), (2, 2)) == shown
 
 
 def test_a_large_jpeg_is_decoded_close_to_its_pixels():
     ramp = np.broadcast_to(np.linspace(0, 255, 512)[:, None, None], (512, 512, 3)).astype(np.uint8)
-    decoded = decode_picture(encoded(Image.fromarray(ramp), "JPEG", quality=95), name="x", image_size=32)
+    decoded = decode_image(encoded(Image.fromarray(ramp), "JPEG", quality=95), name="x", image_size=32)
     expected = ramp.reshape(32, 16, 32, 16, 3).mean(axis=(1, 3))
     assert np.abs(decoded - expected)[2:-2].max() < 4
 
@@ -234,38 +234,38 @@ def test_a_large_jpeg_is_decoded_close_to_its_pixels():
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        (b"not a picture", "a.png: not a picture that Pillow knows"),
-        (b"", "a.png: not a picture that Pillow knows"),
+        (b"not an image", "a.png: not an image that Pillow knows"),
+        (b"", "a.png: not an image that Pillow knows"),
         (encoded(Image.effect_noise((99, 99), 60))[:2000], "a.png: .*truncated"),
         (encoded(Image.effect_noise((99, 99), 60), "JPEG")[:2000], "a.png: .*truncated"),
     ],
     ids=["text", "empty", "half-png", "half-jpeg"],
 )
 def test_what_cannot_be_decoded_is_named(file, message):
-    with pytest.raises(PictureError, match=message) as caught:
-        decode_picture(file, name="a.png", image_size=8)
+    with pytest.raises(ImageError, match=message) as caught:
+        decode_image(file, name="a.png", image_size=8)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
-    with pytest.raises(PictureError, match=r"b\.png: no such file"):
-        decode_picture(tmp_path / "b.png", name="b.png", image_size=8)
-    with pytest.raises(PictureError, match="b: a folder, not a picture"):
-        decode_picture(tmp_path, name="b", image_size=8)
+    with pytest.raises(ImageError, match=r"b\.png: no such file"):
+        decode_image(tmp_path / "b.png", name="b.png", image_size=8)
+    with pytest.raises(ImageError, match="b: a folder, not an image"):
+        decode_image(tmp_path, name="b", image_size=8)
 
 
-def test_lazy_pictures_decode_when_asked():
-    files = [encoded(Image.new("RGB", (9, 9), colour)) for colour in (RED, BLUE)] + [b""]
-    pictures = LazyPictures(files.__getitem__, ("r", "b", "bad"), image_size=5)
-    assert len(pictures) == 3
-    assert (pictures[1] == BLUE).all()
-    with pytest.raises(PictureError, match="bad: not a picture"):
-        pictures[2]
+def test_lazy_images_decode_when_asked():
+    files = [encoded(Image.new("RGB", (9, 9), color)) for color in (RED, BLUE)] + [b""]
+    images = LazyImages(files.__getitem__, ("r", "b", "bad"), image_size=5)
+    assert len(images) == 3
+    assert (images[1] == BLUE).all()
+    with pytest.raises(ImageError, match="bad: not an image"):
+        images[2]
 
 
 def test_a_record_that_cannot_be_fetched_is_named():
     def read(index):
         raise RuntimeError("open() failed:\nno such file")
 
-    with pytest.raises(PictureError, match=r"^train\[0\]: open\(\) failed: no such file$"):
-        LazyPictures(read, ("train[0]",), image_size=5)[0]
+    with pytest.raises(ImageError, match=r"^train\[0\]: open\(\) failed: no such file$"):
+        LazyImages(read, ("train[0]",), image_size=5)[0]

@@ -1,4 +1,4 @@
-"""From a picture file to a square uint8 array, and sequences of files that decode when asked.
+"""From an image file to a square uint8 array, and sequences of files that decode when asked.
 
 Every source decodes alike: the rotation in the EXIF tag is applied, transparency is laid on white, the
 first frame of an animation is taken. Samples of more than 8 bits are scaled so that their white becomes 255; a file
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from jaxmetric.data.sources import PictureError
+from jaxmetric.data.sources import ImageError
 
 Resize = Literal["crop", "squash"]
 _THREADS = 8
@@ -27,20 +27,20 @@ _GRAY_SCALES = {"L;2": 85, "L;4": 17}  # from a PNG's gray of 2 or 4 bits to 8
 _WHITE_UNKNOWN = "whose white is not known; save it with 8 or 16 bits"
 
 
-def decode_picture(file: str | Path | bytes, *, name: str, image_size: int, resize: Resize = "crop") -> np.ndarray:
-    """Decodes one picture.
+def decode_image(file: str | Path | bytes, *, name: str, image_size: int, resize: Resize = "crop") -> np.ndarray:
+    """Decodes one image.
 
     Args:
-      file: a path, or the bytes of an encoded picture.
+      file: a path, or the bytes of an encoded image.
       name: what an error calls it.
       image_size: the side S of the result.
-      resize: "crop" (short side to S, centre kept) or "squash" (both sides to S).
+      resize: "crop" (short side to S, center kept) or "squash" (both sides to S).
 
     Returns:
       uint8 `[S, S, 3]`.
 
     Raises:
-      PictureError: if the file is missing, not a picture, cut short, or of a kind that 8 bits cannot hold: 32-bit,
+      ImageError: if the file is missing, not an image, cut short, or of a kind that 8 bits cannot hold: 32-bit,
         signed or floating-point samples, whose white is not known.
     """
     try:
@@ -56,33 +56,33 @@ def decode_picture(file: str | Path | bytes, *, name: str, image_size: int, resi
             return np.asarray(_fit(rgb, image_size, resize))
     except FileNotFoundError as error:
         at = "" if isinstance(file, bytes) or str(file) == name else f" as {file}"
-        raise PictureError(f"{name}: no such file{at}") from error
+        raise ImageError(f"{name}: no such file{at}") from error
     except IsADirectoryError as error:
-        raise PictureError(f"{name}: a folder, not a picture") from error
+        raise ImageError(f"{name}: a folder, not an image") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers trip over
         unknown = isinstance(error, Image.UnidentifiedImageError)
-        raise PictureError(f"{name}: {'not a picture that Pillow knows' if unknown else _reason(error)}") from error
+        raise ImageError(f"{name}: {'not an image that Pillow knows' if unknown else _reason(error)}") from error
 
 
 def check_resize(image_size: int, resize: str) -> None:
-    """Raises a ValueError unless the two say how to make pictures alike."""
+    """Raises a ValueError unless the two say how to make images alike."""
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
     if resize not in ("crop", "squash"):
         raise ValueError(f"resize must be 'crop' or 'squash', got {resize!r}")
 
 
-def resize_pictures(images: np.ndarray, image_size: int) -> np.ndarray:
-    """Resizes square pictures `[N, H, H, 3]` to `[N, S, S, 3]`, both uint8."""
+def resize_images(images: np.ndarray, image_size: int) -> np.ndarray:
+    """Resizes square images `[N, H, H, 3]` to `[N, S, S, 3]`, both uint8."""
     return np.stack([np.asarray(_scale(Image.fromarray(image), (image_size, image_size))) for image in images])
 
 
-class LazyPictures(Sequence[np.ndarray]):
-    """Encoded pictures that are decoded each time they are asked for.
+class LazyImages(Sequence[np.ndarray]):
+    """Encoded images that are decoded each time they are asked for.
 
     Args:
-      read: `read(i)` gives a path or the encoded bytes of picture i; worker processes need one that can be pickled.
-      names: what errors call the pictures.
+      read: `read(i)` gives a path or the encoded bytes of image i; worker processes need one that can be pickled.
+      names: what errors call the images.
       image_size: the side S.
       resize: "crop" or "squash".
     """
@@ -100,17 +100,17 @@ class LazyPictures(Sequence[np.ndarray]):
         try:
             file = self._read(index)
         except Exception as error:  # record files raise whatever their readers trip over
-            raise PictureError(f"{name}: {_reason(error)}") from error
-        return decode_picture(file, name=name, image_size=self._image_size, resize=self._resize)
+            raise ImageError(f"{name}: {_reason(error)}") from error
+        return decode_image(file, name=name, image_size=self._image_size, resize=self._resize)
 
 
-def try_pictures(images: Sequence[np.ndarray]) -> Iterable[np.ndarray | PictureError]:
-    """Decodes all of a sequence in threads, in order, giving the error in place of a picture that fails."""
+def try_images(images: Sequence[np.ndarray]) -> Iterable[np.ndarray | ImageError]:
+    """Decodes all of a sequence in threads, in order, giving the error in place of an image that fails."""
 
-    def attempt(index: int) -> np.ndarray | PictureError:
+    def attempt(index: int) -> np.ndarray | ImageError:
         try:
             return images[index]
-        except PictureError as error:
+        except ImageError as error:
             return error
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -179,16 +179,16 @@ def _rgb_from_deep_gray(image: Image.Image, transparent: Any, bits: int, white_i
     return Image.fromarray(gray).convert("RGB")
 
 
-def _fit(picture: Image.Image, image_size: int, resize: Resize) -> Image.Image:
-    width, height = picture.size
+def _fit(image: Image.Image, image_size: int, resize: Resize) -> Image.Image:
+    width, height = image.size
     if resize == "squash":
-        return _scale(picture, (image_size, image_size))
+        return _scale(image, (image_size, image_size))
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
-    return _scale(picture, (image_size, image_size), box=(left, top, left + side, top + side))
+    return _scale(image, (image_size, image_size), box=(left, top, left + side, top + side))
 
 
 def _scale(
-    picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
 ) -> Image.Image:
-    return picture.resize(size, Image.Resampling.BILINEAR, box=box)
+    return image.resize(size, Image.Resampling.BILINEAR, box=box)
