@@ -5,6 +5,10 @@ A source (`load_emoji_people`, `load_manifest`, `load_tfds`) gives a `LabelledIm
 `prepare` run on the device.
 """
 
+from jaxmetric._extras import require
+
+require(__name__, "grain", "PIL")
+
 from jaxmetric.data.augment import Augmentation, augment, augment_image, image_keys, prepare
 from jaxmetric.data.emoji import load_emoji_people
 from jaxmetric.data.manifest import load_manifest

@@ -1,6 +1,6 @@
 """Train on pictures with labels, evaluate on held-out ones, and write a report.
 
-    python -m experiments.train [PRESET] [--field value] [--workdir DIR]
+    jaxmetric train [PRESET] [--field value] [--workdir DIR]
 
 Everything of a run is written into its working directory: config.json, metrics.jsonl, tensorboard/, checkpoints/,
 evaluation.json and report.html. The same command on the same directory goes on where the run was stopped, on any number
@@ -28,7 +28,7 @@ from jaxmetric.run.comparable import comparable_plan
 from jaxmetric.run.config import Config, ConfigError, Machine, check_config, check_machine
 from jaxmetric.run.console import run_command, say, start_jax
 from jaxmetric.run.evaluate import check_evaluation, evaluate_run, score_of, validation_metrics
-from jaxmetric.run.presets import ABOUT, DEFAULT, PRESETS
+from jaxmetric.run.presets import BUILT_IN, Preset
 from jaxmetric.run.processes import follow_launcher, join_processes
 from jaxmetric.run.setup import (
     CHECKPOINTS,
@@ -61,20 +61,26 @@ DEFAULT_MACHINE = Machine()
 _SOME_STEPS = 20  # after which it is told that no batch had anything to compare
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    program: str = "jaxmetric train",
+    presets: Mapping[str, Preset] = BUILT_IN,
+) -> int:
     """Runs the command line; returns the exit code."""
-    name, (config, machine, workdir) = read_command_line(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    name, (config, machine, workdir) = read_command_line(words, program=program, presets=presets)
     return run_command(lambda: _run(name, config, machine, workdir))
 
 
-def read_command_line(argv: Sequence[str]) -> tuple[str, tuple[Config, Machine, Path]]:
+def read_command_line(
+    argv: Sequence[str], *, program: str = "jaxmetric train", presets: Mapping[str, Preset] = BUILT_IN
+) -> tuple[str, tuple[Config, Machine, Path]]:
     """The preset's name, the configuration and the working directory; see `jaxmetric.run.command_line.parse`."""
     return parse(
-        PRESETS,
-        ABOUT,
-        DEFAULT,
         argv,
-        program="experiments.train",
+        presets,
+        program=program,
         purpose="Train on pictures with labels, evaluate, and write a report",
         command=_command,
     )
