@@ -1,7 +1,6 @@
-"""`python -m experiments.compare`: see `jaxmetric.run.compare`."""
+"""`python -m experiments.compare`: `jaxmetric compare`."""
 
-from jaxmetric.run.compare import main
-from jaxmetric.run.console import leave
+from jaxmetric.__main__ import run
 
 if __name__ == "__main__":
-    leave(main)
+    run("compare", program="python -m experiments.compare")

@@ -1,7 +1,6 @@
-"""`python -m experiments.compile`: see `jaxmetric.run.compile`."""
+"""`python -m experiments.compile`: `jaxmetric compile` with the papers' presets besides the built-in ones."""
 
-from jaxmetric.run.compile import in_a_child
-from jaxmetric.run.console import leave, run_command
+from jaxmetric.__main__ import run
 
 if __name__ == "__main__":
-    leave(lambda: run_command(in_a_child))
+    run("compile", program="python -m experiments.compile", presets="experiments.presets")

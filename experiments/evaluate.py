@@ -1,7 +1,6 @@
-"""`python -m experiments.evaluate`: see `jaxmetric.run.evaluate`."""
+"""`python -m experiments.evaluate`: `jaxmetric evaluate`."""
 
-from jaxmetric.run.console import leave
-from jaxmetric.run.evaluate import main
+from jaxmetric.__main__ import run
 
 if __name__ == "__main__":
-    leave(main)
+    run("evaluate", program="python -m experiments.evaluate")

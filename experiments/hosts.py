@@ -1,7 +1,6 @@
-"""`python -m experiments.hosts`: see `jaxmetric.run.hosts`."""
+"""`python -m experiments.hosts`: `jaxmetric hosts` with the papers' presets besides the built-in ones."""
 
-from jaxmetric.run.console import leave
-from jaxmetric.run.hosts import main
+from jaxmetric.__main__ import run
 
 if __name__ == "__main__":
-    leave(main)
+    run("hosts", program="python -m experiments.hosts", presets="experiments.presets")

@@ -1,7 +1,6 @@
-"""`python -m experiments.train`: see `jaxmetric.run.train`."""
+"""`python -m experiments.train`: `jaxmetric train` with the papers' presets besides the built-in ones."""
 
-from jaxmetric.run.console import leave
-from jaxmetric.run.train import main
+from jaxmetric.__main__ import run
 
 if __name__ == "__main__":
-    leave(main)
+    run("train", program="python -m experiments.train", presets="experiments.presets")

@@ -3,7 +3,6 @@
 import os
 import signal
 import tempfile
-from functools import partial
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -22,8 +21,6 @@ import jax
 import pytest
 from hypothesis import settings
 
-from jaxmetric.run.console import with_room_for_frames
-
 # Processes that tests start inherit this; a shell lets what it starts in the background ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -40,9 +37,7 @@ THROUGH_LOSSES = (
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keeps together what shares compiled programs, and traces them faster."""
-    for item in items:
-        item.runtest = partial(with_room_for_frames, item.runtest)
+    """Keeps tests that share compiled programs together."""
     items.sort(key=group_of)
     for item in items if config.pluginmanager.hasplugin("xdist") else ():
         item.add_marker(pytest.mark.xdist_group(group_of(item)))

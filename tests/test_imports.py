@@ -13,7 +13,7 @@ PACKAGE = Path(jaxmetric.__file__).parent
 
 # Each room may import from those named before it and, without a circle, from those beside it.
 LAYERS = [
-    {"numerics"},
+    {"numerics", "_extras"},
     {"_checks"},
     {"distances", "_host_distances", "agreement", "references"},
     {"losses/_engine"},
@@ -25,6 +25,7 @@ LAYERS = [
     {"encoders", "data", "training"},
     {"report"},
     {"run"},
+    {"__main__"},
 ]
 CORE = 9  # layers that need jax and numpy alone
 LIGHT = {room for layer in LAYERS[:CORE] for room in layer}

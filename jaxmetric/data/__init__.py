@@ -5,6 +5,10 @@ A source (`load_emoji_people`, `load_manifest`, `load_tfds`) gives a `LabeledIma
 `prepare` run on the device.
 """
 
+from jaxmetric._extras import require
+
+require(__name__, "grain", "PIL")
+
 from jaxmetric.data.augment import Augmentation, augment, augment_image, image_keys, prepare
 from jaxmetric.data.decoding import LazyImages, decode_image
 from jaxmetric.data.emoji import load_emoji_people

@@ -4,6 +4,10 @@
 (feature map to embeddings). To add a network, put a function of the trunk's options into `ENCODERS`.
 """
 
+from jaxmetric._extras import require
+
+require(__name__, "flax")
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,6 +1,6 @@
 """Mean and spread of evaluated runs that differ in their seed, one column for each group of runs.
 
-    python -m experiments.compare --runs seeds=runs/a-0,runs/a-1,runs/a-2 other=runs/b-0,runs/b-1
+    jaxmetric compare --runs seeds=runs/a-0,runs/a-1,runs/a-2 other=runs/b-0,runs/b-1
 
 Each word is a title and the working directories of a group; the spread is the standard deviation
 over the group (with n - 1).
@@ -27,9 +27,7 @@ def read_figures(workdir: Path) -> dict[str, float | None]:
     """
     path = workdir / EVALUATION_FILE
     if not path.exists():
-        raise ConfigError(
-            f"{workdir} holds no {EVALUATION_FILE}; run python -m experiments.evaluate --workdir {workdir}"
-        )
+        raise ConfigError(f"{workdir} holds no {EVALUATION_FILE}; run jaxmetric evaluate --workdir {workdir}")
     evaluation = read_json(path)
     untrained = {f"{name}, untrained": value for name, value in _figures(evaluation["untrained"]).items()}
     return {**_figures(evaluation), **untrained}
@@ -63,7 +61,7 @@ def _spread(values: Sequence[float | None]) -> str:
     return f"{mean} ± {statistics.stdev(defined):.3f}" if len(defined) > 1 else mean
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "jaxmetric compare") -> int:
     """Runs the command line; returns the exit code."""
 
     def command(runs: list[str]) -> list[str]:
@@ -74,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         """
         return runs
 
-    words = tyro.cli(command, args=argv, prog="python -m experiments.compare", description=__doc__)
+    words = tyro.cli(command, args=argv, prog=program, description=__doc__)
     return run_command(lambda: print(table(_read_groups(words))))
 
 

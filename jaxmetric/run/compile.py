@@ -1,6 +1,6 @@
 """Compile the training step for a TPU slice that is not there, and say whether it fits and how fast it can be.
 
-    python -m experiments.compile [PRESET] --topology v5e:4x4 [--field value]
+    jaxmetric compile [PRESET] --topology v5e:4x4 [--field value]
 
 Needs the TPU compiler, which comes as a wheel: pip install "jax[tpu]". Nothing runs, nothing is rented.
 """
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,8 @@ from jaxmetric.run.comparable import comparable_plan
 from jaxmetric.run.config import Config, ConfigError, check_config
 from jaxmetric.run.console import first_line, run_command
 from jaxmetric.run.experiment import Experiment, check_step, load_experiment, make_step, state_specs
-from jaxmetric.run.presets import ABOUT, DEFAULT, PRESETS
+from jaxmetric.run.presets import BUILT_IN, Preset
+from jaxmetric.run.processes import python_command
 
 _CHILD = "JAXMETRIC_COMPILES_HERE"
 # Without these the compiler asks the network what machine this is, and complains of the answer.
@@ -40,14 +41,42 @@ _NO_TPU_HERE = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    program: str = "jaxmetric compile",
+    presets: Mapping[str, Preset] = BUILT_IN,
+) -> int:
+    """Runs the command line in a process of its own, which a crash of the compiler ends; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if _CHILD in os.environ:
+        return compile_here(words, program=program, presets=presets)
+    return run_command(lambda: _in_a_child([*python_command(program), *words]))
+
+
+def _in_a_child(command: Sequence[str]) -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # so that Ctrl-C ends `run`, which ends the child
+    child = subprocess.run(command, env={**os.environ, _CHILD: "1"}, stderr=subprocess.PIPE, text=True, check=False)
+    if child.returncode >= 0:
+        print(child.stderr, end="", file=sys.stderr)
+        return child.returncode
+    name = signal.Signals(-child.returncode).name
+    print(
+        f"error: the TPU compiler crashed on this step for this topology ({name} in libtpu); "
+        'a newer one may not: pip install --upgrade "jax[tpu]"',
+        file=sys.stderr,
+    )
+    return 1
+
+
+def compile_here(
+    argv: Sequence[str], *, program: str = "jaxmetric compile", presets: Mapping[str, Preset] = BUILT_IN
+) -> int:
+    """Runs the command line in this process; returns the exit code."""
     name, (config, topology) = parse(
-        PRESETS,
-        ABOUT,
-        DEFAULT,
-        sys.argv[1:] if argv is None else argv,
-        program="experiments.compile",
+        argv,
+        presets,
+        program=program,
         purpose="Compile the training step for a TPU slice without having one",
         command=_command,
     )
@@ -183,22 +212,3 @@ def _bytes(size: float) -> str:
         if size >= scale:
             return f"{size / scale:,.1f} {unit}"
     return f"{size:,.0f} B"
-
-
-def in_a_child() -> int:
-    """Runs the command in a process of its own: where the compiler fails badly, it takes the process with it."""
-    if _CHILD in os.environ:
-        return main()
-    command = [sys.executable, "-m", "experiments.compile", *sys.argv[1:]]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # `run` ends the process then
-    child = subprocess.run(command, env={**os.environ, _CHILD: "1"}, stderr=subprocess.PIPE, text=True, check=False)
-    if child.returncode >= 0:
-        print(child.stderr, end="", file=sys.stderr)
-        return child.returncode
-    name = signal.Signals(-child.returncode).name
-    print(
-        f"error: the TPU compiler crashed on this step for this topology ({name} in libtpu); "
-        'a newer one may not: pip install --upgrade "jax[tpu]"',
-        file=sys.stderr,
-    )
-    return 1

@@ -1,15 +1,13 @@
 """What a person sees of a command: warnings and errors in one line each, and an exit code."""
 
-import gc
 import logging
 import os
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 import jax
 
@@ -17,8 +15,6 @@ from jaxmetric.data import InputError
 from jaxmetric.run.config import ConfigError
 from jaxmetric.training import CheckpointError, NonFiniteLossError
 from jaxmetric.training.loop import discard_output
-
-Result = TypeVar("Result")
 
 LOST = "lost another process of the job"
 GOES_ON = "the same command goes on from the last checkpoint, if there is one"
@@ -68,43 +64,6 @@ def find_devices() -> None:
         raise ConfigError(f"{asked}{first_line(error) or 'jax has nothing to run it on'}") from error
 
 
-def leave(main: Callable[[], int]) -> NoReturn:
-    """Runs a program and ends it, at once if it failed: other processes and readers must not hold it up."""
-    # Modules stay, and most of what tracing makes; looking through them for garbage would hold up a start by 0.3 s.
-    gc.freeze()
-    gc.set_threshold(100_000)
-    try:
-        try:
-            code = with_room_for_frames(main)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # nobody reads on, as after `| head`
-        os._exit(1)
-    except Exception:  # jax would wait at exit for the other processes, which wait for this one
-        traceback.print_exc()
-        code = 1
-    if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-def with_room_for_frames(run: Callable[[], Result]) -> Result:
-    """Calls a function so that the frames of all that it calls find room in one piece of Python's stack.
-
-    The stack grows by pieces of 16 KiB, and CPython before gh-142183 gives the last one back as soon as it is empty, so
-    that calls across its end map memory each time: up to 30,000 times, or 0.3 s, while jax traces a step. A frame that
-    asks for more gets a piece as large as the next power of two, and leaves the rest of it to the others.
-    """
-
-    def roomy() -> Result:
-        return run()
-
-    roomy.__code__ = roomy.__code__.replace(co_stacksize=2**16)  # of 8 bytes: a piece of 1 MiB, of which half is left
-    return roomy()
-
-
 def run_command(command: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit code.
 
@@ -120,7 +79,7 @@ def run_command(command: Callable[[], int | None]) -> int:
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
             return command() or 0
-        except BrokenPipeError:  # `leave` knows
+        except BrokenPipeError:  # `jaxmetric.__main__.leave` knows
             raise
         except (
             ValueError,
@@ -146,7 +105,7 @@ def _report_unraisable(unraisable: Any) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Of what jax says over many."""
+    """Returns the first line of an error, which jax spreads over many."""
     return str(error).split("\n")[0]
 
 

@@ -1,6 +1,6 @@
 """Evaluate a trained run on its held-out images, or on another list, and write evaluation.json and report.html.
 
-python -m experiments.evaluate --workdir DIR [--checkpoint best] [--csv LIST.csv] [--exclude-same camera]
+jaxmetric evaluate --workdir DIR [--checkpoint best] [--csv LIST.csv] [--exclude-same camera]
 """
 
 import dataclasses
@@ -357,7 +357,7 @@ class _Subset(Sequence[np.ndarray]):
         return self._images[int(self._indices[index])]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "jaxmetric evaluate") -> int:
     """Runs the command line; returns the exit code."""
 
     def command(
@@ -371,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         """Evaluates a checkpoint of a run and writes its report anew.
 
         Args:
-            workdir: The run's directory, as given to experiments.train.
+            workdir: The run's directory, as given to jaxmetric train.
             checkpoint: The newest, or the one that did best on the validation pictures (into report-best.html).
             csv: Another list of images to evaluate on, into evaluation-LIST.json and report-LIST.html. Its query and
                 gallery images are compared, or its test images, or all if it has no split.
@@ -382,7 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         """
         return Evaluated(workdir, checkpoint, absolute_path(csv), absolute_path(image_root), skip_bad, exclude_same)
 
-    return run_command(partial(_run, tyro.cli(command, args=argv, prog="python -m experiments.evaluate")))
+    return run_command(partial(_run, tyro.cli(command, args=argv, prog=program)))
 
 
 class Evaluated(NamedTuple):

@@ -1,14 +1,14 @@
 """Train in several processes, each with its own devices and its own share of every batch.
 
-    python -m experiments.hosts 2 [PRESET] [--field value] [--workdir DIR]
+    jaxmetric hosts 2 [PRESET] [--field value] [--workdir DIR]
 
-starts two processes of `jaxmetric.run.train --distributed` on this machine, which find each other over the loopback
+starts two processes of `jaxmetric train --distributed` on this machine, which find each other over the loopback
 interface. On several machines run this on each, with a working directory that all of them see:
 
-    python -m experiments.hosts join [PRESET] [--field value] --workdir /shared/run
+    jaxmetric hosts join [PRESET] [--field value] --workdir /shared/run
 
 TPU pods, Slurm and Open MPI tell jax who is there; elsewhere set JAX_COORDINATOR_ADDRESS=host0:1234, JAX_NUM_PROCESSES
-and JAX_PROCESS_ID. The flags are those of experiments.train. When a process dies, or this launcher, the others end; the
+and JAX_PROCESS_ID. The flags are those of jaxmetric train. When a process dies, or this launcher, the others end; the
 same command goes on from the last checkpoint.
 """
 
@@ -25,7 +25,8 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from jaxmetric.run.console import GOES_ON, LOST, LOST_CODE
-from jaxmetric.run.processes import FOLLOWS, HEARTBEAT, VARIABLES
+from jaxmetric.run.presets import BUILT_IN, Preset
+from jaxmetric.run.processes import FOLLOWS, HEARTBEAT, VARIABLES, python_command
 from jaxmetric.run.train import read_command_line
 
 # Of what a process prints: the runtime's chatter on stdout; and on stderr, where its chatter and the traces of its own
@@ -35,22 +36,26 @@ _SAID = re.compile(r"error: |warning: |stopped by |interrupted")
 _TRACEBACK = re.compile(r"Traceback |Exception ")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    program: str = "jaxmetric hosts",
+    presets: Mapping[str, Preset] = BUILT_IN,
+) -> int:
     """Runs the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    train = program.replace("hosts", "train")
     first = words[0] if words else ""
     if first in ("-h", "--help"):
-        print(__doc__)
+        print(__doc__.replace("jaxmetric hosts", program).replace("jaxmetric train", train))
         return 0
     if first != "join" and not (first.isdigit() and int(first)):
-        print(
-            f"error: expected a number of processes or join, got {first or 'nothing'}; "
-            "python -m experiments.hosts --help says more",
-            file=sys.stderr,
-        )
+        expected = f"expected a number of processes or join, got {first or 'nothing'}"
+        print(f"error: {expected}; {program} --help says more", file=sys.stderr)
         return 2
-    read_command_line(words[1:])  # what is wrong with it is told once
-    return supervise([os.environ] if first == "join" else _on_this_machine(int(first)), words[1:])
+    read_command_line(words[1:], program=train, presets=presets)  # so that a mistake is reported once
+    environments = [os.environ] if first == "join" else _on_this_machine(int(first))
+    return supervise(environments, [*python_command(train), *words[1:], "--distributed"])
 
 
 def _on_this_machine(count: int) -> list[dict[str, str]]:
@@ -60,8 +65,8 @@ def _on_this_machine(count: int) -> list[dict[str, str]]:
     return [{**os.environ, **dict(place)} for place in places]
 
 
-def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -> int:
-    """Runs a process of `jaxmetric.run.train --distributed` in each environment, and ends them together.
+def supervise(environments: Sequence[Mapping[str, str]], command: Sequence[str]) -> int:
+    """Runs a process of a command, which is a training with `--distributed`, in each environment; ends them together.
 
     Ctrl-C, SIGTERM and the end of this process reach all of them, as a wish to stop that they agree on. What the
     runtime prints of its own is left out; a process that dies is one line.
@@ -69,7 +74,6 @@ def supervise(environments: Sequence[Mapping[str, str]], words: Sequence[str]) -
     Returns:
       The exit code: 0 if none failed, else the largest; 0 or 130 if SIGTERM or Ctrl-C came before training began.
     """
-    command = [sys.executable, "-u", "-m", "experiments.train", *words, "--distributed"]
     processes: list[subprocess.Popen[str]] = []
     readers: list[threading.Thread] = []
     told: set[str] = set()

@@ -1,4 +1,4 @@
-"""How one process of a job finds the others, and ends with the launcher that started it."""
+"""How a process of a job is started, finds the others, and ends with the launcher that started it."""
 
 import os
 import re
@@ -17,7 +17,17 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 _PATIENCE = 300  # seconds in which all processes of a job must have come
 _QUIET = 10  # seconds of them before a process says that it waits
-FOLLOWS = "JAXMETRICFOLLOWS_LAUNCHER"  # set for processes whose stdin ends with the launcher
+FOLLOWS = "JAXMETRIC_FOLLOWS_LAUNCHER"  # set for processes whose stdin ends with the launcher
+
+
+def python_command(program: str) -> list[str]:
+    """Returns the words that start a command in another process, through the door that this one came through.
+
+    Example:
+      >>> python_command("jaxmetric train")[1:], python_command("python -m experiments.train")[1:]
+      (['-u', '-m', 'jaxmetric', 'train'], ['-u', '-m', 'experiments.train'])
+    """
+    return [sys.executable, "-u", "-m", *program.removeprefix("python -m ").split()]
 
 
 def join_processes() -> None:

@@ -3,6 +3,10 @@
 There is no trainer class: `jaxmetric/run/train.py` is a loop over these functions, to be read and copied.
 """
 
+from jaxmetric._extras import require
+
+require(__name__, "flax", "optax", "orbax", "tensorboardX")
+
 from jaxmetric.training.checkpoints import (
     CheckpointError,
     open_checkpoints,

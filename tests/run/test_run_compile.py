@@ -10,7 +10,7 @@ import pytest
 
 from jaxmetric.parallel import average, compile_shard_map, gather
 from jaxmetric.run.chips import CHIPS, Cost, cost_of, roofline, sent_bytes
-from jaxmetric.run.compile import Sizes, compile_step, describe, main, sizes_of, slice_of
+from jaxmetric.run.compile import Sizes, compile_here, compile_step, describe, sizes_of, slice_of
 from jaxmetric.run.config import ClassConfig, ConfigError, EncoderConfig
 from jaxmetric.run.experiment import load_experiment
 from jaxmetric.run.presets import PRESETS
@@ -115,7 +115,7 @@ def test_the_shape_of_a_slice_that_there_is_is_no_mistake(topology, monkeypatch)
 
 def test_without_the_compiler_the_command_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(["debug", "--topology", "v5e:2x2"]) == 1
+    assert compile_here(["debug", "--topology", "v5e:2x2"]) == 1
     assert (
         capsys.readouterr().err == 'error: the TPU compiler is not installed; it comes with: pip install "jax[tpu]"\n'
     )
@@ -125,7 +125,7 @@ def test_without_the_compiler_the_command_says_how_to_get_it(monkeypatch, capsys
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_the_real_step_compiles_for_a_slice_that_is_not_there(topology, capfd):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
-    assert main(["debug", "--topology", topology, "--images-per-class", "8"]) == 0
+    assert compile_here(["debug", "--topology", topology, "--images-per-class", "8"]) == 0
     printed = capfd.readouterr()
     assert printed.err == ""
     for name in (
@@ -145,5 +145,5 @@ def test_the_real_step_compiles_for_a_slice_that_is_not_there(topology, capfd):
 def test_a_step_that_does_not_fit_says_so(capfd):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
     words = ["debug", "--topology", "v5e:2x2", "--classes-per-batch", "0", "--images-per-class", "65536"]
-    assert main(words) == 1
+    assert compile_here(words) == 1
     assert re.search(r"does not fit|DOES NOT FIT", capfd.readouterr().out)

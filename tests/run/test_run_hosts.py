@@ -158,6 +158,22 @@ def test_a_number_that_is_none_is_named(monkeypatch):
         processes.join_processes()
 
 
+@pytest.mark.parametrize(
+    ("program", "door"),
+    [
+        ("jaxmetric hosts", ["-m", "jaxmetric", "train"]),
+        ("python -m experiments.hosts", ["-m", "experiments.train"]),
+    ],
+)
+def test_processes_are_started_through_the_door_that_the_launcher_came_through(program, door, monkeypatch):
+    started = []
+    monkeypatch.setattr(hosts, "supervise", lambda environments, command: started.append((environments, command)) or 0)
+    assert hosts.main(["2", "debug", "--steps", "3"], program=program) == 0
+    ((environments, command),) = started
+    assert command == [sys.executable, "-u", *door, "debug", "--steps", "3", "--distributed"]
+    assert [environment["JAX_PROCESS_ID"] for environment in environments] == ["0", "1"]
+
+
 def test_wrong_flags_are_told_before_anything_starts(capsys):
     with pytest.raises(SystemExit):
         hosts.main(["2", "debug", "--no-such-flag", "3"])
@@ -174,7 +190,7 @@ def test_the_command_says_how_it_is_used(words, code, capsys):
         )
         assert errors.count("\n") == 1
     else:
-        assert "python -m experiments.hosts 2" in printed
+        assert "jaxmetric hosts 2" in printed
 
 
 WAITING = """
@@ -247,8 +263,7 @@ def test_a_process_stops_with_its_launcher(follows, patience, code):
         assert process.wait(60) == code
 
 
-@pytest.mark.usefixtures("sleeping")
-def test_where_nobody_reads_what_the_launcher_prints_the_job_stops_and_is_not_held_up(monkeypatch, capfd):
+def test_where_nobody_reads_what_the_launcher_prints_the_job_stops_and_is_not_held_up(sleeping, monkeypatch, capfd):
     class Unread:
         def write(self, text):
             raise BrokenPipeError
@@ -259,7 +274,7 @@ def test_where_nobody_reads_what_the_launcher_prints_the_job_stops_and_is_not_he
     monkeypatch.setattr(sys, "stdout", Unread())
     much = "i=0; while [ $i -lt 20000 ]; do echo a line that somebody prints; i=$((i + 1)); done"
     with pytest.raises(BrokenPipeError):  # of the launcher's own last line
-        hosts.supervise([{**os.environ, "FIRST": f"trap '' TERM; {much}; trap - TERM; kill -TERM $$"}], [])
+        hosts.supervise([{**os.environ, "FIRST": f"trap '' TERM; {much}; trap - TERM; kill -TERM $$"}], sleeping)
 
 
 @pytest.mark.slow
@@ -331,7 +346,7 @@ def test_a_process_lost_during_a_save_is_told_as_lost(capsys):
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_whichever_process_hangs_it_is_ended_after_another_has_failed(which, monkeypatch):
-    monkeypatch.setattr(hosts, "_HEARTBEAT", 0.3)
+    monkeypatch.setattr(hosts, "HEARTBEAT", 0.3)
     commands = [["false"], ["false"]]
     commands[which] = ["sleep", "60"]
     assert hosts._wait([subprocess.Popen(command) for command in commands]) == [which]
@@ -358,12 +373,12 @@ def test_the_process_that_the_others_waited_for_is_named(codes, hung, cause):
 
 
 @pytest.fixture
-def sleeping(tmp_path, monkeypatch):
-    """Has the launcher start processes that run the command in $FIRST and sleep."""
+def sleeping(tmp_path):
+    """A command that runs the command in $FIRST and sleeps."""
     script = tmp_path / "python"
     script.write_text('#!/bin/sh\neval "$FIRST"\nexec sleep 60\n')
     script.chmod(0o755)
-    monkeypatch.setattr(hosts.sys, "executable", str(script))
+    return [str(script)]
 
 
 STOPS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -374,15 +389,13 @@ def stopped(number):
 
 
 @STOPS
-@pytest.mark.usefixtures("sleeping")
-def test_a_signal_before_training_began_is_no_failure_of_a_process(number, code, capfd):
-    assert hosts.supervise([{**os.environ, "FIRST": f"kill -{int(number)} $PPID"}], []) == code
+def test_a_signal_before_training_began_is_no_failure_of_a_process(number, code, sleeping, capfd):
+    assert hosts.supervise([{**os.environ, "FIRST": f"kill -{int(number)} $PPID"}], sleeping) == code
     assert capfd.readouterr() == stopped(number)
 
 
 @STOPS
-@pytest.mark.usefixtures("sleeping")
-def test_a_signal_while_a_process_is_being_started_reaches_it(number, code, monkeypatch, capfd):
+def test_a_signal_while_a_process_is_being_started_reaches_it(number, code, sleeping, monkeypatch, capfd):
     started = subprocess.Popen
 
     def start(*args, **options):
@@ -391,7 +404,7 @@ def test_a_signal_while_a_process_is_being_started_reaches_it(number, code, monk
         return process
 
     monkeypatch.setattr(hosts.subprocess, "Popen", start)
-    assert hosts.supervise([{**os.environ, "FIRST": ""}], []) == code
+    assert hosts.supervise([{**os.environ, "FIRST": ""}], sleeping) == code
     assert capfd.readouterr() == stopped(number)
 
 

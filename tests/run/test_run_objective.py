@@ -17,8 +17,8 @@ from jaxmetric.losses._engine.types import declared_shape
 from jaxmetric.parallel import AXIS_NAME
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.objective import objective
+from jaxmetric.run.progress import watch_comparisons
 from jaxmetric.run.terms import loss_names, miner_names
-from jaxmetric.run.train import _watch_comparisons
 
 COLUMNS = (LabelColumn("person", tuple("abcd")), LabelColumn("side", ("left", "right")))
 LABELS = np.array([[0, 0], [0, 1], [1, -1], [1, 0], [2, 1], [-1, 1], [3, 0], [3, 0]], np.int32)
@@ -223,7 +223,7 @@ def test_what_does_not_fit_the_columns_is_one_line(expression, message):
 
 
 def test_a_term_that_never_found_anything_is_told_once():
-    watch = _watch_comparisons(0)
+    watch = watch_comparisons(0)
     assert watch(1, {"valid/triplet": 0.0, "valid/softmax": 8.0, "loss": 0.1}, last=False) is None
     told = watch(30, {"valid/triplet": 0.0, "valid/softmax": 8.0, "loss": 0.1}, last=False)
     assert told.startswith("warning: nothing to compare for triplet in any of the 30 batches so far")
@@ -231,10 +231,10 @@ def test_a_term_that_never_found_anything_is_told_once():
 
 
 def test_a_term_that_found_something_once_is_no_matter():
-    watch = _watch_comparisons(0)
+    watch = watch_comparisons(0)
     for step, valid in ((10, 0.0), (20, 0.5), (30, 0.0)):
         assert watch(step, {"valid/triplet": valid}, last=step == 30) is None
 
 
 def test_a_short_run_tells_at_its_end():
-    assert "any of the 3 batches" in _watch_comparisons(7)(10, {"valid/quadruplet": 0.0}, last=True)
+    assert "any of the 3 batches" in watch_comparisons(7)(10, {"valid/quadruplet": 0.0}, last=True)

@@ -25,7 +25,7 @@ from finished_runs import final_state
 from PIL import Image
 
 from jaxmetric.data import LEARNING
-from jaxmetric.run import evaluate, train, workdir
+from jaxmetric.run import evaluate, progress, train, workdir
 from jaxmetric.run.config import ClassConfig, ConfigError
 from jaxmetric.run.experiment import drive_step, load_experiment, make_state
 from jaxmetric.run.presets import PRESETS
@@ -102,7 +102,7 @@ def test_validation_is_told_where_the_run_was_started(finished_run):
 
 
 def test_what_validation_left_undefined_is_told():
-    assert train._validated({"validation/hat/recall@1": None, "validation/coherence": 0.5}) == (
+    assert progress._validated({"validation/hat/recall@1": None, "validation/coherence": 0.5}) == (
         "hat/recall@1 undefined, coherence 0.500"
     )
 
@@ -124,9 +124,9 @@ def open_terminal(monkeypatch):
 
 def test_what_is_said_beside_a_bar_stands_on_a_line_of_its_own(monkeypatch):
     screen = open_terminal(monkeypatch)
-    with train._progress(0, 10) as show:
+    with progress._bar_or_lines(0, 10) as show:
         show(2, {"loss": 1.0, "images_per_second": 10.0, "input_images_per_second": 0.0})
-        train._say_beside_bar("validated")
+        progress._say_beside_bar("validated")
     assert re.search(r"\r *\rvalidated\n", screen.getvalue())
 
 
@@ -135,7 +135,7 @@ def test_a_bar_says_that_it_compiles_and_counts_time_from_the_first_step(monkeyp
     now = [1000.0]
     monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     numbers = {"loss": 1.0, "images_per_second": 10.0, "input_images_per_second": 0.0}
-    with train._progress(5, 105) as show:
+    with progress._bar_or_lines(5, 105) as show:
         assert "compiling" in screen.getvalue()
         now[0] += 60.0
         show(6, numbers)
@@ -149,7 +149,7 @@ def test_a_bar_says_that_it_compiles_and_counts_time_from_the_first_step(monkeyp
 
 def test_a_bar_of_a_run_that_is_done_says_nothing_of_compiling(monkeypatch):
     screen = open_terminal(monkeypatch)
-    with train._progress(5, 5):
+    with progress._bar_or_lines(5, 5):
         pass
     assert "compiling" not in screen.getvalue()
 

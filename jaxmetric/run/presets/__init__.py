@@ -1,12 +1,21 @@
 """Presets by name: functions that return a frozen `Config`, one file for each experiment."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from jaxmetric.run.config import Config
 from jaxmetric.run.presets.csv import quadruplet_csv, soft_triple_csv
 from jaxmetric.run.presets.emoji_people import debug, emoji_people, emoji_unseen
 
+Preset: TypeAlias = Callable[[], Config]
+
 DEFAULT = "emoji_people"
 
-_FUNCTIONS = (emoji_people, emoji_unseen, debug, quadruplet_csv, soft_triple_csv)
-
-PRESETS: dict[str, Config] = {function.__name__: function() for function in _FUNCTIONS}
-ABOUT: dict[str, str] = {function.__name__: (function.__doc__ or "").split("\n")[0] for function in _FUNCTIONS}
+BUILT_IN: dict[str, Preset] = {
+    "emoji_people": emoji_people,
+    "emoji_unseen": emoji_unseen,
+    "debug": debug,
+    "quadruplet_csv": quadruplet_csv,
+    "soft_triple_csv": soft_triple_csv,
+}
+PRESETS: dict[str, Config] = {name: preset() for name, preset in BUILT_IN.items()}
