@@ -1,4 +1,4 @@
-"""What a TPU chip can do, and what a compiled program asks of it: memory, arithmetic, traffic between chips."""
+"""The limits of TPU chips, and the cost of a compiled program: memory, arithmetic, traffic between chips."""
 
 import re
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ _ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\]")
 
 
 class Cost(NamedTuple):
-    """What one step costs one chip, as the compiler counts: the body of a loop counts once.
+    """The cost of one step on one chip, as the compiler counts it: the body of a loop counts once.
 
     Attributes:
       arguments: bytes of the state and of the chip's share of the batch.
@@ -63,12 +63,12 @@ class Cost(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """Bytes of HBM that a step needs; the state is donated, so that its successor takes its place."""
+        """Bytes of HBM that a step needs; the state is donated, so the new state reuses its memory."""
         return self.arguments + self.workspace
 
 
 class Roofline(NamedTuple):
-    """Seconds that a step takes at least, if one of the three were all there is to do."""
+    """Lower bounds of the seconds of a step, each by one limit alone."""
 
     compute: float
     memory: float
@@ -76,7 +76,7 @@ class Roofline(NamedTuple):
 
 
 def cost_of(program: Any, num_chips: int) -> Cost:
-    """What a compiled program (`jax.stages.Compiled`) costs one of its chips."""
+    """Returns the cost of a compiled program (`jax.stages.Compiled`) on one of its chips."""
     memory, analysis = program.memory_analysis(), program.cost_analysis()
     unaliased = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Cost(
@@ -89,7 +89,7 @@ def cost_of(program: Any, num_chips: int) -> Cost:
 
 
 def sent_bytes(hlo: str, num_chips: int) -> dict[str, float]:
-    """The bytes that each chip sends in the collectives of a compiled program, by kind.
+    """Returns the bytes that each chip sends in the collectives of a compiled program, by kind.
 
     Example:
       >>> sent_bytes("  %x = f32[8,4]{1,0} all-gather(%y), dimensions={0}", num_chips=4)
@@ -110,7 +110,7 @@ def sent_bytes(hlo: str, num_chips: int) -> dict[str, float]:
 
 
 def roofline(cost: Cost, chip: Chip) -> Roofline:
-    """The least time of a step by each of the chip's limits."""
+    """Returns the least time of a step by each limit of the chip."""
     return Roofline(cost.flops / chip.flops, cost.traffic / chip.bandwidth, sum(cost.sent.values()) / chip.interconnect)
 
 

@@ -41,7 +41,7 @@ PLAIN = Disagreement()
 
 
 class _Types(NamedTuple):
-    """Images that may meet in a batch; those that compare alike are one type.
+    """Images that can be in a batch together; images with the same comparisons are one type.
 
     Attributes:
       groups: `[U]`: a batch holds `images_per_class` images of a group.
@@ -57,7 +57,7 @@ class _Types(NamedTuple):
 
 
 def check_comparable(config: Config, source: LabeledImages, plan: Plan) -> None:
-    """Raises ConfigError if a term of the loss can find nothing to compare in any batch; it names the term and a cure.
+    """Raises ConfigError if a term of the loss has nothing to compare in any batch; it names the term and a cure.
 
     Args:
       config: the run.
@@ -77,9 +77,9 @@ def check_comparable(config: Config, source: LabeledImages, plan: Plan) -> None:
 
 
 def comparable_plan(config: Config, source: LabeledImages) -> Plan:
-    """The plan of the batches, in which every term of the loss has something to compare.
+    """Returns a plan of batches in which every term of the loss has something to compare.
 
-    What no batch of these images can hold is told before a batch of too many identities, whose cure would not help.
+    A term with nothing to compare is reported before a batch of too many identities, whose cure would not help.
 
     Raises:
       ConfigError: see `check_comparable` and `jaxmetric.run.plan.make_batch_plan`.
@@ -92,7 +92,7 @@ def comparable_plan(config: Config, source: LabeledImages) -> Plan:
 
 
 def has_comparison(labels: np.ndarray, plan: Plan, disagreement: Disagreement = PLAIN) -> bool:
-    """Whether a batch can hold two pairs of images, one of which certainly disagrees more than the other.
+    """Returns whether a batch can hold two pairs of images of which one certainly disagrees more than the other.
 
     Args:
       labels: integers `[N, T]`, -1 where one is missing.
@@ -128,7 +128,7 @@ def _check_classes(placed: PlacedTerm, column: str, codes: np.ndarray) -> None:
 
 
 def _finds(placed: PlacedTerm, source: LabeledImages, plan: Plan) -> bool:
-    """Whether a batch can hold something that a term compares; True where that cannot be told from the labels."""
+    """Returns whether a batch can hold something that a term compares; True if the labels do not tell."""
     labels = source.labels[:, list(placed.columns)]
     loss, options = placed.term.loss, placed.options
     if not takes_columns(loss) or "num_quadruplets" in parameters(loss):  # such a loss leaves out the whole example
@@ -144,7 +144,7 @@ def _finds(placed: PlacedTerm, source: LabeledImages, plan: Plan) -> bool:
 
 
 def _over_all_batches(plan: Plan) -> Plan:
-    """A plan whose batches hold all images, as a memory of past batches does in the end."""
+    """Returns a plan with all images in each batch, as a memory of past batches eventually holds them."""
     most = max(len(group) for group in plan.groups)
     return dataclasses.replace(
         plan, classes_per_batch=len(plan.groups), images_per_class=max(most, plan.images_per_class)
@@ -152,7 +152,7 @@ def _over_all_batches(plan: Plan) -> Plan:
 
 
 def _compares_alike(placed: PlacedTerm, share: float) -> bool:
-    """Whether a term compares anything in a batch whose pairs all disagree by this share of their labels."""
+    """Returns whether a term compares anything if all pairs disagree in this share of their labels."""
     batch = 4
     different = np.repeat(np.arange(batch)[:, None], len(placed.columns), axis=1)
     if share == 0:
@@ -175,12 +175,12 @@ def _compares_alike(placed: PlacedTerm, share: float) -> bool:
 
 
 def _without(plan: Plan, left_out: np.ndarray) -> Plan:
-    """A plan whose groups keep their sizes, with -1 in place of the images that a term leaves out."""
+    """Returns a plan with groups of the same sizes, and -1 for the images that a term leaves out."""
     return dataclasses.replace(plan, groups=tuple(np.where(left_out[group], -1, group) for group in plan.groups))
 
 
 def _types_of_batches(labels: np.ndarray, plan: Plan, disagreement: Disagreement) -> Iterator[_Types]:
-    """The types of images that can meet in a batch: those of one group where a batch has one, else all."""
+    """Yields the types of images that can be in a batch together: of each group if a batch has one, else all."""
     together = [[group] for group in plan.groups] if plan.classes_per_batch == 1 else [list(plan.groups)]
     for groups in together:
         sizes = np.array([len(group) for group in groups])
@@ -193,7 +193,7 @@ def _types_of_batches(labels: np.ndarray, plan: Plan, disagreement: Disagreement
 
 
 def _merge(groups: np.ndarray, labels: np.ndarray, twins: np.ndarray, disagreement: Disagreement) -> _Types:
-    """Fewer types that compare alike: a value that one type alone has differs from all others, whatever it is."""
+    """Merges types with the same comparisons: a value that only one type has differs from all others."""
     ordinal = disagreement.ordinal or (0,) * labels.shape[1]
     rows = np.column_stack([twins, groups, labels])
     for place, range_ in enumerate((0, *ordinal), start=1):
@@ -205,10 +205,10 @@ def _merge(groups: np.ndarray, labels: np.ndarray, twins: np.ndarray, disagreeme
 
 
 def _levels_of_batches(labels: np.ndarray, plan: Plan, how: Disagreement) -> Iterator[tuple[float, float]]:
-    """For the types of images that can meet in a batch: the least that a pair can disagree by, and the most it must.
+    """Yields, for images that can be in a batch together, the least possible and the largest certain disagreement.
 
-    The second exceeds the first where one pair certainly disagrees more than another. They are inf and -inf where no
-    pair can meet.
+    The second exceeds the first if one pair certainly disagrees more than another. They are inf and -inf if no two
+    images can be in a batch.
     """
     for types in _types_of_batches(labels, plan, how):
         yield _levels(types, plan, how)
@@ -238,9 +238,9 @@ def _levels(types: _Types, plan: Plan, disagreement: Disagreement) -> tuple[floa
 def _disagreements(
     first: np.ndarray, second: np.ndarray, how: Disagreement, *, same: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the most by which labels `[..., T]` can disagree, as shares, so rounded that equal sums are equal.
+    """Returns the least and the largest possible disagreement of labels `[..., T]`, as shares rounded to 6 digits.
 
-    `same` takes the two for the same labels, the unique ones too.
+    With `same`, the two are the same labels, unique ones included.
     """
     scale = column_scale(first.shape[-1], how.label_weights, how.ordinal)
     largest = sum(weight * (range_ or 1) for weight, range_ in scale)
@@ -267,7 +267,7 @@ def _size_of(plan: Plan, config: Config) -> str:
 
 
 def _missing(placed: PlacedTerm, source: LabeledImages) -> str:
-    """What a term compares."""
+    """Describes what a term compares."""
     if takes_columns(placed.term.loss):
         return "two pairs of images of which one certainly agrees on more labels than the other"
     name = source.columns[placed.columns[0]].name
@@ -275,7 +275,7 @@ def _missing(placed: PlacedTerm, source: LabeledImages) -> str:
 
 
 def _cure(placed: PlacedTerm, config: Config, source: LabeledImages, plan: Plan) -> str:
-    """What would give the term something to compare, tried out: other numbers, or fewer columns."""
+    """Finds batch sizes or columns with which the term has something to compare."""
     for P, K in sorted(itertools.product(_from(plan.classes_per_batch, 2), _from(plan.images_per_class, 4)), key=sum):
         uniform = not config.batch.classes_per_batch
         if len(plan.groups) < P or (uniform and P > 1):

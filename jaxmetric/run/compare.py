@@ -20,7 +20,7 @@ from jaxmetric.training import read_json
 
 
 def read_figures(workdir: Path) -> dict[str, float | None]:
-    """The figures of one run that a comparison shows, trained and untrained.
+    """Returns the figures of one run, trained and untrained.
 
     Raises:
       ConfigError: if the run was not evaluated.
@@ -34,7 +34,7 @@ def read_figures(workdir: Path) -> dict[str, float | None]:
 
 
 def table(groups: Mapping[str, Sequence[Mapping[str, float | None]]]) -> str:
-    """Lays figures out as text: a row for each figure, a column for each group."""
+    """Formats figures as text: a row for each figure, a column for each group."""
     names = list(dict.fromkeys(name for runs in groups.values() for run in runs for name in run))
     rows = [["", *(f"{title} ({len(runs)})" for title, runs in groups.items())]]
     rows += [[name, *(_spread([run.get(name) for run in runs]) for runs in groups.values())] for name in names]

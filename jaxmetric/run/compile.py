@@ -152,7 +152,7 @@ def _check_shape(topology: str, shape: str, chip: Chip) -> None:
 
 
 def compile_step(experiment: Experiment, devices: list[jax.Device]) -> Any:
-    """The training step of a configuration, compiled for devices that need not be here."""
+    """Compiles the training step of a configuration for devices that need not be present."""
     batch_size = experiment.config.batch.size
     side, columns = experiment.config.data.stored_size, len(experiment.source.columns)
     batch = {
@@ -164,7 +164,7 @@ def compile_step(experiment: Experiment, devices: list[jax.Device]) -> Any:
 
 
 class Sizes(NamedTuple):
-    """Bytes of what every chip holds."""
+    """The bytes that each chip holds."""
 
     parameters: int
     batch_statistics: int
@@ -172,7 +172,7 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(experiment: Experiment) -> Sizes:
-    """The sizes of a state's parts, of which a chip holds all or, where they are sharded, its share."""
+    """Returns the bytes of a state on one chip: all of what is replicated, and its share of what is sharded."""
 
     def size(x: Any, spec: Any) -> int:
         return x.size * x.dtype.itemsize // (1 if spec == parallel.REPLICATED else experiment.num_devices)
@@ -182,7 +182,7 @@ def sizes_of(experiment: Experiment) -> Sizes:
 
 
 def describe(cost: Cost, sizes: Sizes, chip: Chip, batch_size: int) -> str:
-    """The table that the command prints."""
+    """Formats the table that the command prints."""
     least = roofline(cost, chip)
     slowest = max(least)
     rows = [

@@ -1,4 +1,4 @@
-"""What can be configured about a run, where the configuration is kept, and how the command line fills it in.
+"""The configuration of a run: its fields, its checks, and the file that keeps it.
 
 A preset is a plain function that returns a frozen `Config`. The groups below only order the help text: every field is
 a flag of its own name, so `--steps 100 --margin 0.2` works without prefixes.
@@ -25,12 +25,12 @@ PATHS = ("csv", "image_root", "tfds_dir")
 
 
 def absolute_path(path: str) -> str:
-    """The same place seen from any directory; an empty string and an address such as gs://bucket stay as they are."""
+    """Makes a path absolute. An empty string, or an address such as gs://bucket, stays as it is."""
     return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def is_same_path(one: str, other: str) -> bool:
-    """Whether two paths lead to one place, perhaps through links; an empty one only equals itself.
+    """Returns whether two paths lead to one place, through links too; an empty path only equals itself.
 
     Example:
       >>> is_same_path("people.csv", "./people.csv"), is_same_path("", "."), is_same_path("", "")
@@ -43,35 +43,35 @@ def is_same_path(one: str, other: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Pictures and labels. Paths are made absolute, so that a run can be evaluated from any directory."""
+    """Images and labels. Paths are made absolute, so that a run can be evaluated from any directory."""
 
     source: Literal["emoji_people", "csv", "tfds"] = "emoji_people"
-    """Where pictures come from: the embedded data set, a CSV file of your own, or a prepared TFDS data set."""
+    """Where images come from: the embedded data set, a CSV file of your own, or a prepared TFDS data set."""
     csv: str = ""
     """For csv: the file, as `image,identity,...,split` with a header, or as `filename,class_1,...` without."""
     image_root: str = ""
-    """For csv: the folder that picture names start from (the CSV file's own if empty)."""
+    """For csv: the folder that image names are relative to (that of the CSV file if empty)."""
     skip_bad: bool = False
-    """For csv: leave out rows and pictures that cannot be used, and count them, instead of stopping."""
+    """For csv: leave out rows and images that cannot be used, and count them, instead of stopping."""
     ordinal: tuple[str, ...] = ()
     """For csv: columns whose values are integers with an order, such as age; they disagree by |a - b|."""
     memory: int = 1024
-    """For csv: MiB that decoded pictures may take; more of them are decoded anew each time."""
+    """For csv: MiB of memory for decoded images; images beyond that are decoded each time."""
     tfds_name: str = ""
     """For tfds: the data set's name, such as cars196."""
     tfds_dir: str = ""
-    """For tfds: the folder it was prepared in (TFDS's own if empty)."""
+    """For tfds: the folder it was prepared in (the default of TFDS if empty)."""
     columns: tuple[str, ...] = ()
     """Label columns, the identity first; all if empty (for tfds: feature names, at least one)."""
     split: Literal["given", "within", "disjoint"] = "within"
-    """What is held out: pictures of every identity, whole identities, or what the source gives. A csv's column wins."""
+    """What is held out: images of every identity, whole identities, or what the source says. A column of a csv wins."""
     stored_size: int = 64
-    """Side in pixels at which pictures are kept; crops are taken from it."""
+    """Side in pixels at which images are stored; crops are taken from that."""
     resize: Literal["crop", "squash"] = "crop"
-    """How csv and tfds pictures become square: cut off the long side, or squash it."""
+    """How csv and tfds images become square: cut off the long side, or squash it."""
     exclude_same: str = ""
-    """A column, such as camera: in evaluation no query finds images of its identity with its value there, as is usual
-    in re-identification. It is a label to learn only if --columns names it."""
+    """A column such as camera. In evaluation, images of a query's identity that share its value in this column are left
+    out, as is usual in re-identification. The column is learned only if --columns names it."""
 
     def __post_init__(self) -> None:
         for name in PATHS:
@@ -80,39 +80,39 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BatchConfig:
-    """What a batch is made of, and how its pictures are changed."""
+    """Which images make a batch, and how they are augmented."""
 
     classes_per_batch: int = 16
-    """P: identities in a batch. 0 draws pictures uniformly, whatever their identity."""
+    """P: identities in a batch. 0 draws images uniformly, whatever their identity."""
     images_per_class: int = 8
-    """K: pictures of each identity in a batch (the size of a uniform batch if P is 0)."""
+    """K: images of each identity in a batch (the size of a uniform batch if P is 0)."""
     image_size: int = 32
-    """Side in pixels of what the network sees."""
+    """Side in pixels of the images that the network sees."""
     crop_scale: tuple[float, float] = (0.6, 1.0)
-    """Range of the share of a picture's area that a random crop keeps."""
+    """Range of the share of an image's area that a random crop keeps."""
     flip: bool = True
-    """Whether to mirror half of the pictures."""
+    """Whether to mirror half of the images."""
     color: float = 0.05
     """Brightness, contrast and saturation change by up to this share."""
     chunks: int = 1
-    """Parts in which a device takes its share through the network; memory of one part, loss of the whole batch."""
+    """Parts in which a device passes its images through the network: memory of one part, loss of the whole batch."""
 
     @property
     def size(self) -> int:
-        """Pictures in a batch, over all devices."""
+        """Images in a batch, over all devices."""
         return max(self.classes_per_batch, 1) * self.images_per_class
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """The network."""
+    """The network that embeds images."""
 
     encoder: Literal["tiny", "resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet10"
-    """The network."""
+    """Its architecture."""
     width: int = 16
     """Channels of its first stage (64 in the ResNet paper)."""
     stem: Literal["small", "imagenet"] = "small"
-    """small: 3x3, for pictures of about 32 pixels; imagenet: 7x7 of stride 2 and pooling."""
+    """small: 3x3, for images of about 32 pixels; imagenet: 7x7 of stride 2 and pooling."""
     pooling: Literal["average", "max", "gem", "average+max"] = "average"
     """How the feature map becomes one vector."""
     embedding_dim: int = 128
@@ -120,19 +120,19 @@ class EncoderConfig:
     freeze_batch_norm: bool = False
     """Keep the batch statistics of the initial network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision that the network computes in; weights, embeddings, losses and updates are float32 always."""
+    """Precision of the network's activations; weights, embeddings, losses and updates are always float32."""
     remat: bool = False
-    """Keep only what enters each residual block, and compute the rest again for the gradient."""
+    """Keep only the input of each residual block, and recompute the rest for the gradient."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassConfig:
-    """Class vectors, of losses that learn them."""
+    """Class vectors of losses that learn them."""
 
     shard_classes: bool = False
     """Each device holds the vectors of its share of the classes only."""
     sampled_classes: int = 0
-    """Classes that each step compares with, those of the batch and sampled ones, over all devices; 0 takes all."""
+    """Classes that each step compares with, over all devices: those of the batch and sampled ones. 0 takes all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,24 +142,24 @@ class OptimizerConfig:
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """The update rule."""
     learning_rate: float = 3e-3
-    """Peak rate of the encoder."""
+    """Peak learning rate of the encoder."""
     loss_rate: float = 3.0
-    """Rate of centers and class vectors, as a multiple of the encoder's."""
+    """Learning rate of what the losses learn, as a multiple of the encoder's."""
     schedule: Literal["cosine", "constant", "step"] = "cosine"
-    """How the rate falls."""
+    """How the learning rate falls."""
     warmup: int = 20
-    """Steps in which the rate rises to its peak."""
+    """Steps in which the learning rate rises to its peak."""
     weight_decay: float = 1e-4
-    """On the encoder's kernels."""
+    """Weight decay of the encoder's kernels."""
     epsilon: float = 1e-8
-    """Adam's."""
+    """The epsilon of Adam."""
     clip_norm: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run, completely."""
+    """Everything that determines a run."""
 
     loss: str = "quadruplet"
     """The objective: numbers times losses by name, such as "quadruplet(margin=0.3) + 2*soft_triple(on='identity')"."""
@@ -169,13 +169,13 @@ class Config:
     classes: ClassConfig = ClassConfig()
     update: OptimizerConfig = OptimizerConfig()
     steps: int = 300
-    """Length of the run."""
+    """Steps of the run."""
     seed: int = 0
-    """Of the split, the batches, the augmentation and the initial parameters."""
+    """Seed of the split, the batches, the augmentation and the initial parameters."""
     log_every: int = 10
     """Steps between lines of metrics."""
     evaluate_every: int = 100
-    """Steps between evaluations on the validation pictures; 0 leaves them out."""
+    """Steps between evaluations on the validation images; 0 leaves them out."""
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step always has one."""
     neighbors: int = 5
@@ -184,22 +184,22 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """How the machine is used. A run may go on with another choice, and other devices."""
+    """How the hardware is used. A run may continue with other values here, and on other devices."""
 
     driver: Literal["pmap", "shard_map"] = "pmap"
     """What runs the step on all devices. shard_classes needs shard_map."""
     distributed: bool = False
-    """Join the other processes of the job, which jax finds on TPU pods, Slurm and Open MPI. See experiments.hosts."""
+    """Join the other processes of the job, which jax finds on TPU pods, Slurm and Open MPI. See `jaxmetric hosts`."""
     workers: int = 0
-    """Processes that read pictures from files; 0 reads in threads."""
+    """Processes that read images from files; 0 reads in threads."""
     input_timeout: float = 600.0
     """Seconds to wait for a batch before the run ends with an error."""
     profile: bool = False
-    """Trace a few steps, for TensorBoard (Profile) and Perfetto, into the working directory's tensorboard folder."""
+    """Trace a few steps, for TensorBoard (Profile) and Perfetto, into the folder tensorboard of the working directory."""
 
 
 def check_machine(machine: Machine, config: Config) -> None:
-    """Raises ConfigError for what cannot be run as configured."""
+    """Raises ConfigError if the hardware cannot be used like this."""
     if config.classes.shard_classes and machine.driver != "shard_map":
         raise ConfigError(f"driver is {machine.driver}, but shard_classes needs --driver shard_map")
     if machine.workers < 0:
@@ -209,14 +209,14 @@ def check_machine(machine: Machine, config: Config) -> None:
 
 
 def check_config(config: Config) -> None:
-    """Raises ConfigError for what can be told without the data."""
+    """Raises ConfigError for whatever is wrong without looking at the data."""
     batch, update = config.batch, config.update
     _check_source(config.data)
     _check_classes(config.classes, parse_terms(config.loss))
     if batch.classes_per_batch < 0 or batch.size < 2:
         raise ConfigError(
             f"classes_per_batch {batch.classes_per_batch} x images_per_class {batch.images_per_class} "
-            "is a batch of fewer than 2 pictures; nothing can be compared"
+            "is a batch of fewer than 2 images; nothing can be compared"
         )
     at_least: dict[int, dict[str, float]] = {
         0: {
@@ -277,7 +277,7 @@ def _check_source(data: DataConfig) -> None:
         "tfds": ("tfds_name", "tfds_dir"),
     }
     cures = {
-        "csv": "to train on a list, name its preset first: python -m experiments.train quadruplet_csv "
+        "csv": "to train on a list, name its preset first: jaxmetric train quadruplet_csv "
         f"--csv {shlex.quote(data.csv) if data.csv else 'LIST'}",
         "tfds": "to train on a TFDS data set, give --source tfds",
     }
@@ -321,7 +321,7 @@ def check_same_config(config: Config, workdir: Path) -> None:
 
 
 def _same(name: str, mine: Any, other: Any) -> bool:
-    """Whether two values of a field mean the same: expressions may be spaced, and paths lead through links."""
+    """Returns whether two values of a field mean the same: an expression with other spaces, a path through a link."""
     if name == "loss":
         return parse_terms(mine) == parse_terms(other)
     return is_same_path(mine, other) if name in PATHS else bool(mine == other)
@@ -332,7 +332,7 @@ def _or_empty(value: Any) -> Any:
 
 
 def _flag(name: str, value: Any) -> str:
-    """The words of a command line that set a field."""
+    """Returns the flag that sets a field."""
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
@@ -345,7 +345,7 @@ def _is_gone(name: str, path: Any) -> bool:
 
 
 def _place_there(name: str, value: Any, workdir: Path) -> Any:
-    """The value of a field of a run, for a path with what is wrong with it."""
+    """Returns the value of a field of a run, and what is wrong with it if it is a path."""
     if not _is_gone(name, value):
         return _or_empty(value)
     return (
@@ -355,7 +355,7 @@ def _place_there(name: str, value: Any, workdir: Path) -> Any:
 
 
 def _as_written(name: str, path: str, workdir: Path) -> str:
-    """A path of a run, which an older `config.json` may hold as it was typed."""
+    """Returns a path as `config.json` holds it; older runs kept it as it was typed."""
     file = workdir / CONFIG_FILE
     written = read_json(file).get("data", {}).get(name) if file.exists() else None
     if not written or written.startswith("~") or os.path.isabs(written) or "://" in written:
@@ -364,7 +364,7 @@ def _as_written(name: str, path: str, workdir: Path) -> str:
 
 
 def check_paths(config: Config, workdir: Path) -> None:
-    """Raises ConfigError if a file or folder that the configuration of a run names is not there any more."""
+    """Raises ConfigError if a file or folder that the configuration of a run names no longer exists."""
     for name in PATHS:
         path = getattr(config.data, name)
         if _is_gone(name, path):
@@ -376,7 +376,7 @@ def check_paths(config: Config, workdir: Path) -> None:
 
 
 def save_config(config: Config, workdir: Path) -> None:
-    """Writes `config.json`, unless it says just this, and the directory if there is none."""
+    """Writes `config.json` unless it holds just this, and makes the directory if there is none."""
     workdir.mkdir(parents=True, exist_ok=True)
     path, text = workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     if not path.exists() or path.read_text() != text:
@@ -403,7 +403,7 @@ def load_config(workdir: Path) -> Config:
 
 
 def flatten(nested: dict[str, Any]) -> dict[str, Any]:
-    """Drops the groups: `{"batch": {"chunks": 2}, "steps": 3}` becomes `{"chunks": 2, "steps": 3}`."""
+    """Flattens the groups: `{"batch": {"chunks": 2}, "steps": 3}` becomes `{"chunks": 2, "steps": 3}`."""
     flat: dict[str, Any] = {}
     for name, value in nested.items():
         flat.update(flatten(value) if isinstance(value, dict) else {name: value})
@@ -411,7 +411,7 @@ def flatten(nested: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_dict(kind: Any, values: dict[str, Any]) -> Any:
-    """The inverse of `dataclasses.asdict` after JSON, which knows no tuples."""
+    """Inverts `dataclasses.asdict`; lists become tuples, which JSON does not have."""
     groups = {field.name: field.type for field in dataclasses.fields(kind)}
     return kind(
         **{

@@ -1,4 +1,4 @@
-"""What a person sees of a command: warnings and errors in one line each, and an exit code."""
+"""The output of a command: warnings and errors in one line each, and an exit code."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ LOST_CODE = 75  # of a process that ends as another did: a temporary failure, in
 
 
 def say(text: str) -> None:
-    """Prints, in one process of a job. Where nobody reads on, as after `| head`, the process stops as at SIGTERM."""
+    """Prints in one process of a job. If the reader is gone, as after `| head`, the process stops as on SIGTERM."""
     if jax.process_index() == 0:
         try:
             print(text, flush=True)
@@ -31,13 +31,13 @@ def say(text: str) -> None:
 
 
 def stop_unread(*descriptors: int) -> None:
-    """Stops this process as SIGTERM does; what it writes to these descriptors, which nobody reads, goes nowhere."""
+    """Stops this process as SIGTERM does, and discards what it writes to these file descriptors."""
     discard_output(*descriptors)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def start_jax() -> None:
-    """Finds the devices, and keeps compiled programs in the user's cache so that the next start need not wait.
+    """Finds the devices, and caches compiled programs in the user's cache directory for the next start.
 
     Raises:
       ConfigError: see `find_devices`.
@@ -51,7 +51,7 @@ def start_jax() -> None:
 
 
 def find_devices() -> None:
-    """Has jax look for devices.
+    """Lets jax look for devices.
 
     Raises:
       ConfigError: if there is none of the kind that is asked for.

@@ -54,7 +54,7 @@ _ROWS_SHOWN = 10
 
 
 class HeldOut(NamedTuple):
-    """Which images ask, which answer, and which answers a query must not find.
+    """Which images are queries, which are the gallery, and which gallery images each query leaves out.
 
     Where the list names queries and a gallery, these are compared. Else, where an identity of the queries was learned,
     the learning images answer, as in the quadruplet paper. Where none was, the queries answer each other, each leaving
@@ -76,7 +76,7 @@ class HeldOut(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """A held-out part in numbers."""
+    """Embeddings of a held-out part, and its evaluation."""
 
     queries: np.ndarray
     gallery: np.ndarray
@@ -84,7 +84,7 @@ class Embedded(NamedTuple):
 
 
 def held_out(experiment: Experiment, part: int) -> HeldOut:
-    """Chooses queries and gallery for the images of a split."""
+    """Chooses the queries and the gallery of a split."""
     source, groups = experiment.source, experiment.groups
     queries, learned = np.flatnonzero(source.split == part), np.flatnonzero(source.split == LEARNING)
     identities = source.labels[queries, 0]
@@ -122,7 +122,7 @@ def embed_and_evaluate(experiment: Experiment, state: TrainState, embed: Embed, 
 
 
 def check_evaluation(experiment: Experiment) -> None:
-    """Warns of what the evaluation and, where there is one, the validation of a run cannot tell.
+    """Warns of figures that the evaluation, or the validation during training, leaves undefined.
 
     Raises:
       ConfigError: see `check_answers`.
@@ -142,10 +142,10 @@ def check_evaluation(experiment: Experiment) -> None:
 
 
 def check_answers(experiment: Experiment, split: int) -> None:
-    """Warns of label columns in which no query of a split has an answer to find.
+    """Warns of label columns in which no query of a split has a match.
 
     Raises:
-      ConfigError: if there is none in any column, so that every figure would be undefined.
+      ConfigError: if no column has a match, so that every figure would be undefined.
     """
     source, part = experiment.source, held_out(experiment, split)
     if len(_without_answer(source, part)) < len(source.columns):
@@ -164,7 +164,7 @@ def check_answers(experiment: Experiment, split: int) -> None:
 
 
 def warn_of_undefined(experiment: Experiment, split: int) -> None:
-    """Warns of label columns in which no query of a split has an answer to find."""
+    """Warns of label columns in which no query of a split has a match."""
     source, part = experiment.source, held_out(experiment, split)
     if _without_answer(source, part):
         warnings.warn(
@@ -192,7 +192,7 @@ def _is_validated(experiment: Experiment) -> bool:
 
 
 def validation_metrics(experiment: Experiment, state: TrainState, embed: Embed) -> dict[str, float | None]:
-    """What the learning curves show of the validation pictures; nothing if there are none."""
+    """Returns the figures of the validation images for the learning curves; empty if there are no such images."""
     if not _is_validated(experiment):
         return {}
     part = held_out(experiment, VALIDATION)
@@ -204,7 +204,7 @@ def validation_metrics(experiment: Experiment, state: TrainState, embed: Embed) 
 
 
 def score_of(validation: Mapping[str, float | None]) -> float | None:
-    """By which the best checkpoint is kept: the mean Recall@1 of all label columns; None if nothing was validated."""
+    """Returns the mean Recall@1 over label columns, which ranks checkpoints; None without a validation."""
     recalls = [value for name, value in validation.items() if name.endswith("/recall@1") and value is not None]
     return float(np.mean(recalls)) if recalls else None
 
@@ -245,7 +245,7 @@ def evaluate_run(
 
 
 def check_not_of_another_list(path: Path, new_list: str) -> None:
-    """Raises ConfigError if an evaluation file is there that is not of this list ("" for the run's own).
+    """Raises ConfigError if the evaluation file there belongs to another list ("" for the run's own images).
 
     A list that has moved is known by its bytes, where the place it was at holds none any more.
     """
@@ -265,7 +265,7 @@ def _digest(file: str) -> str | None:
 
 
 def _untrained(experiment: Experiment) -> TrainState:
-    """The network before the first step. Class vectors and moments, which may not fit one device, are never made."""
+    """Returns the state before the first step without class vectors and moments, which may not fit one device."""
 
     def create() -> TrainState:
         state = make_state(experiment)
@@ -275,7 +275,7 @@ def _untrained(experiment: Experiment) -> TrainState:
 
 
 def named_file(workdir: Path, file: str, name: str) -> Path:
-    """A file of the run's directory with a name put before its suffix: `evaluation-best.json`."""
+    """Returns a file of the run's directory with a name before its suffix, such as `evaluation-best.json`."""
     path = workdir / file
     return path.with_name(f"{path.stem}-{name}{path.suffix}") if name else path
 
@@ -345,7 +345,7 @@ def _counted_queries(part: HeldOut) -> str:
 
 
 class _Subset(Sequence[np.ndarray]):
-    """Some of the pictures of a source, in a given order, read when asked for."""
+    """Some images of a source in a given order, read when they are accessed."""
 
     def __init__(self, images: Sequence[np.ndarray] | np.ndarray, indices: np.ndarray):
         self._images, self._indices = images, indices
@@ -372,7 +372,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "jaxmetric evaluat
 
         Args:
             workdir: The run's directory, as given to jaxmetric train.
-            checkpoint: The newest, or the one that did best on the validation pictures (into report-best.html).
+            checkpoint: The newest, or the one that did best on the validation images (into report-best.html).
             csv: Another list of images to evaluate on, into evaluation-LIST.json and report-LIST.html. Its query and
                 gallery images are compared, or its test images, or all if it has no split.
             image_root: The folder that image names of that list start from (the list's own if empty).
@@ -420,14 +420,14 @@ def _run(asked: Evaluated) -> None:
 
 
 def _other_protocol(config: Config, asked: Evaluated) -> str:
-    """What tells the files of this evaluation from those with the run's own `exclude_same`."""
+    """Returns what distinguishes the files of this evaluation from those with the run's own `exclude_same`."""
     if asked.exclude_same in (None, config.data.exclude_same):
         return ""
     return f"exclude-{asked.exclude_same or 'none'}"
 
 
 def _load_own(config: Config, asked: Evaluated) -> Experiment:
-    """The run as it was trained, or with another column of images to leave out."""
+    """Returns the run as it was trained, or with another column for `exclude_same`."""
     check_paths(config, asked.workdir)
     try:
         experiment = load_experiment(config)
@@ -453,7 +453,7 @@ def _with_others_left_out(experiment: Experiment, config: Config, exclude_same: 
 
 
 def _load_new(config: Config, asked: Evaluated) -> Experiment:
-    """The network of the run with the images and labels of another list."""
+    """Returns the network of the run with the images and labels of another list."""
     experiment = load_new_list(
         config,
         asked.workdir,
@@ -476,7 +476,7 @@ def _load_new(config: Config, asked: Evaluated) -> Experiment:
 
 @contextmanager
 def _fitting_advice() -> Iterator[None]:
-    """Leaves out of what is told of a list the advice to name other label columns, which are those of the run here."""
+    """Removes advice on choosing label columns from a message, since the run determines them."""
     shown = warnings.showwarning
 
     def show(message: Warning | str, *where: Any, **more: Any) -> None:
@@ -492,7 +492,7 @@ def _fitting_advice() -> Iterator[None]:
 def _restore(
     experiment: Experiment, workdir: Path, checkpoint: str, alone: bool, *, any_classes: bool
 ) -> Restored | None:
-    """Restores a checkpoint; a run that is under way may delete it meanwhile, having written another."""
+    """Restores a checkpoint; an active run may delete it at the same time, after writing a newer one."""
     shapes, resize = restorable(experiment, drive_step(experiment, "shard_map"), any_classes=any_classes)
     tries_left = 1 if alone else 10
     while True:

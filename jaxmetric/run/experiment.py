@@ -1,4 +1,4 @@
-"""What a run is made of: from a configuration to the network, the objective, the optimizer and the training step."""
+"""Builds what a configuration describes: the data, the network, the objective, the optimizer, the training step."""
 
 import dataclasses
 import warnings
@@ -55,7 +55,7 @@ class Experiment:
 
     @cached_property
     def state_shapes(self) -> TrainState:
-        """A state of `jax.ShapeDtypeStruct`s."""
+        """The training state as a tree of `jax.ShapeDtypeStruct`s."""
         return jax.eval_shape(lambda: make_state(self))
 
 
@@ -64,10 +64,10 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
 
     Args:
       config: the run.
-      num_devices: among which a batch is divided; those of all processes if not given.
+      num_devices: the devices among which a batch is divided; those of all processes if None.
 
     Raises:
-      ConfigError: if the data cannot be learned from, or evaluated on, as configured.
+      ConfigError: if the data cannot be learned from or evaluated as configured.
       ValueError: for bad data, see `jaxmetric.data`, or loss options that do not fit it.
     """
     source, groups = load_labels(config.data, seed=config.seed)
@@ -143,14 +143,14 @@ def check_step(experiment: Experiment) -> None:
 
 
 def learning_rate(config: Config) -> optax.Schedule:
-    """The encoder's learning rate at each step."""
+    """Returns the schedule of the encoder's learning rate."""
     update = config.update
     warmup = min(update.warmup, config.steps - 1)
     return make_schedule(update.schedule, peak=update.learning_rate, steps=config.steps, warmup=warmup)
 
 
 def make_state(experiment: Experiment) -> TrainState:
-    """The state before the first step, a function of the configuration alone."""
+    """Returns the state before the first step, which depends on the configuration alone."""
     config = experiment.config
     # Drawing all weights under one jit compiles many times sooner with this generator than with the default one.
     encoder_key = jax.random.key(config.seed, impl="unsafe_rbg")
@@ -166,7 +166,7 @@ def make_state(experiment: Experiment) -> TrainState:
 
 
 def make_step(experiment: Experiment) -> parallel.Step:
-    """The per-device training step, with the learning rate among its metrics."""
+    """Returns the per-device training step, which reports the learning rate too."""
     batch, schedule = experiment.config.batch, learning_rate(experiment.config)
     augmentation = Augmentation(crop_scale=batch.crop_scale, flip=batch.flip, color=batch.color)
 
@@ -193,7 +193,7 @@ def make_step(experiment: Experiment) -> parallel.Step:
 
 
 def drive_step(experiment: Experiment, driver: str) -> parallel.Driven[TrainState]:
-    """The training step on all devices of all processes."""
+    """Returns the training step on all devices of all processes."""
     step = make_step(experiment)
     if driver == "pmap":
         return parallel.drive_pmap(step)
@@ -201,7 +201,7 @@ def drive_step(experiment: Experiment, driver: str) -> parallel.Driven[TrainStat
 
 
 def state_specs(experiment: Experiment) -> TrainState:
-    """What of a state each device holds a part of: class vectors and their moments, if they are sharded."""
+    """Returns how each array of a state is divided among devices: class vectors and their moments may be sharded."""
     sharded = experiment.config.classes.shard_classes
 
     def spec(path: Any, leaf: Any) -> PartitionSpec:
@@ -213,7 +213,7 @@ def state_specs(experiment: Experiment) -> TrainState:
 def restorable(
     experiment: Experiment, driven: parallel.Driven[TrainState], *, any_classes: bool = False
 ) -> tuple[TrainState, TrainState]:
-    """What `jaxmetric.training.restore_latest` wants to know: the state's arrays, and which may change in length.
+    """Returns what `jaxmetric.training.restore_latest` needs: the shapes of the state, and which may change in length.
 
     Sharded class vectors are padded to a multiple of the devices, which may be others now. With `any_classes`, for a
     state of which only the encoder is used, all class vectors may be of other classes than those of the checkpoint.
@@ -227,7 +227,7 @@ def restorable(
 
 
 def make_embedder(experiment: Experiment) -> Embed:
-    """`(state, images) -> [N, D]` embeddings; see `jaxmetric.training.make_embed`."""
+    """Returns `(state, images) -> [N, D]` embeddings; see `jaxmetric.training.make_embed`."""
     return make_embed(experiment.encoder.apply, partial(prepare, image_size=experiment.config.batch.image_size))
 
 
@@ -247,7 +247,7 @@ def _init_loss_params(key: jax.Array, total: WeightedSum, experiment: Experiment
 
 
 def _trace_term(experiment: Experiment, placed: PlacedTerm) -> None:
-    """Traces a term on shapes alone, so that options which do not fit the data are errors before anything runs."""
+    """Traces a term without data, so that options that do not fit raise before training starts."""
     config = experiment.config
     total = dataclasses.replace(experiment.objective, terms=(placed,))
     dim, size = config.network.embedding_dim, config.batch.size

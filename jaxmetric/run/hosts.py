@@ -59,7 +59,7 @@ def main(
 
 
 def _on_this_machine(count: int) -> list[dict[str, str]]:
-    """The environments of so many processes."""
+    """Returns the environments of this many processes on this host."""
     address = f"127.0.0.1:{_free_port()}"
     places = (zip(VARIABLES, (address, str(count), str(index)), strict=True) for index in range(count))
     return [{**os.environ, **dict(place)} for place in places]
@@ -111,7 +111,7 @@ def supervise(environments: Sequence[Mapping[str, str]], command: Sequence[str])
 
 
 def _cause(codes: Sequence[int], hung: Sequence[int]) -> str | None:
-    """Which process was killed, of several the one that the others waited for; None if one has said why it failed."""
+    """Says which process was killed first; None if a process has said why it failed."""
     killed = [index for index, code in enumerate(codes) if code < 0]
     if not killed:
         return None
@@ -130,7 +130,7 @@ def _says_why(code: int) -> bool:
 
 
 def _wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
-    """Until all have ended; after one has failed no longer than the others need to notice. Those that did not."""
+    """Waits until all have ended. After a failure, kills those that do not notice in time, and returns them."""
     while None in (codes := [process.poll() for process in processes]) and not any(codes):
         time.sleep(0.1)
     failed = any(codes)
@@ -148,7 +148,7 @@ def _wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
 
 @contextmanager
 def _passing_signals_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[list[int]]:
-    """Gives the signals that came."""
+    """Forwards SIGINT and SIGTERM to the processes; yields the signals received so far."""
     passed: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
@@ -171,7 +171,7 @@ def _pass_output_on(source: IO[str] | None) -> None:
 
 
 def _pass_errors_on(source: IO[str] | None, told: set[str], count: int) -> None:
-    """What all processes say is told once; of several that lost another the cause, not how each met it."""
+    """Prints each line that processes repeat once, and only the cause if several lost another process."""
     in_traceback = False
     for line in source or ():
         in_traceback = in_traceback or bool(_TRACEBACK.match(line))
@@ -182,7 +182,7 @@ def _pass_errors_on(source: IO[str] | None, told: set[str], count: int) -> None:
 
 
 def _print(line: str, file: IO[str]) -> None:
-    """Where nobody reads on, the job stops; the lines are still taken off the processes, which would wait for it."""
+    """Prints a line. If the reader is gone the job stops, but output is still consumed, or the processes would block."""
     try:
         print(line, end="", file=file, flush=True)
     except OSError:

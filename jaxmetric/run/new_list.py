@@ -1,4 +1,4 @@
-"""A trained run with another list of images: for its evaluation only, so that the images it learned are not needed."""
+"""Evaluates a trained run on another list of images, without the images it was trained on."""
 
 import dataclasses
 import warnings
@@ -24,7 +24,7 @@ from jaxmetric.training import read_json
 
 
 class _Header(NamedTuple):
-    """Columns of a list: those with values that may be labels, those that are so by default, and if it is split."""
+    """The columns of a list that could be labels, those that are by default, and whether it has a split."""
 
     names: list[str]
     labels: list[str]
@@ -40,7 +40,7 @@ def load_new_list(
     skip_bad: bool = False,
     exclude_same: str | None = None,
 ) -> Experiment:
-    """The network of a run with the images and labels of another list, which are matched to the run's by name.
+    """Returns the network of a run with the images of another list, whose label columns are matched by name.
 
     Upper and lower case make no difference where no name is the very same. Codes are of the list alone: values that
     were never learned are as good as others for retrieval. Where the list has no split, all its images are test images.
@@ -93,13 +93,13 @@ def load_new_list(
 
 
 def _objective_of_run(config: Config, trained: Sequence[str]) -> WeightedSum:
-    """The objective that the run minimized, over one class of each column: the checkpoint says how many there are."""
+    """Returns the objective of the run with one class for each column; the checkpoint says how many there are."""
     columns = [LabelColumn(name, ("",), ordinal=name in config.data.ordinal) for name in trained]
     return objective(config.loss, columns, shard_classes=config.classes.shard_classes)
 
 
 def warn_of_learned(config: Config, workdir: Path, csv: str, files: Sequence[Path]) -> None:
-    """Warns if images of another list are learning images of the run, or if that cannot be told of a run on a list.
+    """Warns if images of another list were learning images of the run, or if that cannot be checked.
 
     Args:
       config: the run's.
@@ -131,7 +131,7 @@ def warn_of_learned(config: Config, workdir: Path, csv: str, files: Sequence[Pat
 
 
 def _learning_files(config: Config, workdir: Path) -> list[Path] | None:
-    """The learning images of a run on a list, from that list alone; None if it no longer tells which they are."""
+    """Returns the learning images of a run from its list; None if the list no longer says which they are."""
     data, problems = config.data, Problems(config.data.csv)
     table = read_table(Path(data.csv), problems)
     extra = (data.exclude_same,) if data.exclude_same and data.exclude_same not in data.columns else ()
@@ -176,7 +176,7 @@ def _read_header(path: Path) -> _Header:
 
 
 def _match_columns(header: _Header, trained: Sequence[str], same: str, csv: str) -> dict[str, str]:
-    """The names of the list's columns by the run's, `exclude_same` last if it is no label; tells the others."""
+    """Maps the label names of the run to columns of the list, `exclude_same` last, and prints the differences."""
     there = ", ".join(header.names)
     named = {name: found for name in trained if (found := _find_name(name, header.names))}
     if trained[0] not in named:
@@ -203,6 +203,6 @@ def _match_columns(header: _Header, trained: Sequence[str], same: str, csv: str)
 
 
 def _find_name(name: str, names: Sequence[str]) -> str | None:
-    """The very name among others, or else the only one that is the same in lower case."""
+    """Finds a name among others: the same one, or else the only one that differs in case alone."""
     alike = [other for other in names if other.casefold() == name.casefold()]
     return name if name in names else alike[0] if len(alike) == 1 else None

@@ -9,7 +9,7 @@ from jaxmetric.run.errors import ConfigError
 
 
 def make_batch_plan(batch: BatchConfig, source: LabeledImages, *, seed: int) -> Plan:
-    """Which images make each batch: P identities x K pictures, or uniformly drawn ones.
+    """Returns the plan of the batches: P identities x K images, or uniformly drawn images.
 
     Raises:
       ConfigError: if there are fewer than P identities to learn.
@@ -33,5 +33,5 @@ def make_batch_plan(batch: BatchConfig, source: LabeledImages, *, seed: int) -> 
 
 
 def learning_groups(source: LabeledImages) -> int:
-    """Values of the identity among the learning images; a missing one is a group of its own."""
+    """Counts the values of the identity among the learning images; missing values count as one."""
     return len(np.unique(source.labels[source.split == LEARNING, 0]))

@@ -1,4 +1,4 @@
-"""How a process of a job is started, finds the others, and ends with the launcher that started it."""
+"""One process of a job: how it is started, finds the others, and ends with its launcher."""
 
 import os
 import re
@@ -73,7 +73,7 @@ def join_processes() -> None:
 
 @contextmanager
 def _watching_the_wait(who: str, where: str) -> Iterator[None]:
-    """Tells who waits for the other processes, and ends a wait that leads nowhere."""
+    """Says that this process waits for the others, and gives up after a while."""
     met = threading.Event()
 
     def watch() -> None:
@@ -92,7 +92,7 @@ def _watching_the_wait(who: str, where: str) -> Iterator[None]:
 
 
 def follow_launcher() -> None:
-    """Has this process stop, as SIGTERM would, when a launcher that started it is gone."""
+    """Stops this process, as SIGTERM does, when the launcher that started it is gone."""
     if os.environ.pop(FOLLOWS, None) is None:
         return
 

@@ -1,4 +1,4 @@
-"""The images and labels of a configuration: where they come from, what is learned and what is held out."""
+"""The images and labels of a configuration: where they come from, what is learned, and what is held out."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ from jaxmetric.run.config import (
 
 
 def load_labels(data: DataConfig, *, seed: int) -> tuple[LabeledImages, np.ndarray | None]:
-    """The images with the labels to learn, and what `Experiment.groups` holds."""
+    """Loads the images with the labels to learn, and what `Experiment.groups` holds."""
     name = data.exclude_same
     extra = (name,) if name and data.columns and name not in data.columns else ()
     source = load_source(dataclasses.replace(data, columns=(*data.columns, *extra)), seed=seed)
@@ -33,7 +33,7 @@ def load_labels(data: DataConfig, *, seed: int) -> tuple[LabeledImages, np.ndarr
 
 
 def split_off_groups(source: LabeledImages, data: DataConfig) -> tuple[LabeledImages, np.ndarray | None]:
-    """Takes the column that `exclude_same` names out of the labels, unless `columns` names it too.
+    """Separates the column that `exclude_same` names from the labels to learn, unless `columns` names it too.
 
     Returns:
       The images with the other labels, and what `Experiment.groups` holds.
@@ -53,7 +53,7 @@ def split_off_groups(source: LabeledImages, data: DataConfig) -> tuple[LabeledIm
 
 
 def load_source(data: DataConfig, *, seed: int) -> LabeledImages:
-    """The pictures and labels that a configuration names."""
+    """Loads the images and labels that a configuration names."""
     if data.source == "emoji_people":
         if data.split == "given":
             raise ConfigError("split is given, but emoji_people has none of its own; expected within or disjoint")
@@ -89,7 +89,7 @@ def learned_classes(source: LabeledImages) -> list[np.ndarray]:
 
 
 def evaluated_split(source: LabeledImages) -> int:
-    """The split that evaluation asks: queries, or test, or validation where fewer than two images are for test.
+    """Returns the split to evaluate: queries; else test; else validation if fewer than two images are test images.
 
     Raises:
       ConfigError: if there are queries but no gallery or the reverse, or fewer than two images are held out.
@@ -114,7 +114,7 @@ def evaluated_split(source: LabeledImages) -> int:
 
 
 def has_own_split(config: Config, source: LabeledImages) -> bool:
-    """Whether a list's split is not the one that `split` would make of it."""
+    """Returns whether a list has a split of its own, and not the one that `split` makes."""
     data = config.data
     if data.source != "csv":
         return False
@@ -123,12 +123,12 @@ def has_own_split(config: Config, source: LabeledImages) -> bool:
 
 
 def split_sizes(source: LabeledImages) -> dict[str, int]:
-    """How many images each split has, by its name."""
+    """Returns the number of images of each split by name."""
     return {name: int((source.split == code).sum()) for code, name in enumerate(SPLITS)}
 
 
 def described_splits(source: LabeledImages) -> str:
-    """The splits that have images, as `8 learning, 2 test`."""
+    """Describes the splits that have images, as `8 learning, 2 test`."""
     return ", ".join(f"{size:,} {name}" for name, size in split_sizes(source).items() if size)
 
 
@@ -138,7 +138,7 @@ def check_learning(config: Config, source: LabeledImages) -> None:
         return
     data = config.data
     of_list, new = (f"{data.csv} has", f" --csv {data.csv}") if data.source == "csv" else ("the data set has", "")
-    hint = f"; to evaluate a trained run on it: python -m experiments.evaluate --workdir RUN{new}" if new else ""
+    hint = f"; to evaluate a trained run on it: jaxmetric evaluate --workdir RUN{new}" if new else ""
     raise ConfigError(
         f"{of_list} no learning images ({described_splits(source)}); to train, give some rows the split learning{hint}"
     )

@@ -1,4 +1,4 @@
-"""The working directory of a run: what it holds, and that one run at a time writes into it."""
+"""The working directory of a run: the files that identify the run, and a lock that keeps other runs out."""
 
 import fcntl
 import hashlib
@@ -37,7 +37,7 @@ _GRACE = 30  # seconds that a run which is told to stop may take
 
 @contextmanager
 def exclusive_workdir(workdir: Path) -> Iterator[None]:
-    """Makes the directory of a run, and keeps other runs out of it where the file system has locks.
+    """Makes the directory of a run and locks it, if the file system has locks.
 
     The lock goes with the process, however that ends. Of several processes the first holds it.
 
@@ -53,13 +53,13 @@ def exclusive_workdir(workdir: Path) -> Iterator[None]:
 
 @contextmanager
 def no_run_in(workdir: Path) -> Iterator[bool]:
-    """Whether no run is under way in a directory; if so, none begins within."""
+    """Yields whether no run is active in a directory; no run can start there in the meantime."""
     with (workdir / LOCK_FILE).open("a") as file:
         yield _lock(file, patience=0)
 
 
 def _lock(file: IO[str], *, patience: float) -> bool:
-    """Whether the lock could be had. A run that was told to stop may be about to end."""
+    """Tries to lock a file for some seconds, since a run that was told to stop may be about to end."""
     deadline = None
     while True:
         try:
@@ -82,12 +82,12 @@ def _lock(file: IO[str], *, patience: float) -> bool:
 
 
 def claim_workdir(config: Config, source: LabeledImages, workdir: Path) -> None:
-    """Writes what a run is into its directory, or checks that the run there has the same configuration and data.
+    """Writes the configuration and a digest of the data into a directory, or checks that those there are the same.
 
     Of several processes all check and one writes.
 
     Raises:
-      ConfigError: if the configuration, or the pictures and labels behind it, are others.
+      ConfigError: if the configuration, or the images and labels behind it, differ.
     """
     for name in (CONFIG_FILE, DATA_FILE):
         if not (workdir / name).exists() and any((workdir / CHECKPOINTS).glob("[0-9]*")):
@@ -110,7 +110,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def _facts_of(source: LabeledImages) -> dict[str, Any]:
-    """What `data.json` holds. `digest` is of everything; `parts` tells what has changed."""
+    """Returns the content of `data.json`: a digest of everything, and of parts, to tell what has changed."""
     parts = {
         "image names": "\n".join(source.names).encode(),
         "label values": source.labels.tobytes(),
@@ -126,7 +126,7 @@ def _facts_of(source: LabeledImages) -> dict[str, Any]:
 
 
 def _changed_data(began: dict[str, Any], now: dict[str, Any]) -> str:
-    """What of the data has changed since a run began; "" if nothing. Older files have no `parts`."""
+    """Describes what has changed in the data since a run began; "" if nothing. Older files have no `parts`."""
     if all(began.get(name) == now[name] for name in ("images", "labels", "digest")):
         return ""
     if began["labels"] != now["labels"]:

@@ -100,7 +100,7 @@ def test_help_names_every_field(capsys):
 @pytest.mark.parametrize(
     ("group", "fields", "message"),
     [
-        ("batch", {"classes_per_batch": 1, "images_per_class": 1}, "fewer than 2 pictures"),
+        ("batch", {"classes_per_batch": 1, "images_per_class": 1}, "fewer than 2 images"),
         ("batch", {"classes_per_batch": -1}, "classes_per_batch -1"),
         ("batch", {"crop_scale": (0.9, 0.5)}, r"crop_scale is \(0.9, 0.5\)"),
         ("batch", {"color": 1.0}, "color is 1.0"),
@@ -110,8 +110,8 @@ def test_help_names_every_field(capsys):
         ("data", {"source": "csv"}, "source is csv: it needs --csv, which is not given"),
         ("data", {"source": "tfds", "tfds_name": "cars196", "columns": ()}, "it needs --columns, which is not given"),
         ("data", {"csv": "people.csv"}, "source is emoji_people: it cannot use csv, which is '.*people.csv'"),
-        ("data", {"csv": "people.csv"}, "experiments.train quadruplet_csv --csv .*people.csv$"),
-        ("data", {"ordinal": ("age",)}, "experiments.train quadruplet_csv --csv LIST$"),
+        ("data", {"csv": "people.csv"}, "jaxmetric train quadruplet_csv --csv .*people.csv$"),
+        ("data", {"ordinal": ("age",)}, "jaxmetric train quadruplet_csv --csv LIST$"),
         ("data", {"tfds_name": "cars196"}, "cannot use tfds_name.*; .* give --source tfds$"),
     ],
 )

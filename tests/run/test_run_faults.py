@@ -1,4 +1,4 @@
-"""Runs that are killed, preempted, or whose disk or pictures fail: they go on to the same bits, or say why not."""
+"""Runs that are killed, preempted, or whose disk or images fail: they continue to the same bits, or say why not."""
 
 import os
 import random
@@ -116,7 +116,7 @@ def test_what_takes_longer_than_the_grace_ends_all_the_same():
     assert done.stderr == "stopped by SIGTERM: what was under way did not end within 0.2 s; checkpoints stay\n"
 
 
-def test_a_picture_lost_during_the_run_is_one_line(tmp_path):
+def test_an_image_lost_during_the_run_is_one_line(tmp_path):
     from PIL import Image
 
     rng = np.random.default_rng(0)

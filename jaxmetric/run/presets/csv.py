@@ -1,14 +1,14 @@
-"""Your own pictures from a CSV file: one preset for each paper.
+"""Your own images from a CSV file: one preset for each paper.
 
-python -m experiments.train quadruplet_csv --csv people.csv
-python -m experiments.train soft_triple_csv --csv products.csv
+jaxmetric train quadruplet_csv --csv people.csv
+jaxmetric train soft_triple_csv --csv products.csv
 """
 
 from jaxmetric.run.config import BatchConfig, Config, DataConfig, EncoderConfig, OptimizerConfig
 
 
 def quadruplet_csv() -> Config:
-    """The quadruplet paper: several labels a picture, pictures of every identity held out, alpha 0.1."""
+    """The quadruplet paper: several labels for each image, images of every identity held out, alpha 0.1."""
     return Config(
         data=DataConfig(source="csv", split="within", stored_size=72),
         batch=BatchConfig(classes_per_batch=16, images_per_class=8, image_size=64, color=0.1),
@@ -22,7 +22,7 @@ def quadruplet_csv() -> Config:
 
 
 def soft_triple_csv() -> Config:
-    """The SoftTriple paper: one class a picture, classes held out whole, 64 dimensions, ten centres."""
+    """The SoftTriple paper: one class for each image, whole classes held out, 64 dimensions, ten centers."""
     return Config(
         data=DataConfig(source="csv", split="disjoint", stored_size=72),
         batch=BatchConfig(classes_per_batch=16, images_per_class=2, image_size=64, color=0.1),

@@ -1,11 +1,10 @@
 """The embedded data set: 72 roles x 3 genders x 6 skin tones x 2 vendors, in three minutes on two CPU cores.
 
-Both papers at once: SoftTriple on the role, so that it is found reliably, and the quadruplet loss on all labels, so
-that what lies near agrees on gender and skin as well. Disagreement on role and skin counts three times that on gender:
-the same role drawn in another skin tone differs by little else, and has to be told apart all the same. Colours are not
-jittered, as they are a label.
+The preset combines both papers: SoftTriple learns the role, and the quadruplet loss orders pairs by all labels.
+Disagreement on role and skin counts three times as much as on gender, because images of one role in two skin tones are
+almost the same and still have to be separated. Colors are not jittered because the skin tone is a label.
 
-`emoji_unseen` is the second paper's question on the same pictures: SoftTriple on the role alone, whole roles held out.
+`emoji_unseen` asks the second paper's question about the same images: SoftTriple on the role, whole roles held out.
 """
 
 from jaxmetric.run.config import BatchConfig, Config, DataConfig, EncoderConfig, OptimizerConfig
