@@ -195,7 +195,7 @@ class Machine:
     input_timeout: float = 600.0
     """Seconds to wait for a batch before the run ends with an error."""
     profile: bool = False
-    """Trace a few steps, for TensorBoard (Profile) and Perfetto, into the folder tensorboard of the working directory."""
+    """Trace a few steps, for TensorBoard (Profile) and Perfetto, into tensorboard/ of the working directory."""
 
 
 def check_machine(machine: Machine, config: Config) -> None:

@@ -182,7 +182,7 @@ def _pass_errors_on(source: IO[str] | None, told: set[str], count: int) -> None:
 
 
 def _print(line: str, file: IO[str]) -> None:
-    """Prints a line. If the reader is gone the job stops, but output is still consumed, or the processes would block."""
+    """Prints a line. If the reader is gone the job stops; output is still consumed, or the processes would block."""
     try:
         print(line, end="", file=file, flush=True)
     except OSError:

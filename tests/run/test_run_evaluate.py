@@ -307,7 +307,7 @@ def test_a_list_of_test_images_is_refused_for_training_with_what_to_do(folder, t
     assert train.main([*WORDS, "--csv", str(folder / "new.csv"), "--workdir", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "new.csv has no learning images (24 test); to train, give some rows the split learning; " in error
-    assert error.endswith(f"python -m experiments.evaluate --workdir RUN --csv {folder / 'new.csv'}")
+    assert error.endswith(f"jaxmetric evaluate --workdir RUN --csv {folder / 'new.csv'}")
     assert not (tmp_path / "run").exists()
 
 
