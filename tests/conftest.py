@@ -22,7 +22,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit that of the
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.0"
 
 import jax
-import pytest
 from hypothesis import settings
 
 from experiments.console import with_room_for_frames
@@ -43,13 +42,11 @@ THROUGH_LOSSES = (
 ROOM = 2 * 2**30  # bytes, of each worker
 
 
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(items):
     """Keeps together what shares compiled programs, and traces them faster."""
     for item in items:
         item.runtest = partial(with_room_for_frames, item.runtest)
     items.sort(key=group_of)
-    for item in items if config.pluginmanager.hasplugin("xdist") else ():
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
 
 
 def pytest_collection_finish():
@@ -77,4 +74,4 @@ def group_of(item):
     """The file, and where its tests run through all losses, the loss as well."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     runs_through_losses = item.path.name in THROUGH_LOSSES
-    return f"{item.path.name} {parameters.get('name', '') if runs_through_losses else ''}"
+    return item.path.name, parameters.get("name", "") if runs_through_losses else ""
