@@ -49,7 +49,7 @@ def test_what_a_function_returns_is_passed_on():
     assert with_room_for_frames(lambda: 7) == 7
 
 
-@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+@pytest.mark.parametrize("platform", ["cuda", pytest.param("nonsense", marks=pytest.mark.slow)])
 def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
     words = ["experiments.train", "debug", "--workdir", str(tmp_path / "run")]
     done = run(*words, env={**os.environ, "JAX_PLATFORMS": platform})
@@ -80,7 +80,10 @@ def test_a_shell_that_ignores_ctrl_c_is_heeded():
     assert done.stdout == "SIG_IGN\n"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [name if name in ("train", "hosts") else pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS],
+)
 def test_help_that_nobody_reads_to_its_end_ends_without_a_word(command):
     read, write = os.pipe()
     os.close(read)
