@@ -75,7 +75,7 @@ def batches():
 def run(step, state, *, count=1):
     """The metrics and the state after each step; the state holds the momentum, and so the gradients."""
     driven = drive_shard_map(step, devices=jax.devices()[:count])
-    history = []
+    history, state = [], driven.place_state(state)  # one that lies elsewhere at first is compiled for twice
     for batch in batches():
         state, metrics = driven(state, batch)
         history.append(jax.device_get((metrics, state)))
