@@ -1,9 +1,12 @@
 """Runs the suite on eight CPU devices, with one compilation cache for the tests and the processes they start."""
 
+import gc
+import math
 import os
 import signal
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "XLA_FLAGS" not in os.environ:  # with flags, or none, of one's own the suite runs what users run
@@ -18,7 +21,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit that of the
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.0"
 
 import jax
-import pytest
 from hypothesis import settings
 
 # Processes that tests start inherit this; a shell lets what it starts in the background ignore Ctrl-C.
@@ -34,23 +36,37 @@ THROUGH_LOSSES = (
     "test_large_numbers.py",
     "test_parallel.py",
 )
+ROOM = 2 * 2**30  # bytes, of each worker
 
 
-def pytest_collection_modifyitems(config, items):
-    """Keeps tests that share compiled programs together."""
+def pytest_collection_modifyitems(items):
+    """Keeps together what shares compiled programs."""
     items.sort(key=group_of)
-    for item in items if config.pluginmanager.hasplugin("xdist") else ():
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+def pytest_collection_finish():
+    """Has the collector of garbage look less often, and never at what stays: it took a quarter of all tracing."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """Frees the programs of a group, which would add up to gigabytes."""
-    if nextitem is None or group_of(nextitem) != group_of(item):
+    """Frees the programs of a file, which would add up to gigabytes, and of a loss where they already do."""
+    if nextitem is None or nextitem.path != item.path or (group_of(nextitem) != group_of(item) and resident() > ROOM):
         jax.clear_caches()
+
+
+def resident():
+    """Bytes of memory that this process takes; without end where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return math.inf
 
 
 def group_of(item):
     """The file, and where its tests run through all losses, the loss as well."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     runs_through_losses = item.path.name in THROUGH_LOSSES
-    return f"{item.path.name} {parameters.get('name', '') if runs_through_losses else ''}"
+    return item.path.name, parameters.get("name", "") if runs_through_losses else ""

@@ -183,7 +183,7 @@ MESHES = {"one axis": ((8,), ("data",)), "two axes": ((4, 2), ("data", "model"))
     ("axes", "spec"),
     [
         ("one axis", jax.P("data")),
-        ("one axis", jax.P(None, "data")),
+        pytest.param("one axis", jax.P(None, "data"), marks=pytest.mark.slow),
         ("two axes", jax.P("data", "model")),
     ],
 )

@@ -19,13 +19,16 @@ from jaxmetric import mining
 from jaxmetric.references import References
 
 
-def rows_with(condition: Callable[[Any], bool]) -> Any:
-    return pytest.mark.parametrize("name", [name for name, row in ROWS.items() if condition(row)])
+def rows_with(condition: Callable[[Any], bool], choose: Callable[..., Any] = list) -> Any:
+    return pytest.mark.parametrize("name", choose(name for name, row in ROWS.items() if condition(row)))
 
 
 every_loss = pytest.mark.parametrize("name", ROWS)
-every_loss_with_references = rows_with(lambda row: takes(row, "references"))
-every_loss_with_pairs = rows_with(lambda row: takes(row, "pairs"))
+# Where a test compiles more than the program that all tests of a loss share.
+by_engine = partial(rows_with, choose=slow_but_for_one_of_each_engine)
+every_loss_by_engine = by_engine(lambda row: True)
+every_loss_with_references = by_engine(lambda row: takes(row, "references"))
+every_loss_with_pairs = by_engine(lambda row: takes(row, "pairs"))
 every_class_loss = rows_with(lambda row: row.class_vectors)
 few = settings(max_examples=5)
 seeds = st.integers(0, 2**32 - 1)
@@ -51,7 +54,7 @@ def value_and_gradients(name, parameters, embeddings, labels, where=None, weight
     where = np.ones(len(embeddings), bool) if where is None else where
     weights = np.ones(len(embeddings), np.float32) if weights is None else np.float32(weights)
     (loss, _), gradients = compiled(name)(parameters, embeddings, labels, where, weights)
-    return loss, gradients
+    return jax.device_get((loss, gradients))
 
 
 def assert_close(name, actual, expected, tolerance=None):
@@ -183,7 +186,7 @@ def test_a_weight_that_is_none_is_an_error_or_where_traced_stays_visible(name, w
     assert_finite(masked)
 
 
-@every_loss
+@every_loss_by_engine
 def test_a_batch_of_one_or_none_is_finite(name):
     parameters, embeddings, labels = example(name)
     for batch in (0, 1):
@@ -204,7 +207,7 @@ def test_jit_equals_eager_and_half_precision_is_computed_in_single(name):
     np.testing.assert_allclose(single, eager, rtol=0.05, atol=0.02)
 
 
-@every_loss
+@every_loss_by_engine
 def test_single_precision_stays_single_where_double_is_enabled(name):
     parameters, embeddings, labels = example(name)
     with jax.enable_x64(True):
@@ -213,7 +216,7 @@ def test_single_precision_stays_single_where_double_is_enabled(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
 
 
-@every_loss
+@every_loss_by_engine
 def test_no_promotion_of_ranks_or_dtypes_is_relied_on(name):
     parameters, embeddings, labels = example(name)
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
@@ -263,7 +266,7 @@ def on_a_mesh(name):
     return mesh, sharded(mesh, *zip((parameters, embeddings, labels), specs, strict=True))
 
 
-@every_loss
+@every_loss_by_engine
 def test_on_a_mesh_of_explicit_axes_the_gradient_is_sharded_as_the_embeddings_are(name):
     mesh, everywhere = on_a_mesh(name)
     parameters, embeddings, labels = example(name, batch=16)
@@ -294,7 +297,7 @@ def test_on_a_mesh_of_explicit_axes_all_values_and_gradients_are_those_of_one_de
     assert_as_on_one_device(name)
 
 
-@every_loss
+@every_loss_by_engine
 def test_on_a_mesh_of_explicit_axes_every_array_may_be_sharded(name):
     parameters, embeddings, labels = example(name, batch=16)
     labels = labels[:, :1]
@@ -333,7 +336,7 @@ def test_goes_through_scan_and_checkpoint(name):
     assert jax.eval_shape(descend, embeddings).shape == embeddings.shape
 
 
-@every_loss
+@every_loss_by_engine
 def test_reductions_are_quotients_of_the_stats(name):
     parameters, embeddings, labels = example(name)
     call = partial(ROWS[name].call, parameters, embeddings, labels, weights=np.linspace(0, 2, B, dtype=np.float32))
@@ -430,9 +433,7 @@ def takes_masks(row):
     return takes(row, "pairs") and row.loss is not jaxmetric.chen_quadruplet_loss
 
 
-@pytest.mark.parametrize(
-    "name", slow_but_for_one_of_each_engine(name for name, row in ROWS.items() if takes_masks(row))
-)
+@by_engine(takes_masks)
 def test_masks_of_positives_and_negatives_stand_for_labels(name):
     parameters, embeddings, labels = example(name)
     row = ROWS[name]._replace(parameters=None)
@@ -440,7 +441,7 @@ def test_masks_of_positives_and_negatives_stand_for_labels(name):
     options = inspect.getclosurevars(row.call).nonlocals.get("fixed", {})
 
     def call(labels, **more):
-        return jax.value_and_grad(lambda x: row.loss(x, labels, *boundary, **(options | more)))(embeddings)
+        return jax.jit(jax.value_and_grad(lambda x: row.loss(x, labels, *boundary, **(options | more))))(embeddings)
 
     assert_close(name, call(None, pairs=mining.label_pairs(column)), call(column))
     if takes(row, "label_weights"):  # graded: the shares of the labels that agree
@@ -517,7 +518,7 @@ def test_64_bit_labels_are_told_apart_where_jax_has_64_bits(name):
     assert_close(name, large, small)
 
 
-@rows_with(lambda row: row.class_vectors and takes(row, "class_weights"))
+@by_engine(lambda row: row.class_vectors and takes(row, "class_weights"))
 def test_class_weights_weigh_the_examples_of_a_class(name):
     parameters, embeddings, labels = example(name)
     class_weights = np.float32([1, 0.5, 4])
@@ -528,7 +529,7 @@ def test_class_weights_weigh_the_examples_of_a_class(name):
     assert abs(weighed - call()) > 1e-4
 
 
-@rows_with(lambda row: row.class_vectors and len(row.parameters) > 1)
+@by_engine(lambda row: row.class_vectors and len(row.parameters) > 1)
 def test_several_columns_of_labels_are_summed(name):
     parameters, embeddings, labels = example(name)
     loss, known = ROWS[name].loss, np.random.default_rng(1).random((B, T)) < 0.8

@@ -21,6 +21,7 @@ WHOLE, SHARED = PartitionSpec(), PartitionSpec("data")
 # One row of each loss: the options by which the others differ are among its variants.
 LOSSES = {row.loss: name for name, row in reversed(ROWS.items())}.values()
 every_loss = pytest.mark.parametrize("name", LOSSES)
+every_loss_by_engine = pytest.mark.parametrize("name", slow_but_for_one_of_each_engine(LOSSES))
 CLASS_LOSSES = [name for name in LOSSES if ROWS[name].class_vectors]
 
 
@@ -77,7 +78,7 @@ def assert_each_device_has_its_own_loss(name, variant, *, check_vma, parameters=
     jax.tree.map(close, (d_parameters, d_hyper), expected)
 
 
-@every_loss
+@every_loss_by_engine
 def test_it_traces_inside_shard_map_with_its_default_check(name):
     _, together = arguments(name, "everything")
     function = partial(value_and_gradients, name, variants(name)["everything"].static)
@@ -196,6 +197,10 @@ OTHERS = {
     ),
 }
 every_other = pytest.mark.parametrize("name", OTHERS)
+ONE_OF_EACH_KIND = ("batch hard", "hard", "distance weighted", "memory", "Lp norms", "nearest", "columns", "sampled")
+others_by_kind = pytest.mark.parametrize(
+    "name", [name if name in ONE_OF_EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in OTHERS]
+)
 
 
 def beside(name):
@@ -205,7 +210,7 @@ def beside(name):
     return jax.value_and_grad(OTHERS[name], argnums=(0, 2)), (np.float32(embeddings), labels, np.float32(vectors))
 
 
-@every_other
+@others_by_kind
 def test_miners_memories_and_regularizers_go_through_shard_map_with_its_default_check(name):
     function, (embeddings, labels, vectors) = beside(name)
 
@@ -217,9 +222,8 @@ def test_miners_memories_and_regularizers_go_through_shard_map_with_its_default_
     values, (d_embeddings, d_vectors) = jax.jit(jax.shard_map(on_device, mesh=mesh(), **specs))(
         embeddings, labels, vectors
     )
-    alone = [
-        jax.jit(function)(*part, vectors) for part in zip(np.split(embeddings, N), np.split(labels, N), strict=True)
-    ]
+    function = jax.jit(function)
+    alone = [function(*part, vectors) for part in zip(np.split(embeddings, N), np.split(labels, N), strict=True)]
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     close(values, [value for value, _ in alone])
     close(d_embeddings, np.concatenate([gradients[0] for _, gradients in alone]))
@@ -231,7 +235,7 @@ def test_miners_memories_and_regularizers_go_through_shard_map_with_its_default_
 # --- strict settings --------------------------------------------------------------------------------------------------
 
 
-@every_loss
+@every_loss_by_engine
 def test_all_options_together_rely_on_no_promotion_of_ranks_or_dtypes(name):
     assert_no_promotion(name, ["everything"])
 

@@ -15,7 +15,7 @@ def run(*words, **options):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, **options)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+@pytest.mark.parametrize("platform", ["cuda", pytest.param("nonsense", marks=pytest.mark.slow)])
 def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
     words = ["jaxmetric", "train", "debug", "--workdir", str(tmp_path / "run")]
     done = run(*words, env={**os.environ, "JAX_PLATFORMS": platform})

@@ -209,7 +209,7 @@ def wait_alone(index, *command):
     return process, port
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_no_other_joins_says_so_and_ends(index):
     process, port = wait_alone(index, "-c", WAITING)
     printed, errors = outcome(process)
@@ -219,7 +219,7 @@ def test_a_process_that_no_other_joins_says_so_and_ends(index):
     assert process.returncode == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_process_that_waits_for_others_hears_signals(number, tmp_path):
     process, port = wait_alone(0, "-m", "experiments.train", "debug", "--distributed", "--workdir", str(tmp_path))
     with process:

@@ -95,7 +95,10 @@ def _flipped(whole):
     return whole[:-1] + bytes([whole[-1] ^ 1])
 
 
-@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[: len(whole) // 2], _flipped])
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param(lambda whole: b"", marks=pytest.mark.slow), lambda whole: whole[: len(whole) // 2], _flipped],
+)
 def test_whatever_file_of_the_newest_is_damaged_the_one_before_is_taken(two_checkpoints, tmp_path, damage):
     marks = ("_CHECKPOINT_METADATA", "commit_success.txt")  # orbax's last strokes, which nothing reads
     names = [name for name in _files(two_checkpoints / "checkpoints" / "2") if str(name) not in marks]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
+from loss_rows import slow_but_for_one_of_each_engine
 
 import jaxmetric
 from jaxmetric import ClassShard
@@ -146,12 +147,15 @@ def assert_sharded_equals_whole(driver, name, step=step_of_device, **changes):
     assert all(np.abs(gradient).max() > 1e-4 for gradient in jax.tree.leaves(expected))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+every_loss_by_engine = pytest.mark.parametrize("name", slow_but_for_one_of_each_engine(LOSSES))
+
+
+@every_loss_by_engine
 def test_a_loss_and_its_gradients_are_those_of_all_classes_in_one_place(name):
     assert_sharded_equals_whole(on_shard_map, name)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@every_loss_by_engine
 def test_so_they_are_inside_shard_map_with_its_default_check(name):
     assert_sharded_equals_whole(on_checked_shard_map, name, checked_step_of_device)
 

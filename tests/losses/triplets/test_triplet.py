@@ -235,8 +235,14 @@ def brute_force_in_gallery(example, mining, margin, penalty, *, swap):
 
 
 @pytest.mark.parametrize("mining", MININGS)
-@pytest.mark.parametrize("soft_margin", [False, True])
-@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize(
+    ("soft_margin", "swap"),
+    [
+        (False, False),
+        (True, True),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((False, True), (True, False))),
+    ],
+)
 def test_queries_against_a_gallery_with_soft_margin_and_swap(mining, soft_margin, swap):
     def penalty(x):
         return np.log1p(np.exp(x)) if soft_margin else max(x, 0)
