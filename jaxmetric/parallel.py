@@ -157,7 +157,7 @@ def drive_shard_map(
 
 
 def all_devices() -> Mesh:
-    """Returns a mesh of all devices, ordered by process like the rows of a batch; device ids may be ordered otherwise."""
+    """Returns a mesh of all devices, ordered by process like the rows of a batch. Their ids may have another order."""
     return _mesh(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
 
 

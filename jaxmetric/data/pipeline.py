@@ -413,7 +413,7 @@ def _explained(error: Exception) -> InputError:
 
 
 def _in_one_line(error: Exception, what: str) -> InputError:
-    """Returns a one-line error with the traceback as text; a traceback object cannot be sent and keeps batches alive."""
+    """Returns a one-line error with the traceback as text. A traceback cannot be sent and keeps batches alive."""
     short = InputError(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}")
     short.add_note("".join(traceback.format_exception(error)))
     return short

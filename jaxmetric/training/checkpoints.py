@@ -242,7 +242,7 @@ def _set_damaged_aside(directory: Path) -> None:
 
 
 def _damage(directory: Path, step: int, *, share: slice = slice(None), read: float = math.inf) -> str | None:
-    """Describes damage in a share of a checkpoint's files: wrong sizes, or wrong content of files of <= `read` bytes."""
+    """Describes damage in a share of a checkpoint's files: wrong sizes, or wrong content if at most `read` bytes."""
     for name, (size, digest) in list(_noted(directory, step).items())[share]:
         path = directory / str(step) / name
         try:
