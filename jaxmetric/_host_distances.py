@@ -1,12 +1,12 @@
-"""Distances in float64 on the host, for what float32 cannot decide: which row is nearest, which distances are equal.
+"""Computes float64 distances on the host, to decide which row is nearest where float32 cannot.
 
-A distance by differences (`pair_distances`) is right to a few roundings, but reads D coordinates for each pair. A
-matrix product is cheaper and loses the digits that two rows share, however well they are centered. So
-`approximate_distances` makes the product, `error_bound` says by how much it may be wrong, and the caller replaces the
-entries which that leaves undecided by `listed_distances`.
+Distances from differences (`pair_distances`) are accurate to a few roundings, but read D coordinates per pair. A
+matrix product is faster but loses the leading digits that two rows share, even for centered rows. Therefore
+`approximate_distances` uses a product, `error_bound` bounds its error, and callers replace undecided entries by
+`listed_distances`.
 
-Both metrics are squared Euclidean distances of coordinates: the rows themselves, or rows of length `sqrt(1 / 2)`, half
-of whose squared distance would be 1 - cosine.
+Both metrics are squared Euclidean distances between coordinates. For "squared_euclidean" these are the rows; for
+"cosine" they are the rows scaled to norm `sqrt(1 / 2)`, whose squared distance is 1 - cosine.
 """
 
 from typing import NamedTuple
@@ -25,9 +25,9 @@ class DistinctRows(NamedTuple):
     Attributes:
       metric: one of `METRICS`.
       rows: `[U, D]` distinct rows.
-      positions: `[G]`: which of them each row of the gallery is.
-      coordinates: `[U, C]` float64 coordinates less the center.
-      center: `[C]`.
+      positions: `[G]` index of the distinct row for each gallery row.
+      coordinates: `[U, C]` float64 coordinates minus the center.
+      center: `[C]` common offset.
     """
 
     metric: str
@@ -38,7 +38,7 @@ class DistinctRows(NamedTuple):
 
 
 def distinct_rows(gallery: np.ndarray, metric: str) -> DistinctRows:
-    """Return the distinct rows of a gallery `[G, D]` of at least one row."""
+    """Return the distinct rows of a gallery `[G, D]` with at least one row."""
     # Adding 0 turns -0 into 0, so that equal rows have equal bytes.
     whole = np.ascontiguousarray(gallery + 0).view(np.dtype((np.void, gallery.dtype.itemsize * gallery.shape[1])))
     _, first, positions = np.unique(whole[:, 0], return_index=True, return_inverse=True)
@@ -51,9 +51,9 @@ def distinct_rows(gallery: np.ndarray, metric: str) -> DistinctRows:
 
 
 def coordinates(rows: np.ndarray, metric: str, side: str) -> np.ndarray:
-    """Return `[N, C]` coordinates whose squared distances are the metric, for `rows_for` that metric.
+    """Return `[N, C]` coordinates whose squared distances are the metric, for rows from `rows_for`.
 
-    For the cosine they have two columns more, in which zero rows of "queries" and "gallery" differ from all others.
+    For "cosine" there are two more columns, in which zero rows of "queries" and "gallery" differ from all others.
     """
     if metric == "squared_euclidean":
         return rows
@@ -66,7 +66,7 @@ def coordinates(rows: np.ndarray, metric: str, side: str) -> np.ndarray:
 
 
 def rows_for(metric: str, rows: np.ndarray) -> np.ndarray:
-    """Return rows of the same distances whose squares neither overflow nor vanish in float64."""
+    """Scale rows, without changing the metric, so that squares neither overflow nor underflow in float64."""
     if metric == "squared_euclidean" or rows.dtype == np.float32:
         return rows
     exponents = np.frexp(np.max(np.abs(rows), axis=1, keepdims=True, initial=0))[1]
@@ -74,13 +74,13 @@ def rows_for(metric: str, rows: np.ndarray) -> np.ndarray:
 
 
 def common_offset(gallery: np.ndarray, metric: str) -> np.ndarray:
-    """Return `[C]`: the coordinates where most rows are, from a sample of them. One far row does not move a median."""
+    """Return the median coordinates `[C]` of a sample of rows. A median is robust to a single distant row."""
     sample = coordinates(gallery[:: max(1, len(gallery) // _CENTER_ROWS)], metric, "gallery")
     return np.median(sample, axis=0).astype(sample.dtype)
 
 
 def pair_distances(metric: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return `[...]` float64 distances of rows `[..., D]`, by their differences."""
+    """Compute `[...]` float64 distances of rows `[..., D]` from their differences."""
     if metric == "squared_euclidean":
         difference = np.subtract(x, y, dtype=float)
         return np.square(difference, out=difference).sum(axis=-1)
@@ -89,7 +89,7 @@ def pair_distances(metric: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     lengths = x_length * y_length
     cosines = np.divide(np.einsum("...d,...d->...", x, y), lengths, out=np.zeros(lengths.shape), where=lengths > 0)
     distances = np.maximum(1 - cosines, 0)
-    # 1 - cosine is exact where products are, and cancels for rows that are nearly parallel.
+    # 1 - cosine cancels for nearly parallel rows, for which differences are accurate.
     close = (distances < _NEARLY_PARALLEL) & (lengths > 0)
     difference = x[close] / x_length[close][:, None] - y[close] / y_length[close][:, None]
     squared = np.einsum("nd,nd->n", difference, difference)
@@ -98,7 +98,7 @@ def pair_distances(metric: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def approximate_distances(queries: np.ndarray, gallery: DistinctRows) -> tuple[np.ndarray, np.ndarray]:
-    """Return `[q, G]` float64 distances by a matrix product, and the squared lengths `[q]` of the centered queries."""
+    """Compute `[q, G]` float64 distances by a matrix product, and the squared norms `[q]` of the centered queries."""
     x = coordinates(queries, gallery.metric, "queries") - gallery.center
     lengths = np.einsum("qc,qc->q", x, x)
     products = (-2 * x) @ gallery.coordinates.T
@@ -110,22 +110,22 @@ def approximate_distances(queries: np.ndarray, gallery: DistinctRows) -> tuple[n
 
 
 def error_bound(lengths: np.ndarray, distances: np.ndarray, num_coordinates: int, dtype: type) -> np.ndarray:
-    """Return by how much a distance of at most `distances` may be wrong that a matrix product gives.
+    """Bound the error of distances up to `distances` from a matrix product.
 
     Args:
-      lengths: squared lengths of centered queries.
-      distances: squared distances from them, of one shape with `lengths`.
-      num_coordinates: D, the terms of each sum.
-      dtype: in which the product is computed.
+      lengths: squared norms of centered queries.
+      distances: squared distances from them, with a shape that broadcasts with `lengths`.
+      num_coordinates: D, the number of terms in each sum.
+      dtype: the dtype of the product.
     """
     rounding = (2 * num_coordinates + 64) * np.finfo(dtype).eps / 2
     underflow = 16.0 * num_coordinates * np.finfo(dtype).tiny
-    # A row that is no farther is no longer than this, whatever others are.
+    # The norm of a row at most that far away is at most the sum of the two square roots.
     return rounding * (lengths + np.square(np.sqrt(lengths) + np.sqrt(distances))) + underflow
 
 
 def listed_distances(queries: np.ndarray, gallery: DistinctRows, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return `[n]` distances by differences of the queries `rows` from the rows `columns` of the gallery."""
+    """Compute `[n]` distances between the queries `rows` and the gallery rows `columns`, from differences."""
     size = len(gallery.rows)
     pairs, places = np.unique(rows.astype(np.int64) * size + gallery.positions[columns], return_inverse=True)
     found = np.empty(len(pairs))
@@ -137,7 +137,7 @@ def listed_distances(queries: np.ndarray, gallery: DistinctRows, rows: np.ndarra
 
 
 def all_distances(rows: np.ndarray) -> np.ndarray:
-    """Return `[N, N]` float64 squared Euclidean distances of the rows `[N, D]`, N >= 1, to a relative error of 1e-7."""
+    """Compute `[N, N]` float64 squared Euclidean distances of rows `[N, D]`, N >= 1, to a relative error of 1e-7."""
     distinct = distinct_rows(rows, "squared_euclidean")
     distances, lengths = approximate_distances(rows, distinct)
     wrong = np.nonzero(error_bound(lengths[:, None], distances, rows.shape[1], float) > 1e-7 * distances)
@@ -148,7 +148,7 @@ def all_distances(rows: np.ndarray) -> np.ndarray:
 def nearest_by_differences(
     metric: str, queries: np.ndarray, gallery: np.ndarray, candidates: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return distances and rows `[q, k]` of the nearest among `candidates` `[q, K]`, -1 being none."""
+    """Return distances and rows `[q, k]` of the nearest among `candidates` `[q, K]`; -1 means no candidate."""
     candidates = np.sort(candidates, axis=1)
     distances = np.empty(candidates.shape)
     step = max(1, _NUMBERS_AT_A_TIME // (candidates.shape[1] * queries.shape[1]))
@@ -183,7 +183,7 @@ def nearest_of_all(
 
 
 def offered_distances(queries: np.ndarray, gallery: DistinctRows, exclude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `approximate_distances` does, infinity for rows to `exclude` `[q, E]`."""
+    """Compute `approximate_distances`, with infinity for the rows in `exclude` `[q, E]`."""
     distances, lengths = approximate_distances(queries, gallery)
     rows, columns = np.nonzero(exclude >= 0)
     distances[rows, exclude[rows, columns]] = np.inf
@@ -191,7 +191,7 @@ def offered_distances(queries: np.ndarray, gallery: DistinctRows, exclude: np.nd
 
 
 def _undecided(ascending: np.ndarray, lengths: np.ndarray, num_coordinates: int) -> np.ndarray:
-    """Return which of the ascending distances `[q, K]` have wrong digits, or might stand in another order."""
+    """Mark the ascending distances `[q, K]` that have wrong digits or whose order is uncertain."""
     with np.errstate(invalid="ignore"):
         error = error_bound(lengths[:, None], ascending, num_coordinates, float)
         close = np.diff(ascending, axis=1) <= 4 * error[:, 1:]
@@ -204,7 +204,7 @@ def _undecided(ascending: np.ndarray, lengths: np.ndarray, num_coordinates: int)
 def _first_k(
     distances: np.ndarray, columns: np.ndarray, k: int, order: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k smallest distances of each row, and their columns; the first of equal ones; column -1 for none."""
+    """Return the k smallest distances of each row and their columns, the first of equal ones, -1 for none."""
     order = np.argsort(distances, axis=1, kind="stable") if order is None else order
     order = order[:, :k]
     nearest = np.take_along_axis(distances, order, axis=1)

@@ -1,6 +1,6 @@
-"""One per-device step body, any number of devices: what it calls inside, and what drives it from outside.
+"""Runs one per-device training step on any number of devices.
 
-A step is written once, as what ONE device does with its share of the batch:
+A step is written for ONE device and its share of the batch:
 
     def step(state, batch, *, axis_name):
         def loss_fn(params):
@@ -11,13 +11,14 @@ A step is written once, as what ONE device does with its share of the batch:
         ...
         return new_state, metrics
 
-Each device computes the loss of the global batch and differentiates it through its own share, because `gather` is
-differentiable: its transpose adds up what all N devices say of one device's embeddings. That makes each gradient N
-times its share of the whole, so that the *average* over devices is the gradient of the global batch, to rounding.
+Each device computes the loss of the global batch and differentiates it through its own share. `gather` is
+differentiable, and its transpose sums the gradients of all N devices with respect to one device's embeddings. Each
+device's gradient is therefore N times its part of the total, and the *average* over devices is the gradient of the
+global batch, up to rounding.
 
-`drive_pmap`, `drive_shard_map` and `drive_vmap` run the same body. What they return is called with a state and a batch
-of `[B, ...]` arrays, and gives the new state, without a device axis, and metrics. Of several processes (hosts) each
-calls it with its own consecutive rows of the batch, those of its devices.
+`drive_pmap`, `drive_shard_map` and `drive_vmap` run the same step. They return a function that takes a state and a
+batch of `[B, ...]` arrays and returns the new state, without a device axis, and metrics. With several processes
+(hosts), each calls it with the consecutive rows of the batch that belong to its devices.
 """
 
 import itertools
@@ -41,7 +42,7 @@ Metrics = Any
 
 
 class Step(Protocol):
-    """What one device does; `axis_name` is the mapped axis."""
+    """The step of one device; `axis_name` is the mapped axis."""
 
     def __call__(self, state: Any, batch: Any, *, axis_name: str) -> tuple[Any, Any]:
         """Returns the new state and metrics, both equal on all devices."""
@@ -53,20 +54,20 @@ def gather(tree: Any, axis_name: str) -> Any:
 
 
 def average(tree: Any, axis_name: str) -> Any:
-    """Averages over devices: what turns gradients of a gathered loss into those of the global batch."""
+    """Averages over devices; gradients of a loss of gathered embeddings become those of the global batch."""
     return jax.lax.pmean(tree, axis_name)
 
 
 @dataclass(frozen=True)
 class Driven(Generic[State]):
-    """A step on all devices, `(state, batch) -> (state, metrics)`, and where its arguments lie.
+    """A step on all devices, `(state, batch) -> (state, metrics)`, and the placement of its arguments.
 
-    Calling it with arrays in the host's memory is all that is needed. A loop does better to place the state once, so
-    that the step is compiled once, and each batch while the step before is running.
+    It can be called with arrays in host memory. A training loop is faster if it places the state once, so that the
+    step is compiled once, and places each batch while the previous step runs.
 
     Attributes:
-      run: takes a placed state and a placed batch. The state is donated.
-      mesh: the devices over which this process's part of the step runs.
+      run: the step for a placed state and a placed batch. The state is donated.
+      mesh: the devices of this process's part of the step.
       state_specs: see `drive_shard_map`.
     """
 
@@ -78,38 +79,38 @@ class Driven(Generic[State]):
         """Takes a step.
 
         Raises:
-          ValueError: if the arrays of the batch differ in length, or do not divide among the devices.
+          ValueError: if the arrays of the batch differ in length, or it is not divisible by the number of devices.
         """
         return self.run(state, self.place_batch(batch))
 
     def place_state(self, state: State) -> State:
-        """Copies a state to the devices, as the step returns it."""
+        """Copies a state to the devices, with the shardings of the step's result."""
         return jax.tree.map(_placed, state, self.state_shardings(state))
 
     def create_state(self, create: Callable[[], State]) -> State:
-        """Computes a state where it will lie, so that no device has to hold more than its part."""
+        """Creates a state directly on the devices, so that no device ever holds more than its part."""
         return jax.jit(create, out_shardings=self.state_shardings(jax.eval_shape(create)))()
 
     def place_batch(self, batch: Batch) -> Batch:
-        """Copies this process's rows of a batch to its devices, without waiting for it; see `__call__`."""
+        """Copies this process's rows of a batch to its devices asynchronously; see `__call__`."""
         return place_rows(batch, self.mesh)
 
     def state_shardings(self, state: State) -> Any:
-        """Where each array of a state lies: a tree of `jax.sharding.NamedSharding`."""
+        """Returns the sharding of each array of a state, as a tree of `jax.sharding.NamedSharding`."""
         return _shardings(self.mesh, self.state_specs, state)
 
     def state_shapes(self, state: State) -> Any:
-        """A tree of `jax.ShapeDtypeStruct`s over the devices of all processes, to restore a checkpoint into."""
+        """Returns a tree of `jax.ShapeDtypeStruct`s over the devices of all processes, to restore a checkpoint."""
         mesh = self.mesh if jax.process_count() == 1 else all_devices()
         return jax.tree.map(_placed_shape, state, _shardings(mesh, self.state_specs, state))
 
 
 def drive_pmap(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Driven:
-    """Runs a step on all devices of all processes (or local ones, if given) with `jax.pmap`. The state is donated.
+    """Runs a step on the devices of all processes (or given local ones) with `jax.pmap`. The state is donated.
 
     Args:
-      step: what one device does.
-      devices: devices of this process; all of all processes if not given.
+      step: the step of one device.
+      devices: devices of this process; by default all devices of all processes.
 
     Returns:
       `(state, batch) -> (state, metrics)`; see `Driven`.
@@ -139,14 +140,14 @@ def drive_shard_map(
 ) -> Driven:
     """Runs a step with `jax.jit(jax.shard_map(...))`. The state is donated.
 
-    `check_vma=False` is part of the arithmetic: with the check on, shard_map adds a sum over devices to the gradient of
-    whatever is replicated, and gradients averaged by the body come out N times too large.
+    `check_vma=False` affects the gradients: with the check on, shard_map sums the gradients of replicated arguments
+    over devices, and gradients averaged by the step would be N times too large.
 
     Args:
-      step: what one device does.
-      devices: all of all processes if not given.
-      state_specs: a prefix of the state's tree: `SHARDED` what each device holds a part of, by its first axis, and
-        `REPLICATED` what all hold.
+      step: the step of one device.
+      devices: by default all devices of all processes.
+      state_specs: a prefix of the state's tree: `SHARDED` for arrays divided among devices along the first axis,
+        `REPLICATED` for arrays that every device holds.
 
     Returns:
       `(state, batch) -> (state, metrics)`; see `Driven`.
@@ -156,15 +157,15 @@ def drive_shard_map(
 
 
 def all_devices() -> Mesh:
-    """All devices of all processes in a row. Those of a process stand together, as its rows do; their ids need not."""
+    """Returns a mesh of all devices, ordered by process like the rows of a batch. Their ids may have another order."""
     return _mesh(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
 
 
 def place_rows(tree: Any, mesh: Mesh) -> Any:
-    """Copies this process's rows of `[B, ...]` arrays to its devices of a mesh, without waiting for it.
+    """Copies this process's rows of `[B, ...]` arrays to its devices of a mesh asynchronously.
 
     Raises:
-      ValueError: if the arrays differ in length, or do not divide among the devices.
+      ValueError: if the arrays differ in length, or are not divisible by the number of devices.
     """
     sharding = NamedSharding(mesh, SHARDED)
     if all(isinstance(x, jax.Array) and x.sharding == sharding for x in jax.tree.leaves(tree)):
@@ -176,17 +177,17 @@ def place_rows(tree: Any, mesh: Mesh) -> Any:
 def compile_shard_map(
     step: Step, state: Any, batch: Batch, *, devices: Sequence[jax.Device], state_specs: Any = REPLICATED
 ) -> jax.stages.Compiled:
-    """Compiles what `drive_shard_map` runs, for devices that need not be there, such as those of a TPU topology.
+    """Compiles the program of `drive_shard_map` for devices that may be absent, such as those of a TPU topology.
 
     Args:
-      step: what one device does.
+      step: the step of one device.
       state: the state, or `jax.ShapeDtypeStruct`s in its place.
       batch: the global batch, or `jax.ShapeDtypeStruct`s in its place.
-      devices: what to compile for.
+      devices: the target devices.
       state_specs: see `drive_shard_map`.
 
     Returns:
-      The program, which can be asked for its memory and cost.
+      The compiled program, with its memory and cost analysis.
     """
     mesh = _mesh(devices)
     _check_batch(batch, mesh.size)
@@ -199,7 +200,7 @@ def compile_shard_map(
 
 
 def drive_vmap(step: Step, *, num_devices: int) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """Runs a step as `num_devices` devices would, on a single one, with `jax.vmap` over a named axis; for tests."""
+    """Simulates a step on `num_devices` devices with `jax.vmap` over a named axis, on a single device; for tests."""
     mapped = jax.jit(
         jax.vmap(partial(step, axis_name=AXIS_NAME), in_axes=(None, 0), out_axes=(None, None), axis_name=AXIS_NAME)
     )
@@ -207,10 +208,10 @@ def drive_vmap(step: Step, *, num_devices: int) -> Callable[[State, Batch], tupl
 
 
 def placed_ahead(batches: Iterable[Batch], place: Callable[[Batch], Batch]) -> Iterator[Batch]:
-    """Places each batch before the step on the one before it begins, so that copying overlaps computing.
+    """Places each batch before the step on the previous one begins, so that copying overlaps with computation.
 
     Args:
-      batches: batches in the host's memory.
+      batches: batches in host memory.
       place: `Driven.place_batch`.
 
     Yields:
@@ -225,27 +226,27 @@ def placed_ahead(batches: Iterable[Batch], place: Callable[[Batch], Batch]) -> I
 
 
 def across_processes(tree: Any) -> Any:
-    """The same arrays as of all processes' devices, which a checkpoint needs.
+    """Returns the same arrays over the devices of all processes, as a checkpoint needs them.
 
-    A step driven by pmap returns to each process arrays of its own devices, all of which hold the same. Nothing is
-    copied but to local devices that do not hold an array yet.
+    A step driven by pmap returns arrays over the devices of one process, with the same values in all processes. Arrays
+    are copied only to local devices that do not hold them yet.
     """
     if jax.process_count() == 1:
         return tree
     here = NamedSharding(_mesh(jax.local_devices()), REPLICATED)
     everywhere = NamedSharding(all_devices(), REPLICATED)
 
-    def of_all(x: jax.Array) -> jax.Array:
+    def on_all_processes(x: jax.Array) -> jax.Array:
         if not x.is_fully_addressable:
             return x
         parts = jax.device_put(x, here).addressable_shards
         return jax.make_array_from_single_device_arrays(x.shape, everywhere, [part.data for part in parts])
 
-    return jax.tree.map(of_all, tree)
+    return jax.tree.map(on_all_processes, tree)
 
 
 def any_process(flag: bool) -> jax.Array:
-    """Whether the flag is true in any process, on its way: all processes ask alike, and get the same answer."""
+    """Returns, asynchronously, whether the flag is true in any process. All processes must call it."""
     return _any(place_rows(np.full(jax.local_device_count(), flag), all_devices()))
 
 
@@ -262,7 +263,7 @@ def split_batch(batch: Batch, num_devices: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), batch)
 
 
-_split = jax.jit(split_batch, static_argnums=1)  # of a placed batch: one program for all its arrays
+_split = jax.jit(split_batch, static_argnums=1)  # one program for all arrays of a placed batch
 
 
 def _shard_mapped(step: Step, mesh: Mesh, state_specs: Any) -> Any:
@@ -279,15 +280,15 @@ def _shard_mapped(step: Step, mesh: Mesh, state_specs: Any) -> Any:
 
 
 def _shardings(mesh: Mesh, specs: Any, tree: Any) -> Any:
-    def of_part(spec: PartitionSpec, part: Any) -> Any:
+    def shardings(spec: PartitionSpec, part: Any) -> Any:
         return jax.tree.map(lambda _: NamedSharding(mesh, spec), part)
 
-    return jax.tree.map(of_part, specs, tree)
+    return jax.tree.map(shardings, specs, tree)
 
 
 def _placed(x: Any, sharding: NamedSharding) -> jax.Array:
     if isinstance(x, jax.Array) and not x.is_fully_addressable and sharding.is_fully_addressable:
-        # Replicated over all processes: this process's part of it is the whole.
+        # Replicated over all processes, so this process has all of it.
         return jax.make_array_from_single_device_arrays(x.shape, sharding, [part.data for part in x.addressable_shards])
     return jax.device_put(x, sharding)
 

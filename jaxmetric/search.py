@@ -1,11 +1,10 @@
 """Exact nearest neighbors of embeddings, in blocks.
 
-`nearest_neighbors` walks over blocks of queries. For each, one compiled function (`_nearest_candidates`) walks over
-blocks of the gallery and merges every block's distances into the best so far, in float32; only one block of distances
-exists at a time. It returns a few candidates more than were asked for. The host computes their distances again, by
-differences in float64, and sees from the last candidate whether rounding can have cost a query a neighbor; for such a
-query it compares all rows (`jaxmetric._host_distances`). The rest of the module cuts and checks; `jaxmetric.metrics`
-uses it too.
+`nearest_neighbors` processes blocks of queries. For each, a compiled function (`_nearest_candidates`) scans blocks of
+the gallery and merges their distances into the best candidates so far, in float32. Only one block of distances exists
+at a time. It returns a few more candidates than requested. The host recomputes their distances by differences in
+float64. The last candidate shows whether rounding may have hidden a neighbor; for such queries, the host compares all
+rows (`jaxmetric._host_distances`). The other functions make blocks and check arguments, also for `jaxmetric.metrics`.
 """
 
 from collections import deque
@@ -28,7 +27,7 @@ from jaxmetric._host_distances import (
     rows_for,
 )
 
-# Where more than this share of the gallery is asked for, sorting costs more than the product, and the host is faster.
+# If more than this share of the gallery is requested, sorting costs more than the product, and the host is faster.
 _LONG_LIST = 1 / 64
 _DISTANCES_AT_A_TIME = 2**22
 _ROWS_AT_A_TIME = 512
@@ -43,22 +42,22 @@ def nearest_neighbors(
     exclude: jax.Array | np.ndarray | None = None,
     block_size: int = 2048,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k rows of the gallery nearest to each query, exactly.
+    """Find the k gallery rows nearest to each query, exactly.
 
-    The order is that of distances computed in float64 by the differences of two rows, whatever offset the rows share
-    and however their lengths differ. Of equally near rows the one with the lower index comes first.
+    The order is that of distances computed in float64 from differences of rows, regardless of a common offset and of
+    the norms of the rows. If distances are equal, the lower index comes first.
 
     Args:
-      queries: `[Q, D]` embeddings, float64 or of a dtype that float64 holds.
+      queries: `[Q, D]` embeddings, float64 or a dtype that converts to float64 exactly.
       gallery: `[G, D]` embeddings.
-      k: how many neighbors, at most as many as the gallery has rows to offer every query.
+      k: number of neighbors, at most the number of rows that are not excluded for any query.
       metric: "squared_euclidean", or "cosine" for 1 - cosine similarity.
-      exclude: `[Q]` or `[Q, E]` integers, the rows of the gallery that each query must not find (itself, say), or -1
+      exclude: `[Q]` or `[Q, E]` integers, the gallery rows that each query must not find (such as itself), or -1
         for none; see `same_group_rows`.
-      block_size: rows of queries and of the gallery that are compared at a time, at most.
+      block_size: largest number of query rows and of gallery rows to compare at a time.
 
     Returns:
-      Distances `[Q, k]` float32, ascending, and the gallery rows they belong to, `[Q, k]` int32; on the host.
+      Distances `[Q, k]` float32, ascending, and their gallery rows `[Q, k]` int32, on the host.
 
     Raises:
       ValueError: if shapes do not fit, an embedding is not finite, k is too large or the metric is unknown.
@@ -95,16 +94,16 @@ def nearest_neighbors(
 def same_group_rows(query_groups: jax.Array | np.ndarray, gallery_groups: jax.Array | np.ndarray) -> np.ndarray:
     """Return the gallery rows in the group of each query, to `exclude` them.
 
-    Re-identification, for example, leaves out the gallery images of the query's identity taken by the query's camera:
+    For example, re-identification excludes gallery images with the identity and the camera of the query:
     `same_group_rows(np.stack([identities, cameras], axis=1), np.stack([gallery_identities, gallery_cameras], axis=1))`.
 
     Args:
-      query_groups: `[Q]` or `[Q, T]` integers. Two rows are in one group if all T numbers agree; a row with a negative
-        number is in none.
+      query_groups: `[Q]` or `[Q, T]` integers. Two rows are in the same group if all T numbers agree. A row with a
+        negative number is in no group.
       gallery_groups: `[G]` or `[G, T]` integers.
 
     Returns:
-      `[Q, E]` int32 rows of the gallery, ascending and filled up with -1; E is the size of the largest group found.
+      `[Q, E]` int32 gallery rows, ascending and padded with -1; E is the size of the largest group found.
 
     Raises:
       ValueError: if shapes do not fit.
@@ -151,9 +150,9 @@ def nearest_rows(
     query_block: int = 2048,
     gallery_block: int = 2048,
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Yield, for slices of the queries, what `nearest_neighbors` returns; for checked arguments.
+    """Yield slices of the queries with the results of `nearest_neighbors`, for checked arguments.
 
-    A query that is offered fewer than k rows gets row -1 at distance infinity in their place.
+    A query with fewer than k rows to find gets row -1 at distance infinity for the rest.
     """
     queries, gallery = rows_for(metric, queries), rows_for(metric, gallery)
     distinct = cache(partial(distinct_rows, gallery, metric))
@@ -165,14 +164,14 @@ def nearest_rows(
             yield rows, *nearest_of_all(queries[rows], distinct(), exclude[rows], k)
         return
     x, y, scale = _float32_coordinates(queries, gallery, metric)
-    # A gallery block below k would make every merge sort mostly what was sorted before.
+    # With gallery blocks smaller than k, every merge would mostly sort the previous candidates again.
     gallery_blocks = stack_blocks(y, max(gallery_block, num_candidates))
 
     def launch(rows: slice) -> tuple[jax.Array, jax.Array]:
         return _nearest_candidates(x[rows], gallery_blocks, len(gallery), exclude[rows], k=num_candidates)
 
     blocks = query_blocks(len(queries), query_block)
-    # The device searches for the next block while the host decides about this one.
+    # The device searches the next block while the host checks this one.
     launched = deque(map(launch, blocks[:1]))
     done = 0
     for number, block in enumerate(blocks, start=1):
@@ -188,7 +187,7 @@ def nearest_rows(
 
 
 def _float32_coordinates(queries: np.ndarray, gallery: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return coordinates of both in float32, less their common offset and times a scale, and that scale."""
+    """Return float32 coordinates of both, minus the common offset and multiplied by a scale, and that scale."""
     center = common_offset(gallery, metric)
     largest = max(each.max(initial=0) - min(each.min(initial=0), 0) for each in (queries, gallery))
     scale = 1.0 if metric == "cosine" else 2.0 ** -max(int(np.frexp(largest)[1]), -120)
@@ -206,16 +205,16 @@ def _float32_coordinates(queries: np.ndarray, gallery: np.ndarray, metric: str) 
 
 
 def _is_complete(queries: np.ndarray, last: np.ndarray, kth: np.ndarray) -> np.ndarray:
-    """Return `[q]`: whether no row of the gallery that is no candidate can be as near as the k-th candidate.
+    """Return whether the candidates of each query, `[q]`, certainly include all k nearest rows.
 
     Args:
-      queries: `[q, C]` coordinates as the device sees them.
-      last: `[q]` distances of the last candidates by the device; no other row seemed nearer.
+      queries: `[q, C]` coordinates as used on the device.
+      last: `[q]` device distances of the last candidates, a lower bound for all other rows on the device.
       kth: `[q]` exact distances of the k-th candidates.
     """
     lengths = np.square(queries, dtype=float).sum(axis=1)
     error = error_bound(lengths, kth, queries.shape[1], np.float32)
-    # Zeros compare without rounding, and the candidates are the first of equally near rows.
+    # Zeros are exact, and among rows at equal distances the candidates are the first ones.
     exact = (lengths == 0) & (kth == 0)
     return np.isinf(last) | exact | (last > kth + error)
 
@@ -224,11 +223,11 @@ def _is_complete(queries: np.ndarray, last: np.ndarray, kth: np.ndarray) -> np.n
 def _nearest_candidates(
     queries: jax.Array, gallery_blocks: jax.Array, gallery_size: int, exclude: jax.Array, *, k: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the distance `[q]` of the last candidate, and the candidates `[q, k]`, -1 for what is not offered."""
+    """Return the distances `[q]` of the last candidates, and the candidates `[q, k]`, with -1 if there are fewer."""
 
     def merge(best: tuple[jax.Array, jax.Array], block: tuple[jax.Array, jax.Array]) -> tuple:
         distances, indices = _offered_distances(queries, *block, gallery_size, exclude)
-        # top_k prefers the lower position among equals: earlier blocks, hence lower indices, stand first.
+        # top_k prefers lower positions among equal values, so earlier blocks, with lower indices, come first.
         closeness = jnp.concatenate([best[0], -distances], axis=1)
         candidates = jnp.concatenate([best[1], jnp.broadcast_to(indices, distances.shape)], axis=1)
         closeness, positions = jax.lax.top_k(closeness, k)
@@ -248,33 +247,33 @@ def _offered_distances(
 ) -> tuple[jax.Array, jax.Array]:
     """Return squared distances `[q, g]` of queries to one block of the gallery and the indices `[g]` of its rows.
 
-    Rows which only fill up the last block, and those to `exclude` `[q, E]`, are infinitely far.
+    Padding rows of the last block and rows in `exclude` `[q, E]` have distance infinity.
     """
     block_size = len(gallery_block)
     indices = first_index + jnp.arange(block_size, dtype=jnp.int32)
     squared = jnp.sum(jnp.square(queries), axis=1)[:, None] + jnp.sum(jnp.square(gallery_block), axis=1)[None, :]
     products = jnp.matmul(queries, gallery_block.T, precision=jax.lax.Precision.HIGHEST)
     distances = jnp.where((indices < gallery_size)[None, :], squared - 2 * products, jnp.inf)
-    # A scatter drops positions past the block, but counts negative ones from its end.
+    # A scatter drops positions beyond the block, but negative positions would count from its end.
     positions = jnp.where(exclude >= first_index, exclude - first_index, block_size)
     return distances.at[jnp.arange(len(queries))[:, None], positions].set(jnp.inf, mode="drop"), indices
 
 
 def stack_blocks(gallery: np.ndarray, block_size: int) -> jax.Array:
-    """Return `[G, D]` as `[blocks, rows, D]` of at most `block_size` rows, filled up with zeros."""
+    """Reshape `[G, D]` to `[blocks, rows, D]` with at most `block_size` rows per block, padded with zeros."""
     block_size = min(block_size, len(gallery))
     missing = -len(gallery) % block_size
     return jnp.asarray(np.pad(gallery, ((0, missing), (0, 0))).reshape(-1, block_size, gallery.shape[1]))
 
 
 def number_blocks(gallery_blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the blocks and the index of the first row of each, to scan over."""
+    """Return the blocks and the index of the first row of each, for a scan."""
     blocks, block_size = gallery_blocks.shape[:2]
     return gallery_blocks, block_size * jnp.arange(blocks, dtype=jnp.int32)
 
 
 def query_blocks(num_queries: int, block_size: int) -> list[slice]:
-    """Return slices of one length, which one compiled program serves; the last may overlap the one before."""
+    """Return slices of equal length, for a single compiled program; the last may overlap the previous one."""
     block_size = min(block_size, num_queries)
     last = num_queries - block_size
     starts = range(0, num_queries, max(block_size, 1))
@@ -282,7 +281,7 @@ def query_blocks(num_queries: int, block_size: int) -> list[slice]:
 
 
 def host_array(name: str, values: Any) -> np.ndarray:
-    """Return values as an array on the host, or say in one line why they are none."""
+    """Return values as an array on the host; raise a one-line error if that is impossible."""
     if isinstance(values, jax.core.Tracer):
         raise TypeError(f"{name} is traced, expected an array: call this function outside of jit, vmap and shard_map")
     try:
@@ -294,7 +293,7 @@ def host_array(name: str, values: Any) -> np.ndarray:
 
 
 def check_integers(name: str, labels: Any) -> np.ndarray:
-    """Return labels as int64 on the host, or say in one line how to make integers of them."""
+    """Return labels as int64 on the host; otherwise raise a one-line error that says how to convert them."""
     labels = host_array(name, labels)
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(
@@ -310,7 +309,7 @@ def check_integers(name: str, labels: Any) -> np.ndarray:
 
 
 def check_count(name: str, value: Any) -> int:
-    """Return a number of at least 1 as int."""
+    """Return an integer of at least 1 as int."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} is {value!r}, expected an integer")
     if value < 1:
@@ -321,7 +320,7 @@ def check_count(name: str, value: Any) -> int:
 def check_embeddings(name: str, embeddings: jax.Array | np.ndarray) -> np.ndarray:
     """Return embeddings `[N, D]` on the host, in float64 if they are float64 or integers, else in float32.
 
-    What is wrong with them is said in one line.
+    Invalid embeddings raise a one-line error.
     """
     embeddings = host_array(name, embeddings)
     if embeddings.dtype == bool or str(embeddings.dtype) in ("bfloat16", "float16"):
@@ -333,7 +332,7 @@ def check_embeddings(name: str, embeddings: jax.Array | np.ndarray) -> np.ndarra
     embeddings = embeddings if embeddings.dtype == np.float32 else embeddings.astype(float)
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = embeddings.astype(np.float32, copy=False)
-        # A squared distance is at most 4 times the larger squared length.
+        # A squared distance is at most 4 times the larger squared norm.
         bad = ~np.isfinite(4 * np.einsum("nd,nd->n", narrow, narrow))
     if bad.any():
         raise ValueError(
@@ -346,7 +345,7 @@ def check_embeddings(name: str, embeddings: jax.Array | np.ndarray) -> np.ndarra
 def check_pair(
     queries: jax.Array | np.ndarray, gallery: jax.Array | np.ndarray, exclude: jax.Array | np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return queries, gallery and the gallery rows each query leaves out, as `check_exclude` does."""
+    """Check queries, gallery and the gallery rows to exclude, and return them; see `check_exclude`."""
     queries, gallery = check_embeddings("queries", queries), check_embeddings("gallery", gallery)
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries have {queries.shape[1]} dimensions, gallery has {gallery.shape[1]}")
@@ -354,7 +353,7 @@ def check_pair(
 
 
 def check_exclude(exclude: jax.Array | np.ndarray | None, num_queries: int, num_gallery: int) -> np.ndarray:
-    """Return the gallery rows that each query leaves out, `[Q, E]` int32; each once, and -1 for none."""
+    """Return the gallery rows to exclude for each query, `[Q, E]` int32; each at most once, and -1 for none."""
     if exclude is None:
         return np.zeros((num_queries, 0), np.int32)
     exclude = host_array("exclude", exclude)
@@ -373,5 +372,5 @@ def check_exclude(exclude: jax.Array | np.ndarray | None, num_queries: int, num_
 
 
 def offered_rows(exclude: np.ndarray, num_gallery: int) -> np.ndarray:
-    """Return `[Q]`: how many rows the gallery offers each query, for a checked `exclude`."""
+    """Count the gallery rows that are not excluded for each query, `[Q]`, for a checked `exclude`."""
     return num_gallery - (exclude >= 0).sum(axis=1)

@@ -1,7 +1,7 @@
-"""Images with labels: sources, splits, batch plans, the reading pipeline and augmentation.
+"""Labeled images: sources, splits, batch plans, the input pipeline and augmentation.
 
-A source (`load_emoji_people`, `load_manifest`, `load_tfds`) gives a `LabeledImages`; a plan (`make_plan`,
-`make_uniform_plan`) says which images make the batch of a step; `batches` reads them ahead; `augment` and
+A source (`load_emoji_people`, `load_manifest`, `load_tfds`) returns a `LabeledImages`. A plan (`make_plan`,
+`make_uniform_plan`) selects the images of each batch, `batches` reads them ahead, and `augment` and
 `prepare` run on the device.
 """
 

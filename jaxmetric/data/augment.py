@@ -1,12 +1,11 @@
-"""From uint8 images to what the encoder eats: random changes to learn from, none to evaluate.
+"""Converts uint8 images to encoder inputs: with random augmentation for training, without for evaluation.
 
-`augment_image` is written for one image under one key; `augment` vmaps it over a batch with one key per
-image (`image_keys`), so that an image is changed in the same way whichever device it lands on. `prepare`
-only resizes. All of them standardize in the end, by default to [-1, 1].
+`augment_image` augments one image with one key. `augment` vmaps it over a batch with one key per image
+(`image_keys`), so that the result does not depend on the device. `prepare` only resizes. `augment` and
+`prepare` standardize their results, by default to [-1, 1].
 
-A crop is resized by two small matrices, one per axis, which hold the weights of a triangle filter (bilinear,
-widened where the image shrinks). Cropping, resizing and mirroring thus are two matmuls: fast on every
-backend, static in shape.
+Cropping, resizing and mirroring are two matmuls, one per axis, whose matrices hold the weights of a triangle
+filter (bilinear, widened when the image shrinks). This is fast on every backend and has static shapes.
 """
 
 from dataclasses import dataclass
@@ -20,14 +19,14 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much an image may change.
+    """The strength of the random changes to an image.
 
     Attributes:
-      crop_scale: share of the area that a crop keeps, drawn uniformly from this range within (0, 1].
-      crop_aspect: width over height of a crop, drawn log-uniformly from this range.
+      crop_scale: range within (0, 1] of the share of the area that a crop keeps, sampled uniformly.
+      crop_aspect: range of the width over height of a crop, sampled log-uniformly.
       flip: whether half of the images are mirrored left to right.
-      color: brightness, contrast and saturation are multiplied by a draw from [1 - color, 1 + color]; keep
-        it small where color is a label.
+      color: brightness, contrast and saturation are each multiplied by a sample from [1 - color, 1 + color].
+        Keep it small if color is a label.
 
     Raises:
       ValueError: if a range is empty or out of bounds.
@@ -54,11 +53,11 @@ class Augmentation:
 
 
 def image_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
-    """One key per image, from the key of the step and the place of each image in the global batch.
+    """Derives one key per image from the key of the step and the image's position in the global batch.
 
     Args:
       key: a `jax.random` key.
-      positions: integers `[B]`, distinct.
+      positions: distinct integers `[B]`.
 
     Returns:
       Keys `[B]`.
@@ -75,15 +74,15 @@ def augment(
     mean: float | tuple[float, float, float] = 0.5,
     std: float | tuple[float, float, float] = 0.5,
 ) -> jax.Array:
-    """Changes every image of a batch at random and standardizes it.
+    """Augments every image of a batch at random and standardizes it.
 
     Args:
       keys: one `jax.random` key per image, `[B]`; see `image_keys`.
       images: uint8 `[B, H, W, 3]`.
       image_size: the side S of the result.
-      augmentation: how much may change.
-      mean: taken from images in [0, 1], for all channels or each.
-      std: divides what is left.
+      augmentation: the strength of the changes.
+      mean: subtracted from images in [0, 1]; one number, or one per channel.
+      std: divisor after that; one number, or one per channel.
 
     Returns:
       float32 `[B, S, S, 3]`; with the default mean and std in [-1, 1].
@@ -110,7 +109,7 @@ def augment(
 
 
 def augment_image(key: jax.Array, image: jax.Array, *, image_size: int, augmentation: Augmentation) -> jax.Array:
-    """The random changes of one image: uint8 `[H, W, 3]` -> float32 `[S, S, 3]` in [0, 1]."""
+    """Augments one image at random: uint8 `[H, W, 3]` -> float32 `[S, S, 3]` in [0, 1]."""
     crop_key, flip_key, color_key = jax.random.split(key, 3)
     top, left, height, width = _random_box(crop_key, augmentation)
     mirrored = jax.random.bernoulli(flip_key) if augmentation.flip else jnp.array(False)
@@ -127,13 +126,13 @@ def prepare(
     mean: float | tuple[float, float, float] = 0.5,
     std: float | tuple[float, float, float] = 0.5,
 ) -> jax.Array:
-    """What evaluation sees: images resized whole and standardized, nothing random.
+    """Resizes and standardizes whole images for evaluation, without randomness.
 
     Args:
       images: uint8 `[B, H, W, 3]`.
       image_size: the side S of the result.
-      mean: taken from images in [0, 1], for all channels or each.
-      std: divides what is left.
+      mean: subtracted from images in [0, 1]; one number, or one per channel.
+      std: divisor after that; one number, or one per channel.
 
     Returns:
       float32 `[B, S, S, 3]`; with the default mean and std in [-1, 1].
@@ -157,7 +156,7 @@ def prepare(
 
 
 def _sharded_alike(keys: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return both with the explicit sharding of the batch axis of `images`, or else of `keys`, and no other."""
+    """Reshards both explicitly along the batch axis only, as `images` are, or else as `keys` are."""
     shardings = [jax.typeof(each).sharding for each in (images, keys)]
     sharding = next((each for each in shardings if each.spec[0] is not None), shardings[0])
     rows = jax.P(sharding.spec[0])
@@ -193,7 +192,7 @@ def _standardize(images: jax.Array, mean: float | tuple[float, ...], std: float 
 
 
 def _random_box(key: jax.Array, augmentation: Augmentation) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Top, left, height and width of a crop, as shares of the image's sides."""
+    """Samples top, left, height and width of a crop, as shares of the image's sides."""
     scale_key, aspect_key, place_key = jax.random.split(key, 3)
     low, high = augmentation.crop_scale
     area = jax.random.uniform(scale_key, minval=low, maxval=high)
@@ -206,7 +205,7 @@ def _random_box(key: jax.Array, augmentation: Augmentation) -> tuple[jax.Array, 
 
 
 def _resize_weights(source: int, target: int, start: jax.Array | float, extent: jax.Array | float) -> jax.Array:
-    """Weights `[target, source]` that resample `[start, start + extent)` of a side; negative extents mirror."""
+    """Returns weights `[target, source]` that resample `[start, start + extent)` of a side; negative extents mirror."""
     step = extent * source / target
     centers = start * source + (jnp.arange(target, dtype=jnp.float32) + 0.5) * step - 0.5
     positions = jnp.arange(source, dtype=jnp.float32)
@@ -216,14 +215,14 @@ def _resize_weights(source: int, target: int, start: jax.Array | float, extent: 
 
 
 def _resize(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """uint8 `[H, W, 3]` -> `[S, S, 3]` in [0, 1], by one matmul per axis."""
+    """Resizes uint8 `[H, W, 3]` to `[S, S, 3]` in [0, 1], by one matmul per axis."""
     height, width, channels = image.shape
     by_rows = rows @ (image.reshape(height, width * channels).astype(jnp.float32) / 255)
     return jnp.einsum("ywc,xw->yxc", by_rows.reshape(-1, width, channels), columns)
 
 
 def _change_color(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
-    """Multiplies brightness, contrast and saturation by one draw each."""
+    """Multiplies brightness, contrast and saturation by one random factor each."""
     if not strength:
         return jnp.clip(image, 0.0, 1.0)
     brightness, contrast, saturation = jax.random.uniform(key, (3,), minval=1 - strength, maxval=1 + strength)

@@ -1,6 +1,6 @@
-"""Which columns of a table hold the images, the split and the labels: `find_columns`.
+"""Finds the columns of a table that hold images, split and labels: `find_columns`.
 
-Columns are known by their names; what is not plain is refused, and what is left out is noted.
+Columns are recognized by their names. Ambiguous tables are refused, and every ignored column is noted.
 """
 
 import re
@@ -26,13 +26,13 @@ SPLIT_WORDS = {
 # Usual names of a split column. A column of another name must hold two different splits.
 _WORDED_SPLITS = frozenset({"set", "subset", "image_set", "phase", "usage"})
 _NUMBERED_SPLITS = frozenset({"partition", "evaluation_status", "eval_status", "data_split", "dataset_split"})
-_SPLIT_FLAGS = {  # the split where the column is true, and where it is false
+_SPLIT_FLAGS = {  # the splits for true and for false
     **dict.fromkeys(("is_train", "is_training", "train"), (LEARNING, TEST)),
     **dict.fromkeys(("is_val", "is_valid", "is_validation", "val", "valid"), (VALIDATION, LEARNING)),
     **dict.fromkeys(("is_test", "is_testing", "test"), (TEST, LEARNING)),
 }
 _ROW_IDS = frozenset({*IMAGE_IDS, "index", "idx", "id", "row", "row_id", "rowid", "rownames", "no"})
-# Usual names of the identity; the first group counts where a column of each is there.
+# Usual names of the identity. The first group takes precedence.
 _IDENTITIES = (
     frozenset({"identity", "identity_id"}),
     frozenset({"person", "person_id", "pid", "label", "class", "class_id", "class_name", "item", "item_id"}),
@@ -43,14 +43,14 @@ _TRUE, _FALSE = frozenset({"true", "1", "yes", "t"}), frozenset({"false", "0", "
 
 @dataclass(frozen=True)
 class Columns:
-    """The places of a table's columns.
+    """The positions of a table's columns.
 
     Attributes:
-      names: of all columns.
-      image: the place of the image column.
-      split: that of the split, if any.
-      flags: those of is_query and is_gallery, or ().
-      labels: those of the labels, in their order.
+      names: the names of all columns.
+      image: the position of the image column.
+      split: the position of the split column, if any.
+      flags: the positions of is_query and is_gallery, or ().
+      labels: the positions of the label columns, in order.
     """
 
     names: tuple[str, ...]
@@ -61,11 +61,11 @@ class Columns:
 
 
 def find_columns(table: CsvTable, chosen: Sequence[str] | None, problems: Problems) -> Columns:
-    """The columns of a table; `chosen` names the label columns to use, all by default.
+    """Finds the columns of a table; `chosen` names the label columns to use, all by default.
 
     Raises:
-      ManifestError: if no column, or more than one, may hold the images; if a column without a name has values; if
-        a name stands twice, a chosen column does not exist or has no value, or no label column is left.
+      ManifestError: if no column or several may hold the images, a column without a name has values, a name is
+        repeated, a chosen column does not exist or has no value, or no label column is left.
     """
     columns = _named_columns(table, chosen, problems) if table.header else _headerless(table, chosen, problems)
     empty = [columns.names[place] for place in columns.labels if not has_values(table, place)]
@@ -79,7 +79,7 @@ def find_columns(table: CsvTable, chosen: Sequence[str] | None, problems: Proble
 
 
 def has_values(table: CsvTable, place: int) -> bool:
-    """Whether a cell of a column is not missing."""
+    """Returns whether a column has any value that is not missing."""
     return not {cells[place] for cells in table.rows} <= MISSING_WORDS | {""}
 
 
@@ -105,7 +105,7 @@ def _named_columns(table: CsvTable, chosen: Sequence[str] | None, problems: Prob
 
 
 def read_splits(table: CsvTable, columns: Columns, problems: Problems) -> np.ndarray | None:
-    """The split of each row, int8 `[N]`; None if the file has none. Cells that are no split are problems."""
+    """Returns the split of each row, int8 `[N]`, or None if the file has none. Invalid cells become problems."""
     if columns.split is None and not columns.flags:
         return None
     splits = np.full(len(table.rows), LEARNING, np.int8)
@@ -121,7 +121,7 @@ def read_splits(table: CsvTable, columns: Columns, problems: Problems) -> np.nda
 
 
 def _headerless(table: CsvTable, chosen: Sequence[str] | None, problems: Problems) -> Columns:
-    """The columns of the published format without a header, `filename, class_1, ..., class_T, split`."""
+    """Returns the columns of the published format without a header, `filename, class_1, ..., class_T, split`."""
     width = len(table.rows[0])
     names = (IMAGE, *(f"class_{t}" for t in range(1, width - 1)), SPLIT)
     if width == 2:
@@ -158,7 +158,7 @@ def _image_column(table: CsvTable, problems: Problems) -> int:
 
 
 def _split_column(table: CsvTable, places: Sequence[int], chosen: Sequence[str], problems: Problems) -> int | None:
-    """The column `split`, or the one other column that holds the split and is no chosen label."""
+    """Returns the column `split`, or the only other column that holds the split and is not a chosen label."""
     found = [place for place in places if plain_name(table.header[place]) == SPLIT]
     if not found:
         others = [place for place in places if table.header[place] not in chosen]
@@ -179,7 +179,7 @@ def _split_column(table: CsvTable, places: Sequence[int], chosen: Sequence[str],
 
 
 def _holds_splits(table: CsvTable, place: int) -> bool:
-    """Whether all values of a column but the missing ones are splits."""
+    """Returns whether all values of a column that are not missing are splits."""
     name, words = plain_name(table.header[place]), _words(table, place)
     codes = _split_codes(table, place)
     if not name or not words or not words <= set(codes):
@@ -191,7 +191,7 @@ def _holds_splits(table: CsvTable, place: int) -> bool:
 
 
 def _split_codes(table: CsvTable, place: int) -> Mapping[str, int]:
-    """The split that each word stands for in a column."""
+    """Returns the split for each word in a column."""
     if not table.header:
         return {word: SPLIT_WORDS[word] for word in ("0", "1", "2")}
     if not _is_split_flag(table, place):
@@ -214,12 +214,12 @@ def _expected_split(table: CsvTable, place: int) -> str:
 
 
 def _words(table: CsvTable, place: int) -> set[str]:
-    """The values of a column that are not missing, as splits are compared."""
+    """Returns the values of a column that are not missing, in the form in which splits are looked up."""
     return {_split_word(cells[place]) for cells in table.rows if not looks_missing(cells[place])}
 
 
 def _note_almost_splits(table: CsvTable, place: int, problems: Problems) -> None:
-    """Notes a label column that may be meant as the split for its name or its values."""
+    """Notes a label column whose name or values suggest that it is the split."""
     name, words = plain_name(table.header[place]), _words(table, place)
     known = set(SPLIT_WORDS) | (_TRUE | _FALSE if name in _SPLIT_FLAGS else set())
     other = sorted(words - known)
@@ -236,7 +236,7 @@ def _note_almost_splits(table: CsvTable, place: int, problems: Problems) -> None
 
 
 def _note_unusual_split(table: CsvTable, place: int, problems: Problems) -> None:
-    """Notes a split of numbers, and one that is known by its values, or by a name that a label may have."""
+    """Notes a split of numbers, and one recognized only by its values or by a name that a label might have."""
     name = plain_name(table.header[place])
     _note_numbered_split(table, place, problems)
     if name == SPLIT or name in _NUMBERED_SPLITS or (name in _WORDED_SPLITS and not _is_split_flag(table, place)):
@@ -252,7 +252,7 @@ def _note_unusual_split(table: CsvTable, place: int, problems: Problems) -> None
 
 
 def _note_numbered_split(table: CsvTable, place: int, problems: Problems) -> None:
-    """Notes what the numbers of a split mean; others write 1 for training and 0 for test."""
+    """Notes the meaning of the numbers of a split, since some lists use 1 for training and 0 for test."""
     numbers = {word for word in _words(table, place) if word in ("0", "1", "2")}
     if not numbers or _is_split_flag(table, place):
         return
@@ -264,15 +264,15 @@ def _note_numbered_split(table: CsvTable, place: int, problems: Problems) -> Non
 
 
 def _split_word(cell: str) -> str:
-    """A cell as it is looked up: `Public Test` and `public_test` are `publictest`."""
+    """Returns the form in which a cell is looked up: `Public Test` and `public_test` become `publictest`."""
     return re.sub(r"(?<=[a-z])[\s_-]+(?=[a-z])", "", cell.lower()).removesuffix(".0")
 
 
 def _label_columns(table: CsvTable, places: Sequence[int], split: int | None, problems: Problems) -> list[int]:
-    """The places that hold labels.
+    """Returns the positions of the label columns.
 
-    Unnamed columns do not. Neither do numbers of the row, a second split column nor a column without a value, where
-    other labels stand beside them.
+    Unnamed columns are ignored. So are row numbers, a second split column and columns without a value, if there are
+    other label columns.
     """
     named = [place for place in places if not _left_out_unnamed(table, place, problems)]
     labels = _with_values(table, named, table.header, problems)
@@ -293,7 +293,7 @@ def _label_columns(table: CsvTable, places: Sequence[int], split: int | None, pr
 
 
 def _with_values(table: CsvTable, places: Sequence[int], names: Sequence[str], problems: Problems) -> list[int]:
-    """The places of columns with a value; all of them if none has one."""
+    """Returns the positions of columns with a value, or all if no column has one."""
     kept = [place for place in places if has_values(table, place)] or list(places)
     for place in places:
         if place not in kept:
@@ -305,7 +305,7 @@ def _with_values(table: CsvTable, places: Sequence[int], names: Sequence[str], p
 
 
 def _note_second_images(table: CsvTable, image: int, labels: Sequence[int], problems: Problems) -> None:
-    """Notes a label column whose name might have been that of the image column."""
+    """Notes a label column whose name could be that of an image column."""
     for place in labels:
         if plain_name(table.header[place]) in IMAGE_NAMES | IMAGE_PLURALS:
             problems.note(
@@ -315,7 +315,7 @@ def _note_second_images(table: CsvTable, image: int, labels: Sequence[int], prob
 
 
 def _note_identity_not_first(names: Sequence[str], problems: Problems) -> None:
-    """Notes a label column that is called as the identity is, where another one is the first."""
+    """Notes a label column with a usual name of the identity that is not the first label column."""
     for known in _IDENTITIES:
         later = [name for name in names if plain_name(name) in known]
         if not later:
@@ -360,7 +360,7 @@ def _numbers_the_rows(table: CsvTable, place: int) -> bool:
 
 
 def _chosen(columns: Columns, table: CsvTable, chosen: Sequence[str] | None, problems: Problems) -> Columns:
-    """The columns with the label columns asked for, in that order."""
+    """Returns the columns with only the chosen label columns, in the chosen order."""
     if not columns.labels:
         raise problems.refusal("no label column: a row needs an image and at least one label", table.header_line)
     if chosen is None:
@@ -373,9 +373,9 @@ def _chosen(columns: Columns, table: CsvTable, chosen: Sequence[str] | None, pro
 
 
 def _flagged(splits: np.ndarray, table: CsvTable, columns: Columns, problems: Problems) -> np.ndarray:
-    """The splits after is_query and is_gallery.
+    """Updates the splits from is_query and is_gallery.
 
-    An image with both flags keeps its split: the images of that split are queries and gallery at once.
+    An image with both flags keeps its split, whose images are both queries and gallery.
     """
     query, gallery = (_flag(table, place, problems) for place in columns.flags)
     if columns.split is not None:
@@ -391,7 +391,7 @@ def _flagged(splits: np.ndarray, table: CsvTable, columns: Columns, problems: Pr
 
 
 def _flag(table: CsvTable, place: int, problems: Problems) -> np.ndarray:
-    """The truth of a column, booleans `[N]`; a missing cell is false."""
+    """Returns the values of a true/false column, booleans `[N]`; a missing cell is false."""
     words = ["" if looks_missing(cells[place]) else _split_word(cells[place]) for cells in table.rows]
     for line, word, cells in zip(table.lines, words, table.rows, strict=True):
         if word not in _TRUE | _FALSE:

@@ -1,4 +1,4 @@
-"""Images that stand in a source twice: the same file under two names, or two files with the same bytes."""
+"""Finds duplicate images in a source: one file under two names, or two files with the same bytes."""
 
 import hashlib
 import os
@@ -15,11 +15,11 @@ _BEGINNING = 4096  # bytes
 
 
 def first_of_same_file(files: Sequence[Path]) -> list[int]:
-    """For each file the first in the list that is the same one, itself if there is none before it.
+    """Returns, for each file, the index of its first occurrence in the list.
 
-    Two paths are the same file as in `os.path.samefile`: through `./` and `..`, relative or absolute, in upper or
-    lower case where the file system makes no difference, through symbolic and hard links. Files that are missing equal
-    those of the same path.
+    Paths are compared as in `os.path.samefile`: `./` and `..`, relative and absolute paths, upper and lower case if
+    the file system ignores it, and symbolic and hard links may lead to the same file. Missing files are compared by
+    path.
 
     Example:
       >>> first_of_same_file([Path("gone.png"), Path("x/../lost.png"), Path("./gone.png")])
@@ -30,7 +30,7 @@ def first_of_same_file(files: Sequence[Path]) -> list[int]:
 
 
 def copies_across_splits(digests: Sequence[object], split: np.ndarray, names: Sequence[str]) -> str | None:
-    """One line on images with the same digest in two splits; None if there are none.
+    """Describes, in one line, images with the same digest in different splits; None if there are none.
 
     Example:
       >>> copies_across_splits(["p", "q", "p"], np.array([0, 0, 2]), ["a.png", "b.png", "c.png"])
@@ -51,7 +51,7 @@ def copies_across_splits(digests: Sequence[object], split: np.ndarray, names: Se
 
 
 def content_keys(files: Sequence[Path]) -> list[object]:
-    """A key of each file that is equal where the bytes are. Only files of one size and one beginning are read whole."""
+    """Returns keys that are equal if the files' bytes are. Reads whole files only if size and start are the same."""
     keys: list[object] = [_size(file) for file in files]
     for length in (_BEGINNING, -1):
         counts = Counter(keys)
@@ -62,7 +62,7 @@ def content_keys(files: Sequence[Path]) -> list[object]:
 def _file_key(file: Path) -> object:
     try:
         status = file.stat()
-    except (OSError, ValueError):  # missing, or no path at all: told when it is decoded
+    except (OSError, ValueError):  # missing, or not a path: reported when it is decoded
         return os.path.abspath(file)
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(file)
 
@@ -75,7 +75,7 @@ def _size(file: Path) -> object:
 
 
 def _digest(file: Path, length: int) -> object:
-    """Of the first bytes of a file, all of them for a length of -1."""
+    """Returns a digest of the first bytes of a file, or of all if `length` is -1."""
     try:
         with file.open("rb") as opened:
             return hashlib.blake2b(opened.read(length)).digest()

@@ -1,8 +1,8 @@
-"""Reads a text file of separated values to a table: `read_table`.
+"""Reads a text file of separated values into a table: `read_table`.
 
-The separator (comma, semicolon, tab, bar or spaces) is the one under which the first line names an image column, or
-else under which most lines have equally many cells. Every line of the file ends up in the table, among the problems,
-or in a note that counts it: none is dropped unseen.
+The separator (comma, semicolon, tab, bar or spaces) is the one for which the first line names an image column, or
+otherwise the one for which most lines have the same number of cells. Every line is in the table, in the problems, or
+counted in a note.
 """
 
 import codecs
@@ -24,13 +24,13 @@ IMAGE_NAMES = frozenset(
     for thing in ("image", "img", "picture", "photo", "file")
     for part in ("", "_path", "path", "_name", "name", "_file", "file", "_uri", "uri")
 ) - {"filefile", "file_file"} | {"path", "relative_path", "rel_path", "fname", "fpath", "uri"}
-# These name the images only where no column above does.
+# Used only if no column has one of the names above.
 IMAGE_PLURALS = frozenset(f"{name}s" for name in IMAGE_NAMES)
 IMAGE_IDS = frozenset({"image_id", "img_id", "imageid"})
 IMAGE_SUFFIXES = frozenset(
     {*(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"), *(".pbm", ".jp2", ".avif")}
 )
-# What other files begin with, what they are, and the cure.
+# For other kinds of files: the first bytes, the kind, and what to do.
 _AS_CSV = "save it as CSV in UTF-8"
 _TO_CSV = "write it as CSV, as pandas.DataFrame.to_csv(path, index=False) does"
 _UNPACK = "unpack it first"
@@ -63,8 +63,8 @@ class CsvTable:
 
     Attributes:
       separator: a key of `SEPARATORS`.
-      header: the names in the header as written; () in a file without one.
-      header_line: its line, or the first one.
+      header: the names in the header as written; () if there is no header.
+      header_line: the line of the header, or the first line.
       lines: the line of each row.
       rows: the cells of each row.
     """
@@ -76,13 +76,13 @@ class CsvTable:
     rows: list[list[str]]
 
     def described(self) -> str:
-        """How the file was read, for messages."""
+        """Describes how the file was read, for messages."""
         header = ", ".join(name or "(unnamed)" for name in self.header) or "none (filename, class_1 ... class_T, split)"
         return f"separator {SEPARATORS[self.separator]}; header: {header}"
 
 
 def read_table(path: Path, problems: Problems) -> CsvTable:
-    """The rows of a file. Broken and ragged lines go to the problems, lines that are no rows to the notes.
+    """Reads the rows of a file. Broken and ragged lines become problems, ignored lines become notes.
 
     Raises:
       ManifestError: if the file cannot be read as text or has no row.
@@ -110,12 +110,12 @@ def read_table(path: Path, problems: Problems) -> CsvTable:
 
 
 def names_an_image(cells: list[str]) -> bool:
-    """Whether one of the cells is a usual name of an image column."""
+    """Returns whether one of the cells is a usual name of an image column."""
     return any(plain_name(cell) in IMAGE_NAMES | IMAGE_PLURALS | IMAGE_IDS for cell in cells)
 
 
 def plain_name(name: str) -> str:
-    """A column name as it is compared: lower case, its words joined by underscores.
+    """Returns the form in which column names are compared: lower case, words joined by underscores.
 
     Example:
       >>> plain_name("Image Path")
@@ -125,12 +125,12 @@ def plain_name(name: str) -> str:
 
 
 def is_whole(text: str) -> bool:
-    """Whether a cell is an integer of at most 18 digits."""
+    """Returns whether a cell is an integer of at most 18 digits."""
     return re.fullmatch(r"-?\d{1,18}", text) is not None
 
 
 def _other_file(path: Path, data: bytes) -> str:
-    """What a file is that holds no table as text, and the cure; "" for a list."""
+    """Describes a file that is not a text table, and what to do; "" for a list."""
     for start, what, cure in _OTHER_FILES:
         if re.match(start, data, re.DOTALL):
             return f"this is {what}, not a CSV file; {cure}"
@@ -169,7 +169,7 @@ def _text(path: Path, problems: Problems) -> str:
 
 
 def _announced_separator(text: str, problems: Problems) -> tuple[str, str]:
-    """The separator that a first line such as `sep=;` names for Excel, or "", and the text with that line blank."""
+    """Returns the separator of a first line such as `sep=;` (from Excel) or "", and the text with that line blank."""
     found = re.match(r'"?sep=(.)"?[ ,;]*(?=[\r\n])', text, re.IGNORECASE)
     if not found:
         return "", text
@@ -184,7 +184,7 @@ def _separator(text: str) -> str:
 
 
 def _fitness(text: str, separator: str) -> tuple[bool, float]:
-    """Whether the first lines name an image column beside others, and the share of lines with equally many cells."""
+    """Returns whether the first lines name an image column and others, and the share of lines of the usual width."""
     rows = [cells for _, cells in _records(text, separator, Problems(Path())) if any(cells)]
     named = any(len(cells) > 1 and names_an_image(_uncommented(cells)) for cells in rows[:3])
     (width, lines), *_ = Counter(map(len, rows)).most_common(1) or [(1, 0)]
@@ -192,7 +192,7 @@ def _fitness(text: str, separator: str) -> tuple[bool, float]:
 
 
 def _records(text: str, separator: str, problems: Problems) -> Iterator[Record]:
-    """The line and the cells of each record that stands on one line; others are problems."""
+    """Yields the line and the cells of each record. Records over several lines become problems."""
     lines = io.StringIO(text, newline="")
     trimmed = (line.rstrip() + "\n" for line in lines) if separator == " " else lines
     reader = csv.reader(trimmed, delimiter=separator, skipinitialspace=True, strict=True)
@@ -223,16 +223,16 @@ def _uncommented(cells: list[str]) -> list[str]:
 
 
 def _pop_count(records: list[Record]) -> int | None:
-    """Takes a first line off that holds nothing but the number of rows, as the lists of CelebA and In-Shop have it."""
+    """Removes a first line that holds only the number of rows, as in the lists of CelebA and In-Shop."""
     if len(records) > 1 and len(records[0][1]) == 1 and records[0][1][0].isdecimal() and len(records[1][1]) > 1:
         return int(records.pop(0)[1][0])
     return None
 
 
 def _without_comments(records: list[Record], problems: Problems) -> list[Record]:
-    """The records without comment lines.
+    """Removes comment lines.
 
-    A comment begins with #, has fewer or more cells than the other lines, and its first cell is no image file.
+    A comment begins with #, has fewer or more cells than the other lines, and its first cell is not an image file.
     """
     plain = next((cells for _, cells in records if not cells[0].startswith("#")), records[0][1])
     comments = {
@@ -273,7 +273,7 @@ def _is_image_file(cell: str) -> bool:
 
 
 def _without_repeated_headers(table: CsvTable, problems: Problems) -> CsvTable:
-    """The table without the headers of further files that were joined to the first."""
+    """Removes repeated headers, as in files that were joined."""
     header = [name.lower() for name in table.header]
     repeated = [i for i, cells in enumerate(table.rows) if header and [cell.lower() for cell in cells] == header]
     if repeated:
@@ -301,7 +301,7 @@ def _without(table: CsvTable, left_out: list[int]) -> CsvTable:
 
 
 def _without_empty_ends(table: CsvTable, problems: Problems) -> CsvTable:
-    """The table without empty last cells that only the header has, or only the rows have."""
+    """Removes empty last cells that only the header or only the rows have."""
     width, widest = len(table.header), max(map(len, table.rows))
     if not table.header:
         return table
@@ -315,9 +315,10 @@ def _without_empty_ends(table: CsvTable, problems: Problems) -> CsvTable:
 
 
 def _without_row_names(table: CsvTable, problems: Problems) -> CsvTable:
-    """The table without the first column of a file that R wrote: row names, which its header does not name.
+    """Removes row names, as written by R: a first column that the header does not name.
 
-    Row names differ. Where the images are not in the first column, numbers that repeat may be half of a decimal comma.
+    Row names are unique. If the images are not in the first column, repeated numbers may be halves of decimal numbers
+    with a comma.
     """
     if not table.header or not all(len(cells) == len(table.header) + 1 for cells in table.rows):
         return table
@@ -334,7 +335,7 @@ def _without_row_names(table: CsvTable, problems: Problems) -> CsvTable:
 
 
 def _even_rows(table: CsvTable, problems: Problems) -> CsvTable:
-    """The table without ragged rows, which are problems.
+    """Removes ragged rows, which become problems.
 
     Raises:
       ManifestError: if all rows are ragged.

@@ -1,10 +1,10 @@
-"""From an image file to a square uint8 array, and sequences of files that decode when asked.
+"""Decodes image files to square uint8 arrays, at once or lazily.
 
-Every source decodes alike: the rotation in the EXIF tag is applied, transparency is laid on white, the
-first frame of an animation is taken. Samples of more than 8 bits are scaled so that their white becomes 255; a file
-whose white is not known (32-bit integers, signed or floating-point samples) is refused. `resize="crop"` then scales
-the short side to S and keeps the center: nothing is distorted; `resize="squash"` scales both sides to S: nothing is
-cut off (tall images of pedestrians).
+All sources decode in the same way: the EXIF rotation is applied, transparent images are composited on white, and only
+the first frame of an animation is used. Samples of more than 8 bits are scaled so that white becomes 255. Files
+whose white level is unknown (32-bit integers, signed or floating-point samples) are refused. `resize="crop"` scales
+the short side to S and crops the center, without distortion. `resize="squash"` scales both sides to S, without
+cropping (for tall images of pedestrians).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,9 +21,9 @@ from jaxmetric.data.sources import ImageError
 Resize = Literal["crop", "squash"]
 _THREADS = 8
 _EIGHT_BIT_MODES = {*("1", "L", "P", "RGB", "RGBA", "RGBX", "RGBa", "LA", "La", "PA"), *("CMYK", "YCbCr", "LAB", "HSV")}
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1
-_GRAY_SCALES = {"L;2": 85, "L;4": 17}  # from a PNG's gray of 2 or 4 bits to 8
+_GRAY_SCALES = {"L;2": 85, "L;4": 17}  # factors from 2-bit and 4-bit gray PNG to 8 bits
 _WHITE_UNKNOWN = "whose white is not known; save it with 8 or 16 bits"
 
 
@@ -32,16 +32,16 @@ def decode_image(file: str | Path | bytes, *, name: str, image_size: int, resize
 
     Args:
       file: a path, or the bytes of an encoded image.
-      name: what an error calls it.
+      name: the name used in errors.
       image_size: the side S of the result.
-      resize: "crop" (short side to S, center kept) or "squash" (both sides to S).
+      resize: "crop" (scale the short side to S, crop the center) or "squash" (scale both sides to S).
 
     Returns:
       uint8 `[S, S, 3]`.
 
     Raises:
-      ImageError: if the file is missing, not an image, cut short, or of a kind that 8 bits cannot hold: 32-bit,
-        signed or floating-point samples, whose white is not known.
+      ImageError: if the file is missing, not an image, truncated, or has 32-bit, signed or floating-point samples,
+        whose white level is unknown.
     """
     try:
         with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as opened:
@@ -59,13 +59,13 @@ def decode_image(file: str | Path | bytes, *, name: str, image_size: int, resize
         raise ImageError(f"{name}: no such file{at}") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name}: a folder, not an image") from error
-    except Exception as error:  # Pillow's plugins raise whatever their parsers trip over
+    except Exception as error:  # Pillow's plugins raise all kinds of exceptions
         unknown = isinstance(error, Image.UnidentifiedImageError)
         raise ImageError(f"{name}: {'not an image that Pillow knows' if unknown else _reason(error)}") from error
 
 
 def check_resize(image_size: int, resize: str) -> None:
-    """Raises a ValueError unless the two say how to make images alike."""
+    """Raises a ValueError if `image_size` or `resize` is invalid."""
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
     if resize not in ("crop", "squash"):
@@ -78,11 +78,11 @@ def resize_images(images: np.ndarray, image_size: int) -> np.ndarray:
 
 
 class LazyImages(Sequence[np.ndarray]):
-    """Encoded images that are decoded each time they are asked for.
+    """A sequence of encoded images, decoded on each access.
 
     Args:
-      read: `read(i)` gives a path or the encoded bytes of image i; worker processes need one that can be pickled.
-      names: what errors call the images.
+      read: `read(i)` returns a path or the encoded bytes of image i. It must be picklable for worker processes.
+      names: the names used in errors.
       image_size: the side S.
       resize: "crop" or "squash".
     """
@@ -99,13 +99,13 @@ class LazyImages(Sequence[np.ndarray]):
         name = self._names[index]
         try:
             file = self._read(index)
-        except Exception as error:  # record files raise whatever their readers trip over
+        except Exception as error:  # readers of record files raise all kinds of exceptions
             raise ImageError(f"{name}: {_reason(error)}") from error
         return decode_image(file, name=name, image_size=self._image_size, resize=self._resize)
 
 
 def try_images(images: Sequence[np.ndarray]) -> Iterable[np.ndarray | ImageError]:
-    """Decodes all of a sequence in threads, in order, giving the error in place of an image that fails."""
+    """Decodes a sequence in threads and yields, in order, each image or its error."""
 
     def attempt(index: int) -> np.ndarray | ImageError:
         try:
@@ -128,10 +128,10 @@ def _check_samples(opened: ImageFile.ImageFile) -> None:
 
 
 def _transparent_color(opened: ImageFile.ImageFile) -> Any:
-    """The color or palette entries that a file calls transparent, in the scale of Pillow's pixels."""
+    """Returns the file's transparent color or palette entries, in the scale of Pillow's pixels."""
     transparent = opened.info.get("transparency")
     rawmode = opened.tile[0].args if opened.format == "PNG" and opened.tile else None
-    if transparent is not None and rawmode == "RGB;16B":  # Pillow keeps the upper bytes alone
+    if transparent is not None and rawmode == "RGB;16B":  # Pillow keeps only the upper bytes
         raise ValueError("16-bit colors of which one is transparent; save it with an alpha channel")
     if transparent is not None and rawmode in _GRAY_SCALES:
         return transparent * _GRAY_SCALES[rawmode]
@@ -139,10 +139,10 @@ def _transparent_color(opened: ImageFile.ImageFile) -> Any:
 
 
 def _deep_gray_scale(opened: ImageFile.ImageFile) -> tuple[int, bool]:
-    """The bits of a sample of a deep gray file, and whether 0 is white.
+    """Returns the bits per sample of a deep gray file, and whether 0 is white.
 
     Raises:
-      ValueError: if nothing tells what white is.
+      ValueError: if the white level is unknown.
     """
     sixteen = opened.mode.startswith("I;16")
     if sixteen and opened.format == "TIFF":
@@ -155,7 +155,7 @@ def _deep_gray_scale(opened: ImageFile.ImageFile) -> tuple[int, bool]:
 
 
 def _tiff_tag(opened: ImageFile.ImageFile, tag: int, default: int | None) -> tuple[Any, ...]:
-    value = opened.tag_v2.get(tag, default)  # type: ignore[attr-defined]  # TIFF alone has tags
+    value = opened.tag_v2.get(tag, default)  # type: ignore[attr-defined]  # only TIFF has tags
     return value if isinstance(value, tuple) else (value,)
 
 
@@ -164,7 +164,7 @@ def _rgb(image: Image.Image, transparent: Any) -> Image.Image:
         return image.convert("RGB")
     if transparent is not None:
         image.info["transparency"] = transparent
-    straight = image.convert("LA") if image.mode == "La" else image  # Pillow has no way from La to RGBA
+    straight = image.convert("LA") if image.mode == "La" else image  # Pillow cannot convert La to RGBA
     rgba = straight.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 

@@ -1,8 +1,8 @@
-"""The embedded data set: emoji people, 72 roles x 3 genders x 6 skin tones x 2 vendors, fully crossed.
+"""The embedded data set of emoji people: 72 roles x 3 genders x 6 skin tones x 2 vendors, fully crossed.
 
-Noto Emoji (Apache-2.0) and Twemoji (CC-BY 4.0), 64 x 64 on white; `emoji_people/NOTICE.md` has the
-attribution and `emoji_people/make.py` made the file. Real images with several true labels each, small
-enough to ship: they serve the quadruplet loss (one identity and soft labels) as well as retrieval of unseen
+The images are from Noto Emoji (Apache-2.0) and Twemoji (CC-BY 4.0), 64 x 64 on white. `emoji_people/NOTICE.md` has
+the attribution; `emoji_people/make.py` makes the file. The data set has several true labels per image and is
+small enough to ship. It suits both the quadruplet loss (one identity and soft labels) and retrieval of unseen
 classes.
 """
 
@@ -30,11 +30,11 @@ def load_emoji_people(
     """Loads the 2,592 images of people.
 
     Args:
-      split: "within" holds 4 + 4 of the 36 images of each role out, spread over gender, skin and vendor,
-        and learns from 28; "disjoint" learns from 48 roles, validates on 8 others and tests on 16 others.
-      seed: another seed gives another split.
-      columns: the labels to take, the first of them being the identity: "role" (72 values), "gender" (3),
-        "skin" (6), "vendor" (2). None is ordinal: the skin "default" (yellow) has no place on a scale.
+      split: "within" holds out 4 + 4 of the 36 images of each role, spread over gender, skin and vendor,
+        and learns from 28. "disjoint" learns from 48 roles, validates on 8 and tests on 16 others.
+      seed: seed of the split.
+      columns: the labels, identity first: "role" (72 values), "gender" (3), "skin" (6), "vendor" (2). None is
+        ordinal, since the skin "default" (yellow) is not on a scale.
       size: the side of the images, at most 64.
 
     Returns:
@@ -76,7 +76,7 @@ def load_emoji_people(
 
 
 def _read() -> tuple[np.ndarray, tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Images `[N, 64, 64, 3]`, the file names of one vendor, and what the codes of each axis mean."""
+    """Returns images `[N, 64, 64, 3]`, the file names of one vendor, and the values of each axis."""
     with (
         (resources.files(__package__) / "emoji_people" / "emoji_people.npz").open("rb") as file,
         np.load(file) as arrays,

@@ -1,7 +1,7 @@
-"""The file that a list names: `image_file`.
+"""Finds the file that a list names: `image_file`.
 
-An accented letter is one character (composed, NFC) or a letter and an accent (decomposed, NFD). Both look alike, but
-most file systems tell them apart, and archives from macOS hold decomposed names.
+An accented letter is one character (composed, NFC) or a letter and an accent (decomposed, NFD). Both look the same, but
+most file systems distinguish them, and archives from macOS hold decomposed names.
 """
 
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def image_file(root: Path, name: str) -> Path:
-    """The file of a name below a folder. Each part of the name may be composed or decomposed on disk."""
+    """Returns the file with a name in a folder. Each part of the name may be composed or decomposed on disk."""
     file = root / name
-    if name.isascii() or os.path.exists(file):  # which gives False where Path.exists raises, for names too long
+    if name.isascii() or os.path.exists(file):  # os.path.exists returns False for names so long that Path.exists raises
         return file
     found = root
     for part in Path(name).parts:
@@ -25,7 +25,7 @@ def image_file(root: Path, name: str) -> Path:
 
 
 def spelled_out(name: str) -> str:
-    r"""Returns what a message adds on a missing file whose name has letters outside ASCII, else "".
+    r"""Returns the addition to a message about a missing file if its name is not ASCII, else "".
 
     Example:
       >>> spelled_out("\xe9.png")

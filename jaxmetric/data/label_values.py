@@ -1,4 +1,4 @@
-"""From the cells of label columns to codes: `clean_values`, `note_values` and `encode_values`."""
+"""Converts the cells of label columns to codes: `clean_values`, `note_values` and `encode_values`."""
 
 import math
 import re
@@ -13,14 +13,14 @@ import numpy as np
 from jaxmetric.data.problems import Problems, counted, some_of
 from jaxmetric.data.sources import LabelColumn
 
-# What pandas reads as missing.
+# The words that pandas reads as missing.
 MISSING_WORDS = frozenset(
     {"NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "#N/A N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"}
 )
 _FOLDED_MISSING_WORDS = frozenset({"", *(word.casefold().replace(" ", "") for word in MISSING_WORDS)})
-_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # categories of characters
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode categories
 _VARIATION_SELECTORS = range(0xFE00, 0xFE10)
-# As Excel and pandas write long numbers whose last digits they have lost.
+# How Excel and pandas write long numbers after dropping their last digits.
 _SCIENTIFIC = re.compile(r"[+-]?\d([.,]\d+)?[eE]\+\d+")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _PLACEHOLDERS = frozenset({"unknown", "unk", "missing", "unspecified", "undefined", "tbd"})
@@ -28,12 +28,12 @@ _MAX_ORDINAL_RANGE = 100_000
 
 
 def clean_values(names: Sequence[str], cells: Sequence[Sequence[str]], problems: Problems) -> list[tuple[str, ...]]:
-    """The values of each row: "" where a word says that it is missing, 31 for 31.0, in Unicode's composed form.
+    """Normalizes the values of each row: "" for missing words, 31 for 31.0, and Unicode's composed form.
 
     Args:
-      names: of the T columns.
+      names: the names of the T columns.
       cells: N rows of T cells.
-      problems: where the missing words are counted.
+      problems: receives a note that counts the missing words.
     """
     columns, missing = [], []
     for name, column in zip(names, zip(*cells, strict=True), strict=True):
@@ -51,7 +51,7 @@ def clean_values(names: Sequence[str], cells: Sequence[Sequence[str]], problems:
 def note_values(
     names: Sequence[str], rows: Sequence[Sequence[str]], ordinal: Collection[int], problems: Problems
 ) -> None:
-    """Notes columns with fewer than two values, and values that may be read in another sense than they were meant."""
+    """Notes columns with fewer than two values, and values that may be misread."""
     minus_one, like_missing = [], []
     for place, (name, column) in enumerate(zip(names, zip(*rows, strict=True), strict=True)):
         counts = Counter(value for value in column if value)
@@ -83,7 +83,7 @@ def note_values(
 def encode_values(
     names: Sequence[str], rows: Sequence[Sequence[str]], ordinal: Collection[int], problems: Problems
 ) -> tuple[np.ndarray, tuple[LabelColumn, ...]]:
-    """Codes int32 `[N, T]`, -1 where missing, and what they mean.
+    """Encodes values as int32 `[N, T]`, with -1 for missing ones; also returns the meaning of the codes.
 
     Raises:
       ManifestError: if an ordinal column has too wide a range.
@@ -99,7 +99,7 @@ def encode_values(
 
 
 def whole_number_cure(value: str) -> str:
-    """What to do about a value that is no integer, for messages.
+    """Suggests what to do about a value that is not an integer, for messages.
 
     Example:
       >>> whole_number_cure("20.5"), whole_number_cure("?")
@@ -115,7 +115,7 @@ def whole_number_cure(value: str) -> str:
 
 
 def looks_missing(value: str) -> bool:
-    """Whether a value is empty or a missing word in any case, but for spaces and characters that are not seen.
+    """Returns whether a value is empty or a missing word, ignoring case, spaces and invisible characters.
 
     Example:
       >>> looks_missing("Null"), looks_missing("Nullarbor")
@@ -132,7 +132,7 @@ def _all_numbers(values: Collection[str]) -> bool:
 
 
 def _without_fraction(cell: str) -> str:
-    """31 for 31.0, as pandas writes whole numbers in a column that lacks some."""
+    """Returns 31 for 31.0, which pandas writes for integers in a column with missing values."""
     return re.sub(r"\.0*$", "", cell)
 
 
@@ -149,7 +149,7 @@ def _note_single_images(name: str, counts: Counter[str], problems: Problems) -> 
 
 
 def _note_lone_words(name: str, counts: Counter[str], problems: Problems) -> None:
-    """Notes what stands among numbers and is none: one value, or several that are no words or usual placeholders."""
+    """Notes other values among numbers: a single one, or several that are placeholders or have no letters or digits."""
     words = [value for value in counts if not _all_numbers({value}) and not looks_missing(value)]
     placeholders = all(value.casefold() in _PLACEHOLDERS or not any(map(str.isalnum, value)) for value in words)
     numbers = sum(_all_numbers({value}) for value in counts)
@@ -172,7 +172,7 @@ def _note_scientific(name: str, counts: Counter[str], problems: Problems) -> Non
 
 
 def _note_equal_numbers(name: str, counts: Counter[str], problems: Problems) -> None:
-    """Notes 7 and 07, which are two values unless the column is ordinal."""
+    """Notes values such as 7 and 07, which are different unless the column is ordinal."""
     seen: dict[Decimal, str] = {}
     for value in counts:
         try:
@@ -188,7 +188,7 @@ def _note_equal_numbers(name: str, counts: Counter[str], problems: Problems) -> 
 
 
 def _note_similar_values(name: str, counts: Counter[str], problems: Problems) -> None:
-    """Notes Ann and ann, and values that differ only in spaces or in characters that are not seen."""
+    """Notes values that differ only in case (Ann and ann), spaces or invisible characters."""
     spellings: dict[str, list[str]] = {}
     for value in counts:
         spellings.setdefault(_visible_letters(value), []).append(value)
@@ -201,7 +201,7 @@ def _note_similar_values(name: str, counts: Counter[str], problems: Problems) ->
 
 
 def _visible_letters(value: str) -> str:
-    """A value without the case of its letters, spaces and characters that are not seen."""
+    """Returns a value without case, spaces and invisible characters."""
     shown = (
         letter
         for letter in unicodedata.normalize("NFC", value.casefold())
@@ -211,7 +211,7 @@ def _visible_letters(value: str) -> str:
 
 
 def _range(name: str, present: set[str], problems: Problems) -> list[str]:
-    """All integers from the smallest value to the largest."""
+    """Returns all integers from the smallest value to the largest, as text."""
     numbers = {int(value) for value in present}
     low, high = min(numbers, default=0), max(numbers, default=-1)
     if high - low >= _MAX_ORDINAL_RANGE:
@@ -220,5 +220,5 @@ def _range(name: str, present: set[str], problems: Problems) -> list[str]:
 
 
 def _order(values: set[str]) -> Callable[[str], Any]:
-    """The key that sorts values numerically if all are numbers, else as text."""
+    """Returns the key that sorts values numerically if all are numbers, else as text."""
     return (lambda value: (float(value), value)) if _all_numbers(values) else str

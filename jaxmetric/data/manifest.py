@@ -1,21 +1,21 @@
-"""A CSV list of anybody's own images: `load_manifest`.
+"""Reads a CSV list of images: `load_manifest`.
 
-A header names the image column, the label columns with the identity first, and perhaps the split:
+The header names the image column, the label columns with the identity first, and optionally the split:
 
     image,identity,gender,age,split
     a/1.jpg,ann,female,31,learning
     a/2.jpg,ann,,31,test
 
-The separator may also be a semicolon, a tab, a bar or spaces, the image column may be called path, filename or the
-like, and the split set, partition, is_train or the like (`csv_table` and `columns` say which). An empty label is
-missing, and so are NA, nan and the other words that pandas reads so; -1 is a value. The split is learning (or train),
-validation (or val), test, query or gallery, or 0, 1, 2; OML's columns is_query and is_gallery are understood. Without
-a split column the images are split by a seed. Without a header, as the authors of the quadruplet loss published
-theirs: `filename, class_1, ..., class_T, split` with split 0 learning, 1 validation, 2 test.
+The separator may also be a semicolon, a tab, a bar or spaces. The image column may be called path, filename and so
+on, and the split set, partition, is_train and so on (see `csv_table` and `columns`). Empty labels, NA, nan and the
+other words that pandas reads as missing are missing; -1 is a value. The split is learning (or train), validation (or
+val), test, query or gallery, or 0, 1, 2. OML's columns is_query and is_gallery are supported. Without a split column,
+a seed splits the images. Without a header, only the format of the authors of the quadruplet loss is read:
+`filename, class_1, ..., class_T, split` with split 0 learning, 1 validation, 2 test.
 
-All images are decoded once before training begins. Whatever is wrong is gathered and raised together, one
-line per problem with the file and its line, or left out and counted under `skip_bad`. Whatever was assumed is told
-in a `SourceWarning` of one line, and `describe(source)` says what was understood.
+All images are decoded once before training begins. All problems are raised together, one line each with the file and
+its line; `skip_bad` skips and counts them instead. Each assumption is a `SourceWarning` of one line, and
+`describe(source)` says how the file was read.
 """
 
 import warnings
@@ -42,7 +42,7 @@ __all__ = ["ManifestError", "ManifestWarning", "load_manifest"]
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a list whose columns are known; a label is "" where it is missing."""
+    """The rows of a list whose columns are known; missing labels are ""."""
 
     columns: tuple[str, ...]
     lines: list[int]
@@ -73,30 +73,28 @@ def load_manifest(
     seed: int = 0,
     memory_budget: int = 1 << 30,
 ) -> LabeledImages:
-    """Reads the images that a CSV file lists; the module's docstring shows the formats.
+    """Reads the images listed in a CSV file. The module's docstring describes the formats.
 
-    Codes follow the sorted values, numerically where all of a column are numbers. The codes of an ordinal
-    column run from its smallest to its largest integer without gaps, so that |a - b| of the codes is that of
-    the values.
+    Codes number the sorted values, in numerical order if all values of a column are numbers. The codes of an ordinal
+    column run from its smallest to its largest integer without gaps, so that |a - b| is the same for codes and
+    values.
 
     Args:
       path: the CSV file, UTF-8.
-      root: the folder that image names start from; the file's own by default.
-      image_size: the side S to which images are brought.
-      resize: "crop" (short side to S, then the center) or "squash" (both sides to S).
-      columns: which label columns to use, the first of them being the identity; all by default, except an unnamed
-        index and a column such as `image_id` that numbers the rows. In a file without a header they are called
-        class_1 ... class_T.
-      ordinal: the columns whose values are integers with an order; 31.0 is 31.
-      skip_bad: leave bad rows out with a `ManifestWarning` that counts them, instead of raising.
-      split: how to split where the file does not: images of every class ("within") or whole classes ("disjoint");
-        "given" refuses a file that does not.
-      seed: of that split.
-      memory_budget: bytes that decoded images may take; beyond that they are decoded when they are asked
-        for.
+      root: the folder that image names are relative to; the file's own by default.
+      image_size: the side S of the images.
+      resize: "crop" (scale the short side to S, crop the center) or "squash" (scale both sides to S).
+      columns: the label columns to use, identity first; all by default, except an unnamed index and a column such as
+        `image_id` that numbers the rows. In a file without a header they are called class_1 ... class_T.
+      ordinal: the columns whose values are ordered integers; 31.0 is 31.
+      skip_bad: skip bad rows, with a `ManifestWarning` that counts them, instead of raising.
+      split: how to split if the file has no split: hold out images of every class ("within") or whole classes
+        ("disjoint"); "given" refuses such a file.
+      seed: seed of that split.
+      memory_budget: bytes that decoded images may use. If they need more, they are decoded on each access.
 
     Returns:
-      The images, labels and split; names are the file names as written. There may be no image to learn from, as in a
+      The images, labels and split; names are the file names as written. There may be no learning images, as in a
       list of test images.
 
     Raises:
@@ -106,10 +104,10 @@ def load_manifest(
       ValueError: if an argument is out of range.
 
     Warns:
-      SourceWarning: for what was assumed, left out or may be meant otherwise, one line each: missing words, an index
-        column, a file without a header, identities with a single image, -1 as a value, a column with less than two
-        values, copies of an image in two splits.
-      ManifestWarning: for rows that `skip_bad` left out.
+      SourceWarning: for each assumption, omission and doubtful value, in one line: missing words, an index column, a
+        file without a header, identities with a single image, -1 as a value, a column with fewer than two values,
+        copies of an image in different splits.
+      ManifestWarning: for rows that `skip_bad` skipped.
     """
     path = Path(path)
     check_resize(image_size, resize)
@@ -238,7 +236,7 @@ def _listed_file(root: Path, images: Sequence[str], index: int) -> Path:
 
 
 def _decode(images: LazyImages, rows: _Rows, problems: Problems, memory_budget: int) -> np.ndarray | None:
-    """Decodes every image to find bad ones; returns them all `[N, S, S, 3]` if they fit the budget."""
+    """Decodes every image to find bad ones; returns all images `[N, S, S, 3]` if they fit the budget."""
     kept: np.ndarray | None = None
     for i, image in enumerate(try_images(images)):
         if isinstance(image, ImageError):

@@ -1,11 +1,11 @@
-"""Batches in the order of a plan, read ahead in threads or in worker processes: `batches`.
+"""Reads the batches of a plan ahead, in threads or in worker processes: `batches`.
 
-Batch number `step` depends on the plan and `step` alone, so a run that stops and starts again at any step goes
-on with the same batches, whatever the threads, workers and processes did before; its state is a step number.
+A batch depends only on the plan and the step number. A run that resumes at any step therefore gets the same
+batches for any number of threads, workers and processes, and its state is a step number.
 
-grain reads ahead. One further thread asks it for batches, so that the consumer waits on a queue and can stop
-waiting: for a file that never comes (a hung mount), or for a worker that was killed. All threads are daemons and
-workers end with their parent, so that nothing which hangs keeps the program from ending.
+grain reads ahead. One more thread asks it for batches, so that the consumer waits on a queue and can stop
+waiting for a file that never arrives (a hung mount) or a worker that was killed. All threads are daemons and
+workers end with their parent, so that a hung read cannot keep the program from ending.
 """
 
 import gc
@@ -30,11 +30,11 @@ from jaxmetric.data.plans import Plan, batch_indices, plan_fingerprint
 from jaxmetric.data.reading import read_batch, rows_of
 from jaxmetric.data.sources import ImageError, InputError, InputTimeoutError, LabeledImages
 
-_PATIENCE = 5.0  # seconds that workers may take to end before they are killed
-_START_SECONDS = 120.0  # that workers may take to start, besides the timeout
-_LIMIT = 60.0  # seconds that ending takes at most; grain waits for 25 before it kills a worker by itself
+_PATIENCE = 5.0  # seconds before workers that have not ended are killed
+_START_SECONDS = 120.0  # added to the timeout while workers start
+_LIMIT = 60.0  # most seconds to wait while ending; grain itself kills a worker after 25
 _UNLINK_SECONDS = 0.2
-_NAMED = 3  # images that the message of a timeout names
+_NAMED = 3  # images named in the message of a timeout
 _EXIT_HINTS = {
     -9: "killed, as the kernel does when memory runs out",
     -7: "a bus error, as when /dev/shm is full",
@@ -43,13 +43,13 @@ _EXIT_HINTS = {
 
 
 class InputSpeed(NamedTuple):
-    """How fast batches came.
+    """The speed of the input pipeline.
 
     Attributes:
-      waited_seconds: how long the consumer waited for them.
-      images_per_second: images that the pipeline could deliver per second to a consumer that never paused; 0 before
-        the first batch. For n images, read by R readers (threads, those of all workers together) which took b
-        seconds for it and computed in c of them, on M cores: n / max(b / R, c / M).
+      waited_seconds: time that the consumer waited for batches.
+      images_per_second: the rate that the pipeline could deliver to a consumer that never pauses; 0 before the first
+        batch. It is n / max(b / R, c / M) for n images, read by R readers (the threads of all workers together) in
+        b seconds with c seconds of CPU time, on M cores.
     """
 
     waited_seconds: float
@@ -70,34 +70,34 @@ def batches(
     process_count: int = 1,
     timeout: float | None = None,
 ) -> "BatchIterator":
-    """The batches of steps `start` to `stop` (excluded).
+    """Iterates over the batches of steps `start` to `stop` (excluded), reading ahead.
 
     Args:
       source: the images and labels.
-      plan: which images each batch takes.
-      start: the first step, from 0; or what `BatchIterator.state` returned, to go on from there.
+      plan: the images of each batch.
+      start: the first step, from 0, or the result of `BatchIterator.state`, to resume from there.
       stop: the step after the last.
-      on_bad: called each time that an image cannot be read, by the consumer's own thread, before it gets the batch
-        that is concerned; another image of the class takes its place. By default the error ends the iteration.
-      workers: processes that read; 0 reads in threads of this process, and so does a source in memory, of which
-        workers would only make copies. They are spawned: a script keeps its work under `if __name__ == "__main__"`.
-      threads: how many batches this process, or each worker, reads at the same time.
-      prefetch: how many batches may lie ready; each worker holds up to four more in passing.
+      on_bad: called for each image that cannot be read, in the consumer's thread, before the batch is returned.
+        Another image of the class replaces it. By default the error ends the iteration.
+      workers: number of reading processes; 0 reads in threads of this process. A source in memory uses none, since
+        workers would only copy it. Workers are spawned: guard a script's work by `if __name__ == "__main__"`.
+      threads: number of batches that this process, or each worker, reads at the same time.
+      prefetch: largest number of prefetched batches; each worker holds up to four more in transit.
       process_index: p, such as `jax.process_index()`.
-      process_count: n, such as `jax.process_count()`; process p reads rows `[p B / n, (p + 1) B / n)` of every
-        batch of B, and the rows of all processes together are the batch that one process would read.
-      timeout: seconds to wait for a batch (for the first from workers 120 more, as they have to start); None waits for
-        ever.
+      process_count: n, such as `jax.process_count()`. Process p reads rows `[p B / n, (p + 1) B / n)` of every
+        batch of B. Together, the processes read the same batch as a single process.
+      timeout: seconds to wait for a batch (120 more for the first one from workers, which have to start). None waits
+        forever.
 
     Returns:
       An iterator of batches: "image" uint8 `[B / n, S, S, 3]`, "label" int32 `[B / n, T]`, "index" int32 `[B / n]`.
 
     Raises:
-      ValueError: if the steps do not run forwards from 0, a number is out of range, n processes cannot share the batch
-        evenly, the plan draws images that the source lacks, or the state belongs to another plan.
-      ImageError: while iterating, if an image cannot be read (or, with `on_bad`, none of its class can).
+      ValueError: unless 0 <= start <= stop, or if a number is out of range, n processes cannot share the batch
+        evenly, the plan has images that the source lacks, or the state belongs to another plan.
+      ImageError: while iterating, if an image cannot be read (or, with `on_bad`, no image of its class).
       InputTimeoutError: while iterating, if no batch came in time.
-      InputError: while iterating, if a worker died, or reading failed in another way than `ImageError`.
+      InputError: while iterating, if a worker died, or reading failed for another reason.
     """
     for name, value, least in (("workers", workers, 0), ("threads", threads, 1), ("prefetch", prefetch, 1)):
         if value < least:
@@ -139,10 +139,10 @@ def batches(
 
 
 class BatchIterator(Iterator[dict[str, np.ndarray]]):
-    """What `batches` returns: an iterator that can be saved, timed and closed.
+    """The iterator of `batches`, which can be saved, timed and closed.
 
-    Its state is its own and not grain's, which describes the buffers of one number of workers: the next step says as
-    much, and any number of workers, threads and processes can go on from it.
+    Its state is the next step rather than grain's state, which describes the buffers of a fixed number of workers.
+    Any number of workers, threads and processes can resume from a step.
     """
 
     def __init__(
@@ -188,24 +188,24 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         return reading.batch
 
     def state(self) -> dict[str, Any]:
-        """What to save in order to go on after the last batch that was handed over.
+        """Returns the state needed to resume after the last returned batch.
 
         Returns:
           A dictionary for JSON: "next_step"; "unreadable", the distinct messages of the images that this process
-          could not read up to here; "plan", a fingerprint. As `start` of other `batches` of the same plan it gives the
-          batches that are left, bit for bit, whatever the workers, threads and processes were and are.
+          could not read so far; "plan", a fingerprint. Pass it as `start` to `batches` with the same plan to get the
+          remaining batches, bit for bit, with any number of workers, threads and processes.
         """
         return {"next_step": self._step, "unreadable": sorted(self._unreadable), "plan": self._fingerprint}
 
     def speed(self) -> InputSpeed:
-        """How fast batches came since this was last asked."""
+        """Returns the speed since the last call."""
         seconds = max(self._busy_seconds / self._readers, self._cpu_seconds / _cores())
         speed = InputSpeed(self._waited_seconds, self._images / seconds if seconds else 0.0)
         self._restart_clocks()
         return speed
 
     def close(self) -> None:
-        """Ends reading and the workers, as an error and letting go of the iterator do."""
+        """Stops reading and ends the workers. An error and deleting the iterator do the same."""
         self._closed = True
         if self._feed is not None:
             self._feed.close()
@@ -230,7 +230,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
 
 
 class _Reading(NamedTuple):
-    """What reading one step came to, in a form that can be sent from a worker."""
+    """The result of reading one step, in a form that a worker can send."""
 
     batch: dict[str, np.ndarray] | None
     unreadable: tuple[str, ...]
@@ -242,7 +242,7 @@ class _Reading(NamedTuple):
 def _attempt(
     source: LabeledImages, plan: Plan, step: int, around: bool, process_index: int, process_count: int
 ) -> _Reading:
-    """Reads one step; an error becomes a value, so that it arrives the same from a thread and from a worker."""
+    """Reads one step and returns an error as a value, so that threads and workers report it in the same way."""
     unreadable: list[str] = []
     batch: dict[str, np.ndarray] | None = None
     error: Exception | None = None
@@ -267,9 +267,9 @@ def _attempt(
 class _Feed:
     """A thread that takes readings from grain, one ahead of those asked for.
 
-    Only that thread meets grain: it may hang there, it holds no reference to the iterator, and it blocks the signals
-    that a terminal sends to all processes, which the workers started from it inherit. A worker then neither prints a
-    traceback nor ends before its parent has saved.
+    Only this thread calls grain, where it may hang. It holds no reference to the iterator. It blocks the signals
+    that a terminal sends to all processes, and the workers that it starts inherit that, so that they neither print a
+    traceback nor end before their parent has saved.
     """
 
     def __init__(
@@ -280,25 +280,25 @@ class _Feed:
         self._start = start
         self._start_seconds = _START_SECONDS if workers else 0.0
         ended = threading.Event()
-        # Making it also starts Python's resource tracker, which would unblock the signals of the thread it starts from.
+        # This also starts Python's resource tracker, which would unblock the signals of the thread that starts it.
         self._roster = ShareableList([0] * workers) if workers else None
         dataset = partial(_dataset, read, start, stop, threads, ahead, workers, self._roster)
         threading.Thread(
             target=_feed, args=(dataset, workers > 0, self._asked, self._ready, ended), daemon=True
         ).start()
         self._asked.put(True)
-        # At exit this comes before grain's own finalizers, which would wait for a worker that hangs.
+        # At exit this runs before grain's own finalizers, which would wait for a hung worker.
         self.close = Finalize(self, _end, args=(self._asked, ended, self._roster), exitpriority=100)
 
     def take(self, timeout: float | None) -> _Reading:
-        """The next reading; raises `queue.Empty` after `timeout` seconds, or longer while workers start."""
+        """Returns the next reading; raises `queue.Empty` after `timeout` seconds, or later while workers start."""
         self._asked.put(True)
         reading = self._ready.get(timeout=timeout if timeout is None else timeout + self._start_seconds)
         self._start_seconds = 0.0
         return reading
 
     def abandon(self, step: int) -> None:
-        """Ends a feed in which a step hangs."""
+        """Ends the feed while the reading of a step hangs."""
         if self._roster is None:
             self.close.cancel()
             return
@@ -322,8 +322,8 @@ def _feed(
     except Exception as error:
         ready.put(_Reading(None, (), _explained(error), 0.0, 0.0))
     if spawns:
-        gc.collect()  # cycles of frames and tracebacks hold the workers' last batches in shared memory,
-        time.sleep(_UNLINK_SECONDS)  # which a thread of grain's removes, or else Python warns of it at exit
+        gc.collect()  # cycles of frames and tracebacks keep the workers' last batches in shared memory
+        time.sleep(_UNLINK_SECONDS)  # for grain's thread that removes it; otherwise Python warns about it at exit
     ended.set()
 
 
@@ -334,7 +334,7 @@ def _hand_over(readings: Any, asked: "queue.SimpleQueue[bool]", ready: "queue.Si
 
 
 def _owned(reading: _Reading) -> _Reading:
-    """Copies a batch out of shared memory, of which a consumer that keeps batches would run short."""
+    """Copies a batch out of shared memory, which would run out if the consumer kept batches."""
     if reading.batch is None:
         return reading
     return reading._replace(batch={key: np.array(value) for key, value in reading.batch.items()})
@@ -349,15 +349,15 @@ def _dataset(
     workers: int,
     roster: ShareableList[int] | None,
 ) -> Any:
-    """The grain pipeline, which gives readings in the order of their steps."""
+    """Makes the grain pipeline, which yields readings in the order of their steps."""
     steps = grain.MapDataset.range(start, stop).map(read)
     if roster is None:
-        # A thread of grain's usual pool that hangs would keep the program from ending; these are daemons.
+        # A hung thread of grain's default pool would keep the program from ending; these threads are daemons.
         in_order = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         return grain.experimental.multithread_prefetch(in_order, num_threads=threads, buffer_size=ahead // threads)
     from absl import flags
 
-    if not flags.FLAGS.is_parsed():  # grain 0.2.18 asks for a flag of its own all the same (google/grain issue 1355)
+    if not flags.FLAGS.is_parsed():  # grain 0.2.18 reads a flag even so (google/grain issue 1355)
         flags.FLAGS.mark_as_parsed()
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return steps.to_iter_dataset(options).mp_prefetch(
@@ -366,7 +366,7 @@ def _dataset(
 
 
 def _enter_worker(roster: str, index: int, count: int) -> None:
-    """What a worker does first: it tells its id, ends when its parent does, and leaves the devices alone."""
+    """Initializes a worker: registers its id, ends it with its parent, and keeps it off the devices."""
     pids = ShareableList[int](name=roster)
     pids[index] = os.getpid()
     pids.shm.close()
@@ -384,13 +384,13 @@ def _end_with_parent() -> None:
 
 
 def _end(asked: "queue.SimpleQueue[bool]", ended: threading.Event, roster: ShareableList[int] | None) -> None:
-    """Tells a feed to stop; if it does not in time its workers are killed, and a thread that hangs is left behind."""
+    """Stops a feed. If it does not stop in time, its workers are killed and a hung thread is abandoned."""
     asked.put(False)
     stopped = ended.wait(_PATIENCE)
     if roster is None:
         return
     limit = time.monotonic() + _LIMIT
-    while not stopped and time.monotonic() < limit:  # a worker that is still starting signs in late
+    while not stopped and time.monotonic() < limit:  # a worker that is still starting registers late
         _kill([roster[i] for i in range(len(roster))])
         stopped = ended.wait(0.1)
     roster.shm.close()
@@ -404,7 +404,7 @@ def _kill(pids: Sequence[int]) -> None:
 
 
 def _explained(error: Exception) -> InputError:
-    """What grain failed with: a worker that died, or else something unforeseen."""
+    """Converts an error of grain: the death of a worker, or something unexpected."""
     died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
     if died is None:
         return _in_one_line(error, "reading ahead failed")
@@ -413,7 +413,7 @@ def _explained(error: Exception) -> InputError:
 
 
 def _in_one_line(error: Exception, what: str) -> InputError:
-    """An error whose traceback, which would keep batches alive and cannot be sent from a worker, is kept as text."""
+    """Returns a one-line error with the traceback as text. A traceback cannot be sent and keeps batches alive."""
     short = InputError(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}")
     short.add_note("".join(traceback.format_exception(error)))
     return short

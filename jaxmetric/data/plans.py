@@ -1,15 +1,15 @@
-"""Which images make batch number `step`: a pure function of (seed, step).
+"""Batch plans: the images of each batch as a pure function of (seed, step).
 
-A run that resumes at step 7,000 asks for batch 7,000; nothing is replayed, and every process of a multi-host
-run computes the same answer. `make_plan` draws P classes x K images, `make_uniform_plan` draws images
-whatever their class; `batch_indices` reads either, `visit_counts` tells how often each class has come up
-before a step, `plan_fingerprint` tells plans apart.
+A run that resumes at step 7,000 computes batch 7,000 without replaying earlier ones, and every process of a
+multi-host run computes the same batch. `make_plan` samples P classes x K images, `make_uniform_plan` samples
+images of any class. `batch_indices` gives the images of a step, `visit_counts` the number of visits to each
+class before a step, and `plan_fingerprint` a digest to compare plans.
 
-How a step is found without replaying: an epoch of the C classes is ceil(C / P) batches, so step -> (epoch,
-batch) is a division, and the permutation of an epoch is seeded by (seed, epoch). Where P does not divide C
-the last batch is short of f classes; they are taken in turn, f each epoch, from a fixed order. So the number
-of visits that a class has had is closed form, and the visit number of a class finds its images in the same
-way: an epoch of its n images is ceil(n / K) visits, permuted by (seed, class, epoch).
+An epoch of the C classes is ceil(C / P) batches, so (epoch, batch) is a division of the step, and the
+permutation of an epoch is seeded by (seed, epoch). If P does not divide C, the last batch lacks f classes.
+They come from a fixed order, the next f in each epoch. The number of earlier visits to a class therefore has a
+closed form. It selects the images in the same way: an epoch of a class with n images is ceil(n / K) visits,
+permuted by (seed, class, epoch).
 """
 
 import hashlib
@@ -23,14 +23,13 @@ _CLASSES, _FILLERS, _IMAGES = range(3)
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What `batch_indices` needs to know; made by `make_plan` and `make_uniform_plan`.
+    """The input of `batch_indices`, made by `make_plan` or `make_uniform_plan`.
 
     Attributes:
-      groups: the indices of the images of each class; images whose class is missing are one further
-        group.
+      groups: the indices of the images of each class. Images without a class form one more group.
       classes_per_batch: P.
       images_per_class: K.
-      seed: another seed gives other batches.
+      seed: seed of the batches.
     """
 
     groups: tuple[np.ndarray, ...]
@@ -52,22 +51,21 @@ def make_plan(
     seed: int = 0,
     where: np.ndarray | None = None,
 ) -> Plan:
-    """A plan of batches of P distinct classes with K images each.
+    """Makes a plan of batches of P distinct classes with K images each.
 
-    Every class comes up at least once in each ceil(C / P) batches, and all of them equally often in the long
-    run. The K images of a class are distinct where it has that many, else they repeat; every image of a
-    class with n of them comes up in each ceil(n / K) of its visits.
+    Every epoch of ceil(C / P) batches visits each class at least once, and all classes are visited equally often
+    in the long run. The K images of a class are distinct if it has at least K images; otherwise they repeat.
+    A class with n images shows all of them in every ceil(n / K) visits.
 
     Args:
-      class_ids: integers `[N]`; the images of a missing class (-1) form one further class, so that they
-        come up too.
+      class_ids: integers `[N]`. Images without a class (-1) form one more class, so that they are visited too.
       classes_per_batch: P, at most the number of classes.
       images_per_class: K.
       seed: a non-negative integer.
-      where: booleans `[N]`, the images to draw from (all by default), such as `source.split == 0`.
+      where: booleans `[N]`, the images to sample from (all by default), such as `source.split == 0`.
 
     Returns:
-      The plan; its indices count all N images, whatever `where` leaves out.
+      The plan. Its indices refer to all N images, including those that `where` excludes.
 
     Raises:
       ValueError: if P or K is below 1, a batch has fewer than 2 images, or there are fewer than P classes.
@@ -89,15 +87,15 @@ def make_plan(
 
 
 def make_uniform_plan(num_images: int, *, batch_size: int, seed: int = 0, where: np.ndarray | None = None) -> Plan:
-    """A plan of uniformly random batches: each epoch of ceil(N / batch_size) batches visits every image.
+    """Makes a plan of uniformly random batches. Every epoch of ceil(N / batch_size) batches visits every image.
 
-    It is the P x K plan in which all images are one class, so what `make_plan` promises holds here too.
+    It is the plan of `make_plan` with all images in one class, and has the same guarantees.
 
     Args:
       num_images: N.
-      batch_size: at least 2; images of a batch are distinct where there are that many.
+      batch_size: at least 2. The images of a batch are distinct if there are enough of them.
       seed: a non-negative integer.
-      where: booleans `[N]`, the images to draw from (all by default).
+      where: booleans `[N]`, the images to sample from (all by default).
 
     Returns:
       The plan.
@@ -114,14 +112,14 @@ def make_uniform_plan(num_images: int, *, batch_size: int, seed: int = 0, where:
 
 
 def batch_indices(plan: Plan, step: int) -> np.ndarray:
-    """The indices of the images of batch `step`, int64 `[P K]`, class by class.
+    """Returns the indices of the images of batch `step`, int64 `[P K]`, class by class.
 
     Args:
       plan: from `make_plan` or `make_uniform_plan`.
-      step: counts from 0, without end.
+      step: counts from 0, without an upper limit.
 
     Returns:
-      Indices into what the plan was made for; the K images of one class stand together.
+      Indices of images, with the K images of each class next to each other.
 
     Raises:
       ValueError: if the step is negative.
@@ -133,7 +131,7 @@ def batch_indices(plan: Plan, step: int) -> np.ndarray:
 
 
 def visit_counts(plan: Plan, step: int) -> np.ndarray:
-    """How often each group of the plan has come up in the batches before `step`, int64 `[C]`.
+    """Counts how often the batches before `step` visit each group of the plan, int64 `[C]`.
 
     Args:
       plan: from `make_plan` or `make_uniform_plan`.
@@ -162,7 +160,7 @@ def visit_counts(plan: Plan, step: int) -> np.ndarray:
 
 
 def plan_fingerprint(plan: Plan) -> str:
-    """16 hexadecimal digits that differ between plans with other batches.
+    """Returns 16 hexadecimal digits that differ between plans with different batches.
 
     Example:
       >>> plan_fingerprint(make_uniform_plan(5, batch_size=5)) == plan_fingerprint(make_uniform_plan(6, batch_size=5))
@@ -199,7 +197,7 @@ def _allowed(num_images: int, where: np.ndarray | None) -> np.ndarray:
 
 
 def _position(plan: Plan, step: int) -> tuple[int, int]:
-    """The epoch of classes that holds `step`, and the batch within it."""
+    """Returns the epoch of `step` and the batch within it."""
     if step < 0:
         raise ValueError(f"step must not be negative, got {step}")
     return divmod(step, -(-len(plan.groups) // plan.classes_per_batch))
@@ -215,9 +213,9 @@ def _filler_order(seed: int, num_classes: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _epoch_of_classes(seed: int, num_classes: int, per_batch: int, epoch: int) -> np.ndarray:
-    """The classes of each batch of an epoch, `[ceil(C / P), P]`: all C, and the fillers of this epoch twice.
+    """Returns the classes of each batch of an epoch, `[ceil(C / P), P]`: each once, this epoch's fillers twice.
 
-    Fillers must not stand twice in the last batch, so that its own classes are drawn among the others.
+    A filler must not be in the last batch twice, so the other classes of that batch are chosen among non-fillers.
     """
     shortfall = _shortfall(num_classes, per_batch)
     turn = (epoch * shortfall + np.arange(shortfall)) % num_classes
@@ -230,7 +228,7 @@ def _epoch_of_classes(seed: int, num_classes: int, per_batch: int, epoch: int) -
 
 
 def _images(plan: Plan, group: int, visit: int) -> np.ndarray:
-    """The K images that a class shows at its visit number `visit`."""
+    """Returns the K images of a group at a given visit, which counts from 0."""
     members, K = plan.groups[group], plan.images_per_class
     epoch, turn = divmod(visit, -(-len(members) // K))
     places = np.arange(turn * K, (turn + 1) * K) % len(members)
@@ -239,5 +237,5 @@ def _images(plan: Plan, group: int, visit: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _permutation(length: int, *key: int) -> np.ndarray:
-    """A permutation seeded by `key`, from the raw bits: numpy keeps those stable, `Generator.permutation` not."""
+    """Returns a permutation from raw random bits, which numpy keeps stable, unlike `Generator.permutation`."""
     return np.argsort(np.random.Philox(np.random.SeedSequence(key)).random_raw(length), kind="stable")

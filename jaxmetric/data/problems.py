@@ -1,4 +1,4 @@
-"""What is wrong with a list of images, gathered by line: `Problems`, and how it is told."""
+"""Collects and reports the problems of a list of images: `Problems`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ _PROBLEMS_SHOWN = 10
 
 
 class ManifestError(ValueError):
-    """What is wrong with a manifest, one line per problem.
+    """The problems of a manifest, one per line.
 
     Attributes:
-      problems: all of them; the message shows the first ten, and below them how the file was read and the cure.
+      problems: all of them. The message shows the first ten, then how the file was read and what to do.
     """
 
     def __init__(self, problems: Sequence[str], cure: str = "") -> None:
@@ -21,7 +21,7 @@ class ManifestError(ValueError):
 
 
 class ManifestWarning(SourceWarning):
-    """Rows that `skip_bad` left out; `problems` says which and why."""
+    """Reports the rows that `skip_bad` skipped; `problems` says which and why."""
 
     def __init__(self, rows: int, problems: Sequence[str]) -> None:
         super().__init__("\n".join([f"left out {rows} bad row{'s' * (rows != 1)}:", *_shown(problems)]))
@@ -30,10 +30,10 @@ class ManifestWarning(SourceWarning):
 
 
 class Problems:
-    """Gathers problems by line, and notes on what was taken for what.
+    """Collects problems by line, and notes on how the file was interpreted.
 
     Attributes:
-      bad_lines: the lines that `skip_bad` can leave out.
+      bad_lines: the lines that `skip_bad` can skip.
       notes: one line each, for a `SourceWarning`.
       read_as: the separator and the header, once they are known.
     """
@@ -46,7 +46,7 @@ class Problems:
         self.read_as = ""
 
     def add(self, line: int, what: str, *, last: int | None = None) -> None:
-        """Adds a problem of one line, or of all lines up to `last`."""
+        """Adds a problem of one line, or of all lines from `line` to `last`."""
         self._found.append((line, what))
         self.bad_lines.update(range(line, (last or line) + 1))
 
@@ -55,22 +55,22 @@ class Problems:
         self.notes.append(f"{self._path}: {what}")
 
     def lines(self) -> list[str]:
-        """The problems in the order of their lines."""
+        """Returns the problems in the order of their lines."""
         return [f"{self._path}:{line}: {what}" for line, what in sorted(self._found)]
 
     def refusal(self, what: str, line: int | None = None) -> ManifestError:
-        """The error for a file that cannot be read at all; the problems of its lines follow below it."""
+        """Returns the error for a file that cannot be read at all, followed by the problems of its lines."""
         at = f":{line}" if line else ""
         read_as = f" (read as: {self.read_as})" if self.read_as else ""
         return ManifestError([f"{self._path}{at}: {what}{read_as}", *self.lines()])
 
     def error(self) -> ManifestError:
-        """The error for rows that are wrong."""
+        """Returns the error for bad rows."""
         return ManifestError(self.lines(), f"read as: {self.read_as}; skip_bad (--skip-bad) leaves bad rows out")
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """The number with its noun.
+    """Formats a number with its noun.
 
     Example:
       >>> counted(1, "row"), counted(1200, "identity", "identities")
@@ -80,7 +80,7 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
 
 def some_of(names: Sequence[str], shown: int = 5) -> str:
-    """The first names of a list and how many more there are.
+    """Lists the first names and counts the rest.
 
     Example:
       >>> some_of(["a", "b", "c"], shown=2)

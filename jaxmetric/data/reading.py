@@ -1,9 +1,9 @@
-"""The images of one batch, or of one process's rows of it, read around bad ones: `read_batch`.
+"""Reads one batch, or one process's rows of it, and replaces images that cannot be read: `read_batch`.
 
-An image that cannot be read is replaced by another of its class. Which one depends on the plan and on which
-images are bad, not on who reads the rest of the batch: each of the K places of a class tries candidates of
-its own first, every K-th of the images of the class that the batch does not show. So the rows of all
-processes together are the batch that one process reads.
+An image that cannot be read is replaced by another one of its class. The choice depends only on the plan and on
+which images are bad, not on who reads the rest of the batch: each of the K places of a class first tries its own
+candidates, every K-th image of the class that is not in the batch. The processes therefore read together the
+same batch as a single process.
 """
 
 from collections.abc import Callable
@@ -25,23 +25,23 @@ def read_batch(
     process_index: int = 0,
     process_count: int = 1,
 ) -> dict[str, np.ndarray]:
-    """The one batch of a step, or the rows of it that one of n processes takes.
+    """Reads the batch of a step, or the rows of it that belong to one of n processes.
 
     Args:
       source: the images and labels.
-      plan: which images each batch takes.
+      plan: the images of each batch.
       step: counts from 0.
-      on_bad: called each time that an image cannot be read; another image of its class then takes its place, one
-        that the batch does not show where there is one. By default the error is raised.
+      on_bad: called for each image that cannot be read. Another image of its class replaces it, if possible one
+        that is not in the batch. By default the error is raised.
       process_index: p.
-      process_count: n; process p takes rows `[p B / n, (p + 1) B / n)` of the batch of B.
+      process_count: n. Process p reads rows `[p B / n, (p + 1) B / n)` of the batch of B.
 
     Returns:
       "image" uint8 `[B / n, S, S, 3]`, "label" int32 `[B / n, T]`, "index" int32 `[B / n]`.
 
     Raises:
       ValueError: if the step is negative, or n processes cannot share the batch evenly.
-      ImageError: if an image cannot be read (or, with `on_bad`, none of its class can).
+      ImageError: if an image cannot be read (or, with `on_bad`, no image of its class).
     """
     rows = rows_of(plan, process_index, process_count)
     indices = batch_indices(plan, step)
@@ -57,7 +57,7 @@ def read_batch(
 
 
 def rows_of(plan: Plan, process_index: int, process_count: int) -> range:
-    """The places of each batch that a process reads.
+    """Returns the places of each batch that a process reads.
 
     Raises:
       ValueError: if there is no such process, or the batch cannot be shared evenly.
@@ -76,7 +76,7 @@ def rows_of(plan: Plan, process_index: int, process_count: int) -> range:
 def _read_around(
     source: LabeledImages, plan: Plan, indices: np.ndarray, place: int, on_bad: Callable[[ImageError], object]
 ) -> tuple[int, np.ndarray]:
-    """Reads the image planned for a place, or its first substitute that can be read."""
+    """Reads the image planned for a place, or the first substitute that can be read."""
     planned = int(indices[place])
     try:
         return planned, source.images[planned]
@@ -94,7 +94,7 @@ def _read_around(
 
 
 def _substitutes(plan: Plan, indices: np.ndarray, place: int) -> np.ndarray:
-    """The other images of the class at a place: the place's own, then those left, then those that the batch shows."""
+    """Returns substitutes for a place: its own candidates, other images not in the batch, then those in the batch."""
     turn = place % plan.images_per_class
     shown = indices[place - turn : place - turn + plan.images_per_class]
     group = _group_of(plan, shown[0])

@@ -1,7 +1,7 @@
-"""What every source of images hands over: images, integer labels, and which image is held out.
+"""The common form of all sources: images, integer labels and the split.
 
-`load_emoji_people`, `load_manifest` and `load_tfds` return a `LabeledImages`; the plans, the pipeline, the
-trainer and the evaluation read nothing else. Somebody with arrays of their own builds one directly.
+`load_emoji_people`, `load_manifest` and `load_tfds` return a `LabeledImages`, the only input of plans, pipeline,
+training and evaluation. Build one directly from your own arrays.
 """
 
 from collections.abc import Sequence
@@ -16,29 +16,29 @@ _CODING = "values, codes = np.unique(column, return_inverse=True) codes a column
 
 
 class ImageError(ValueError):
-    """An image that cannot be read; the message is one line that names it."""
+    """Raised for an image that cannot be read; the message is one line that names it."""
 
 
 class InputError(RuntimeError):
-    """Reading that failed through no image's fault, such as a worker that was killed; the message is one line."""
+    """Raised if reading failed for a reason other than an image, such as a killed worker; the message is one line."""
 
 
 class InputTimeoutError(InputError):
-    """No batch came in time; the message is one line that names the step and its first images."""
+    """Raised if no batch came in time; the message is one line that names the step and its first images."""
 
 
 class SourceWarning(UserWarning):
-    """One line on the data of a source: what was assumed, counted or left out."""
+    """One line about the data of a source: an assumption, a count or an omission."""
 
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """One label that every image carries: its name and what its codes mean.
+    """The name of a label column and the meaning of its codes.
 
     Attributes:
-      name: what the column is called, such as "gender".
+      name: such as "gender".
       values: code i means `values[i]`.
-      ordinal: whether the distance of two codes means something (an age), or only their equality (a role).
+      ordinal: whether differences of codes are meaningful (an age), or only equality (a role).
     """
 
     name: str
@@ -48,16 +48,16 @@ class LabelColumn:
 
 @dataclass(frozen=True, eq=False)
 class LabeledImages:
-    """Images with T labels each and the split they belong to.
+    """Images with T labels each and a split.
 
     Attributes:
-      images: `images[i]` is a uint8 array `[S, S, 3]`, the same S for all; an array in memory or a lazy
+      images: `images[i]` is a uint8 array `[S, S, 3]`, with the same S for all; an array in memory or a lazy
         sequence.
       labels: int32 `[N, T]` codes; -1 is a missing label.
       columns: the T columns; column 0 is the identity (the class) unless a caller says otherwise.
-      split: int8 `[N]`: 0 learning, 1 validation, 2 test, 3 query, 4 gallery. Queries and gallery are the test images
-        of a protocol that names both: each query is searched in the gallery.
-      names: N strings which say where each image comes from (a file, an id), for messages and the report.
+      split: int8 `[N]`: 0 learning, 1 validation, 2 test, 3 query, 4 gallery. Query and gallery are the test images
+        of protocols that search each query in a separate gallery.
+      names: N strings that identify the images (a file, an id), for messages and the report.
       origin: how the source was read, such as the separator of a list, for `describe`; "" for arrays.
 
     Raises:
@@ -100,12 +100,12 @@ class LabeledImages:
 
     @property
     def image_size(self) -> int:
-        """The side S of the images (a lazy source decodes one to know it)."""
+        """The side S of the images. A lazy source decodes one image to get it."""
         return int(self.images[0].shape[0])
 
 
 def describe(source: LabeledImages) -> str:
-    """What a source holds, in two lines: how many images of which splits; its columns and how it was read.
+    """Describes a source in two lines: the number of images by split, then the columns and how it was read.
 
     Example:
       >>> source = LabeledImages(

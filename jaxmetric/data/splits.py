@@ -1,15 +1,15 @@
-"""Which images to learn from and which to hold out, as pure functions of the labels and a seed.
+"""Splits images into learning, validation and test, as pure functions of the labels and a seed.
 
-`split_within_classes` holds some images of every class out: can a known class be recognized in a new
-image? (Paper 1's question.) `split_disjoint_classes` holds whole classes out: are images of classes never
-seen found by their likeness? (Paper 2's question.) Both return int8 `[N]`: 0 learning, 1 validation, 2 test.
+`split_within_classes` holds out some images of every class, to test recognition of known classes (as in the
+quadruplet paper). `split_disjoint_classes` holds out whole classes, to test retrieval of unseen classes (as in the
+SoftTriple paper). Both return int8 `[N]`: 0 learning, 1 validation, 2 test.
 """
 
 import numpy as np
 
 from jaxmetric.data.sources import LEARNING, TEST, VALIDATION
 
-_ROUNDING = 1e-9  # by which a share of whole images may miss them
+_ROUNDING = 1e-9  # tolerance for rounding errors in shares of images
 
 
 def split_within_classes(
@@ -22,16 +22,16 @@ def split_within_classes(
 ) -> np.ndarray:
     """Holds out a share of the images of every class.
 
-    A class gets its share rounded up or down. Which way is drawn by the seed, so that the shares also hold over all
-    classes together, however few images each has. Every class keeps at least one image to learn from.
+    The share of each class is rounded up or down at random, so that the shares also hold over all classes together,
+    even if each has few images. Every class keeps at least one image to learn from.
 
     Args:
-      class_ids: integers `[N]`; images of a missing class (-1) are split as one further class.
+      class_ids: integers `[N]`. Images without a class (-1) are split like one more class.
       validation: share of each class to validate on, in [0, 1).
       test: share of each class to test on, in [0, 1).
-      seed: another seed gives another split.
-      spread: integers `[N, S]`, further labels: what is held out of a class then differs in as many of them
-        as it can.
+      seed: seed of the split.
+      spread: integers `[N, S]`, more labels. The images held out of a class then differ in as many of them as
+        possible.
 
     Returns:
       int8 `[N]`: 0 learning, 1 validation, 2 test.
@@ -67,14 +67,14 @@ def split_within_classes(
 def split_disjoint_classes(
     class_ids: np.ndarray, *, validation: float = 0.1, test: float = 0.2, seed: int = 0
 ) -> np.ndarray:
-    """Holds a share of the classes out, whole.
+    """Holds out a share of the classes, with all their images.
 
     Args:
-      class_ids: integers `[N]`; images of a missing class (-1) are learned from: nothing says that they are
+      class_ids: integers `[N]`. Images without a class (-1) are learning images, since their class might not be
         unseen.
       validation: share of the classes to validate on, in [0, 1).
       test: share of the classes to test on, in [0, 1).
-      seed: another seed gives another split.
+      seed: seed of the split.
 
     Returns:
       int8 `[N]`: 0 learning, 1 validation, 2 test.
@@ -107,10 +107,10 @@ def _check(class_ids: np.ndarray, validation: float, test: float) -> None:
 
 
 def _counts_within(sizes: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
-    """How many images of each class to validate and to test on, `[C, 2]`.
+    """Returns the number of validation and test images of each class, `[C, 2]`.
 
-    What rounding leaves of a share is carried to the next class, in an order and from a start that the seed draws. A
-    class with a single image takes no part.
+    The rounding error of a class is carried over to the next one, in a random order and from a random start. A class
+    with a single image is skipped.
     """
     rng = np.random.default_rng([seed, len(sizes)])
     order = rng.permutation(np.flatnonzero(sizes > 1))
@@ -126,14 +126,14 @@ def _counts_within(sizes: np.ndarray, validation: float, test: float, seed: int)
 
 
 def _shares(count: int, validation: float, test: float) -> tuple[int, int]:
-    """Whole numbers to validate and to test on, leaving at least one of `count` to learn from."""
+    """Returns the numbers to validate and to test on, leaving at least one of `count` to learn from."""
     to_test = min(round(count * test), max(count - 1, 0))
     to_validate = min(round(count * validation), max(count - 1 - to_test, 0))
     return to_validate, to_test
 
 
 def _most_different(labels: np.ndarray, taken: np.ndarray, count: int) -> list[int]:
-    """Greedily `count` rows of `labels` that repeat each other's values least, then those of `taken`."""
+    """Greedily selects `count` rows of `labels` that share the fewest values with each other, then with `taken`."""
     chosen: list[int] = []
     repeats = (labels[:, None] == taken).sum(axis=(1, 2)) / (1 + taken.size)
     for _ in range(count):

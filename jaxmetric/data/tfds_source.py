@@ -1,8 +1,8 @@
-"""Data sets of TensorFlow Datasets by name, read without TensorFlow: `load_tfds`.
+"""Reads data sets of TensorFlow Datasets without TensorFlow: `load_tfds`.
 
-`tfds.data_source` reads array_record files at random. Most sets need TensorFlow once, to be prepared; after
-that labels are read here at the start and images are decoded when they are asked for. What is left out or taken
-as missing is told in a `SourceWarning` of one line.
+`tfds.data_source` reads array_record files with random access. Most data sets need TensorFlow once, for preparation.
+Labels are read at the start and images are decoded on each access. Ignored splits and missing values are reported in
+one-line `SourceWarning`s.
 """
 
 import hashlib
@@ -40,27 +40,26 @@ def load_tfds(
     """Opens a prepared TFDS data set.
 
     Args:
-      name: as TFDS knows it, such as "cars196" or "cars196:2.1.0".
-      label_keys: the features to take as labels, the first of them being the identity: class labels, integers
-        or text.
-      data_dir: where the set was prepared; TFDS's own folder by default.
+      name: the TFDS name, such as "cars196" or "cars196:2.1.0".
+      label_keys: the features to use as labels, identity first: class labels, integers or text.
+      data_dir: the folder of the prepared data set; TFDS's own by default.
       image_key: the feature that holds the image.
-      split: "given" takes the set's own train, validation, test, query and gallery; "disjoint" pools them and holds
-        whole classes out, as the retrieval protocols do; "within" pools them and holds images of every class out.
-      image_size: the side S to which images are brought.
-      resize: "crop" (short side to S, then the center) or "squash" (both sides to S).
-      seed: of the splits that are not given.
+      split: "given" uses the data set's own train, validation, test, query and gallery; "disjoint" pools them and
+        holds out whole classes, as retrieval protocols do; "within" pools them and holds out images of every class.
+      image_size: the side S of the images.
+      resize: "crop" (scale the short side to S, crop the center) or "squash" (scale both sides to S).
+      seed: seed of the splits "within" and "disjoint".
 
     Returns:
       The images, decoded lazily, with labels and split; names are "<split>[<index>]".
 
     Raises:
-      ValueError: if the set is unknown or not prepared (the message has the command that prepares it), or has
-        no such feature or no split of a known name.
+      ValueError: if the data set is unknown or not prepared (the message has the command that prepares it), or has
+        no such feature or no split with a known name.
 
     Warns:
-      SourceWarning: for splits of other names, which are left out; for -1 and words such as NA, which are taken as
-        missing; for labels with less than two values; for copies of an image in two splits.
+      SourceWarning: for splits with other names, which are ignored; for -1 and words such as NA, which are read as
+        missing; for labels with fewer than two values; for copies of an image in different splits.
     """
     check_resize(image_size, resize)
     if isinstance(label_keys, str) or not label_keys:
@@ -106,7 +105,7 @@ def _prepared_builder(name: str, data_dir: str | Path | None) -> Any:
     hint = f"prepare it once, with TensorFlow installed: tfds build {name} --file_format=array_record{where}"
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-    except Exception as error:  # each way of not finding a set has its own exception
+    except Exception as error:  # TFDS raises various exceptions for unknown data sets
         raise ValueError(
             f"data set {name!r} cannot be opened: {str(error).splitlines()[0]}; if it exists, {hint}"
         ) from error
@@ -136,7 +135,7 @@ def _check_features(builder: Any, name: str, image_key: str, label_keys: Sequenc
 
 
 def _open_splits(builder: Any, name: str, image_key: str) -> dict[str, Any]:
-    """The data sources of the splits that have a place here, images left encoded."""
+    """Opens the data sources of all splits with known names, without decoding images."""
     import tensorflow_datasets as tfds
 
     known = [part for part in builder.info.splits if part in _SPLIT_NAMES]
@@ -159,7 +158,7 @@ def _encoded_image(parts: Sequence[Any], image_key: str, index: int) -> bytes:
 def _read_records(
     parts: Iterable[Any], label_keys: Sequence[str], image_key: str
 ) -> tuple[list[list[Any]], list[bytes]]:
-    """The labels of every record, and a digest of its encoded image."""
+    """Reads the labels of every record and a digest of its encoded image."""
     cells, digests = [], []
     for records in parts:
         for i in range(len(records)):
@@ -170,7 +169,7 @@ def _read_records(
 
 
 def _encode(key: str, values: Sequence[Any], feature: Any, problems: Problems) -> tuple[np.ndarray, LabelColumn]:
-    """Codes of one label: a class label's own, or places among the sorted values; -1 is missing, as are the words."""
+    """Encodes one label: by a class label's own codes or by sorted values. -1 and missing words become -1."""
     plain = [value.decode() if isinstance(value, bytes) else value for value in values]
     missing = Counter(str(value) for value in plain if value == -1 or value in MISSING_WORDS)
     if missing:

@@ -1,7 +1,7 @@
-"""Encoders: Flax Linen modules from images to embeddings of length 1.
+"""Encoders: Flax Linen modules that map images to embeddings of norm 1.
 
-`make_encoder` builds one by name: a trunk of `ENCODERS` (images to a feature map) and an `EmbeddingHead`
-(feature map to embeddings). To add a network, put a function of the trunk's options into `ENCODERS`.
+`make_encoder` builds an encoder by name from a trunk in `ENCODERS` (images to a feature map) and an `EmbeddingHead`
+(feature map to embeddings). To add a network, add a function of the trunk's options to `ENCODERS`.
 """
 
 from jaxmetric._extras import require
@@ -32,7 +32,7 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
 
 
 class Encoder(nn.Module):
-    """A trunk and a head. `apply(..., capture_intermediates=True)` gives the layers in between."""
+    """A trunk and a head. `apply(..., capture_intermediates=True)` also returns the intermediate layers."""
 
     trunk: nn.Module
     head: EmbeddingHead
@@ -42,15 +42,15 @@ class Encoder(nn.Module):
 
         Args:
           images: `[B, H, W, 3]` floating point.
-          train: normalize by the statistics of the batch and update the collection `batch_stats`, which must
-            then be mutable; otherwise use the stored statistics.
+          train: normalize by the batch statistics and update the collection `batch_stats`, which must be mutable;
+            otherwise use the stored statistics.
 
         Returns:
           Float32 embeddings `[B, dim]`.
 
         Raises:
-          TypeError: if `images` are not floating point.
-          ValueError: if they are not `[B, H, W, 3]`.
+          TypeError: if `images` is not floating point.
+          ValueError: if `images` is not `[B, H, W, 3]`.
         """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images has shape {images.shape}, expected [B, H, W, 3]")
@@ -71,23 +71,23 @@ def make_encoder(
     dtype: Any = jnp.float32,
     remat: bool = False,
 ) -> Encoder:
-    """Build the encoder called `name`, one of the keys of `ENCODERS`.
+    """Build the encoder `name`, one of the keys of `ENCODERS`.
 
     Args:
       name: "tiny" (for tests), "resnet10", "resnet18", "resnet34", "resnet50" or "resnet101".
       embedding_dim: size of the embedding.
-      width: channels of the first stage; None for the network's own (64 for the ResNets, 8 for "tiny").
-      stem: "imagenet" for large images, "small" for those of about 32 pixels.
+      width: channels of the first stage; None for the network's default (64 for the ResNets, 8 for "tiny").
+      stem: "imagenet" for large images, "small" for images of about 32 pixels.
       pooling: "average", "max", "gem" or "average+max".
       axis_name: mapped axis over which batch norm averages its statistics.
-      freeze_batch_norm: use and keep the stored batch statistics in training too.
-      dtype: of the trunk's computation, for example `jnp.bfloat16`. Parameters, batch statistics and embeddings are
-        float32.
-      remat: keep only what enters each residual block, and compute the rest again in the backward pass: less memory, a
-        third more arithmetic. Parameters and results stay the same. XLA undoes it on CPU.
+      freeze_batch_norm: use the stored batch statistics in training too, and do not update them.
+      dtype: dtype of the trunk's computation, for example `jnp.bfloat16`. Parameters, batch statistics and embeddings
+        are float32.
+      remat: keep only the input of each residual block and recompute the rest in the backward pass, with less memory
+        and a third more arithmetic. Parameters and results stay the same. XLA undoes it on CPU.
 
     Returns:
-      A Linen module; `apply(variables, images, train=False)` gives `[B, embedding_dim]` vectors of length 1.
+      A Linen module; `apply(variables, images, train=False)` returns `[B, embedding_dim]` vectors of norm 1.
 
     Raises:
       ValueError: if `name`, `stem` or `pooling` is unknown or a size is not positive.

@@ -1,4 +1,4 @@
-"""The end of every encoder: pool a feature map over its positions, project it, put it on the unit sphere."""
+"""The embedding head of encoders: pools a feature map, projects it, and normalizes the result."""
 
 import flax.linen as nn
 import jax
@@ -10,14 +10,14 @@ POOLINGS = ("average", "max", "gem", "average+max")
 
 
 class EmbeddingHead(nn.Module):
-    """Feature map `[B, h, w, C]` to embeddings `[B, dim]`, in float32 whatever the trunk computed in.
+    """Maps a feature map `[B, h, w, C]` to embeddings `[B, dim]`, always in float32.
 
     Attributes:
       dim: size of the embedding.
       pooling: "average", "max", their sum "average+max", or "gem": the generalized mean `mean(x^p)^(1/p)` of
         Radenović, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019, whose
         power p is learned and starts at 3.
-      normalize: return vectors of length 1. A zero vector stays zero.
+      normalize: whether to return vectors of norm 1. A zero vector stays zero.
     """
 
     dim: int

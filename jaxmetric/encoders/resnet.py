@@ -1,8 +1,8 @@
-"""Residual networks in Flax Linen: the trunk of an encoder, images in and a feature map out.
+"""Residual networks in Flax Linen: trunks of encoders that map images to a feature map.
 
 `ResNet` stacks a stem and stages of `BasicBlock` (ResNet-10, 18, 34) or `Bottleneck` (50, 101). Layers, names
-and padding follow torchvision: weights trained there fit here one to one. Padding is spelled out; "SAME" pads
-a convolution of stride 2 on the other side than torch does.
+and padding follow torchvision, so that its weights can be used directly. Padding is explicit, since "SAME" pads
+a convolution of stride 2 on the opposite side from torch.
 
 References:
   K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
@@ -27,7 +27,7 @@ def convolution(x: jax.Array, features: int, size: int, stride: int, *, dtype: A
     Must be called inside a compact Linen method, which then owns the parameters.
     """
     if size == 1 and stride > 1:
-        # The same numbers: a 1x1 kernel never sees the pixels in between. On CPU this is 7 times faster.
+        # Gives the same result, since a 1x1 kernel never uses the pixels in between. 7 times faster on CPU.
         x, stride = x[:, ::stride, ::stride], 1
     padding = (size // 2, size // 2)
     layer = nn.Conv(
@@ -62,7 +62,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut. The stride sits in the 3x3, as in torchvision."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut. The 3x3 convolution has the stride, as in torchvision."""
 
     features: int
     stride: int
@@ -92,16 +92,16 @@ class ResNet(nn.Module):
     """A residual network without its classifier.
 
     Attributes:
-      stage_sizes: blocks in each stage; every stage but the first halves height and width.
+      stage_sizes: number of blocks in each stage. Every stage except the first halves height and width.
       block: `BasicBlock` or `Bottleneck`.
       width: channels of the stem and of the first stage's 3x3 convolutions; each stage doubles them.
-      stem: "imagenet" (7x7 of stride 2, then max pooling, leaves a quarter of height and width) or "small"
+      stem: "imagenet" (7x7 of stride 2, then max pooling, which together divide height and width by 4) or "small"
         (3x3 of stride 1).
       axis_name: mapped axis over which batch norm averages its statistics in training; None for one device.
-      freeze_batch_norm: normalize by the stored statistics in training too, and leave them as they are.
-        Scale and bias stay parameters.
-      dtype: of the computation. Parameters and batch statistics are float32 always.
-      remat: keep only what enters each block, and compute the rest again in the backward pass.
+      freeze_batch_norm: normalize by the stored statistics in training too, and do not update them.
+        Scale and bias remain parameters.
+      dtype: dtype of the computation. Parameters and batch statistics are always float32.
+      remat: keep only the input of each block and recompute the rest in the backward pass.
     """
 
     stage_sizes: tuple[int, ...]

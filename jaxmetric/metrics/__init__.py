@@ -1,4 +1,4 @@
-"""What embeddings are worth: retrieval, labeling by neighbors, semantic coherence.
+"""Metrics of embeddings: retrieval, labeling by nearest neighbors, semantic coherence.
 
 Metrics take embeddings or neighbor lists, never an N x N matrix. `evaluate_embeddings` computes all of them.
 """

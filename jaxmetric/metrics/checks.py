@@ -1,4 +1,4 @@
-"""What the metrics ask of their labels, said in one line before work starts."""
+"""Checks the labels and neighbors passed to metrics, with one-line errors."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def check_labels(name: str, labels: Any, num_rows: int) -> np.ndarray:
 
 
 def check_label_column(name: str, labels: Any, num_rows: int | None = None) -> np.ndarray:
-    """Return labels `[num_rows]`, or of any number, -1 where missing, as int64 on the host."""
+    """Return labels `[num_rows]`, of any length if None, -1 where missing, as int64 on the host."""
     labels = check_integers(name, labels)
     if labels.ndim != 1 or num_rows not in (None, len(labels)):
         raise ValueError(f"{name} has shape {labels.shape}, expected ({'N' if num_rows is None else num_rows},)")
@@ -34,7 +34,7 @@ def check_same_columns(query_labels: np.ndarray, gallery_labels: np.ndarray) -> 
 
 
 def check_neighbors(neighbors: Any, num_gallery: int) -> np.ndarray:
-    """Return neighbors `[Q, K]`, rows of the gallery or -1 for none, on the host."""
+    """Return neighbors `[Q, K]`, gallery rows or -1 for none, on the host."""
     neighbors = host_array("neighbors", neighbors)
     if neighbors.ndim != 2:
         raise ValueError(f"neighbors has shape {neighbors.shape}, expected [Q, K]")

@@ -1,8 +1,8 @@
-"""Semantic coherence: do distances between embeddings order pairs by the number of labels on which they disagree?
+"""Semantic coherence: how well distances between embeddings follow the number of labels on which pairs disagree.
 
-`semantic_coherence` sums up a set of embeddings: `spearman` over its pairs, over the centroids of its distinct label
-rows, and the distribution of distances at each number of agreeing labels. A row with a missing label has no exactly
-known disagreement with any other, so it is left out.
+`semantic_coherence` computes `spearman` over pairs of embeddings and over centroids of distinct label rows, and the
+distribution of distances for each number of agreeing labels. Rows with a missing label are excluded, since their
+disagreement with other rows is not known.
 """
 
 from typing import Any
@@ -29,17 +29,18 @@ def semantic_coherence(
     Args:
       embeddings: `[N, D]`.
       labels: `[N, T]` integers, -1 where missing.
-      max_pairs: up to this many pairs (those of 3,000 rows) all are used; of more, so many random ones.
-      seed: of the random pairs.
+      max_pairs: largest number of pairs (the default is enough for 3,000 rows). If there are more, this many random
+        pairs are used.
+      seed: seed of the random pairs.
 
     Returns:
       A dict:
-        * "spearman": Spearman's rank correlation of the distance of two rows with the number of labels on which they
-          disagree, 1 being perfect coherence; None if either does not vary.
-        * "centroid_spearman": the same between the centroids of distinct label rows.
-        * "pairs": how many pairs the first is over.
-        * "by_agreement": for 0 to T agreeing labels {"agreement", "pairs", "mean", "std", "p10", "p50", "p90"} of the
-          squared distances; None where there are no pairs.
+        * "spearman": Spearman's rank correlation between the distance of two rows and the number of labels on which
+          they disagree (1 is perfect coherence); None if either is constant.
+        * "centroid_spearman": the same for the centroids of distinct label rows.
+        * "pairs": the number of pairs in "spearman".
+        * "by_agreement": for 0 to T agreeing labels, {"agreement", "pairs", "mean", "std", "p10", "p50", "p90"} of the
+          squared distances; None if there are no pairs.
 
     Raises:
       ValueError: if shapes do not fit, an embedding is not finite or a label is below -1.
@@ -70,9 +71,9 @@ def semantic_coherence(
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Return Spearman's rank correlation of two vectors in [-1, 1], tied values sharing the mean of their ranks.
+    """Compute Spearman's rank correlation of two vectors, in [-1, 1]. Tied values get the mean of their ranks.
 
-    None if there are fewer than two pairs or one of the vectors is constant.
+    Returns None if there are fewer than two pairs or one of the vectors is constant.
 
     Example:
       >>> round(spearman(np.array([1.0, 2.0, 3.0]), np.array([5, 5, 9])), 3)

@@ -1,6 +1,6 @@
-"""The whole evaluation of an embedding, as one dict that can be written as JSON.
+"""Computes all metrics of an embedding: `evaluate_embeddings`.
 
-`evaluate_embeddings` runs retrieval, labeling and coherence over label columns; the formulas are in those modules.
+It runs retrieval, labeling and coherence over all label columns. The formulas are in those modules.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ def evaluate_embeddings(
 ) -> dict[str, Any]:
     """Evaluate embeddings with several labels each against a labeled gallery.
 
-    A query whose label is missing, or which nobody else in the gallery bears, is undefined in that column: counted, and
-    left out of every mean. Numbers that no query defines are None.
+    A query is undefined in a column if its label there is missing or no other gallery row has it. Undefined queries are
+    counted and excluded from every mean. A mean over no queries is None.
 
     Args:
       query_embeddings: `[Q, D]`.
@@ -45,9 +45,9 @@ def evaluate_embeddings(
       exclude_self: query i is gallery row i and must not find itself.
       exclude: `[Q]` or `[Q, E]` integers, the gallery rows that each query must not find, or -1 for none; see
         `jaxmetric.search.same_group_rows`.
-      ks: the k of Recall@k; a gallery with fewer rows is taken whole.
-      k: neighbors which vote on the labels, weighted by 1 / squared distance; at most what the gallery offers.
-      seed: of the pairs drawn for the coherence of more than 3,000 queries.
+      ks: the values of k for Recall@k, limited to the size of the gallery.
+      k: number of neighbors that vote on the labels, with weights 1 / squared distance; limited to the gallery.
+      seed: seed of the random pairs for the coherence of more than 3,000 queries.
 
     Returns:
       A dict:
@@ -138,9 +138,9 @@ def _score_neighbors(
     k: int,
     offered: int,
 ) -> tuple[list[dict[str, Score]], np.ndarray]:
-    """Return, per column, the scores of the neighbor lists, and the labels `[Q, T]` which the k nearest vote for.
+    """Return the scores of the neighbor lists per column, and the labels `[Q, T]` predicted by the k nearest.
 
-    The lists are as long as MAP@R asks, up to the whole gallery, so they are made and scored in blocks of queries.
+    MAP@R may need lists as long as the gallery, so they are made and scored in blocks of queries.
     """
     num_columns = query_labels.shape[1]
     most_relevant = max(

@@ -1,8 +1,8 @@
-"""Labeling by the nearest neighbors: every label column of a query is read off a labeled gallery.
+"""Labeling by nearest neighbors: predicts the labels of queries from a labeled gallery.
 
-`label_ranks` asks, per column, how many other values lie at least as near as the true one; `cumulative_match_curve`
-sums that up. `knn_labels` answers all columns at once by the vote of the nearest neighbors. A missing gallery label
-neither competes nor votes; a query whose label is missing, or not in the gallery, is undefined.
+`label_ranks` counts, per column, the values that are at least as near as the true one; `cumulative_match_curve`
+summarizes the ranks. `knn_labels` predicts all columns by the vote of the nearest neighbors. Missing gallery labels
+are ignored. A query whose label is missing, or not in the gallery, is undefined.
 
 References:
   H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
@@ -26,8 +26,8 @@ class LabelRanks(NamedTuple):
     """The rank of the true value of each label.
 
     Attributes:
-      ranks: `[Q, T]` from 1, the true value is nearest, to `num_values[t]`; 0 where undefined.
-      num_values: T numbers of distinct values in the gallery.
+      ranks: `[Q, T]` from 1 (the true value is nearest) to `num_values[t]`; 0 if undefined.
+      num_values: the number of distinct gallery values in each of the T columns.
     """
 
     ranks: np.ndarray
@@ -45,16 +45,16 @@ def label_ranks(
 ) -> LabelRanks:
     """Rank the true value of each label column among all values, by their nearest gallery rows.
 
-    A value is as near as the nearest gallery row that bears it. The rank is 1 + the number of other values as near as
-    the true one or nearer: ties count against us.
+    The distance of a value is that of the nearest gallery row with this value. The rank is 1 + the number of other
+    values that are as near as the true one or nearer, so ties count as errors.
 
     Args:
       queries: `[Q, D]` embeddings.
       gallery: `[G, D]` embeddings.
       query_labels: `[Q, T]` integers, -1 where missing.
       gallery_labels: `[G, T]` integers, -1 where missing.
-      exclude: `[Q]` or `[Q, E]` integers, the gallery rows that each query must not use (itself, say), or -1.
-      block_size: queries that are compared with the gallery at a time, at most.
+      exclude: `[Q]` or `[Q, E]` integers, the gallery rows that each query must not use (such as itself), or -1.
+      block_size: largest number of queries to compare with the gallery at a time.
 
     Returns:
       A `LabelRanks`.
@@ -97,7 +97,7 @@ def label_ranks(
 
 
 def _codes(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the positions of labels in the sorted values, `len(values)` for those which are none of them."""
+    """Return the positions of labels in the sorted values, or `len(values)` for other labels."""
     codes = np.searchsorted(values, labels)
     found = np.isin(labels, values)
     return np.where(found, codes, len(values)).astype(np.int32)
@@ -121,7 +121,7 @@ def _ranks(
         return np.zeros(len(queries), np.int32)
 
     def nearest(distances: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distances of the nearest row of each value, `[rows, V]`, and of the true value, `[rows]`."""
+        """Return the distances of the nearest row of each value, `[rows, V]`, and of the true value, `[rows]`."""
         of_values = np.minimum.reduceat(np.take(distances, order, axis=1), starts, axis=1)
         own = np.take_along_axis(of_values, np.where(known[rows], query_codes[rows], 0)[:, None], axis=1)[:, 0]
         return of_values, np.where(known[rows], own, np.inf)
@@ -130,7 +130,7 @@ def _ranks(
     window = 4 * error_bound(lengths, own, gallery.coordinates.shape[1], float)
     defined = np.isfinite(own)
     within = np.abs(of_values - np.where(defined, own, -np.inf)[:, None]) <= window[:, None]
-    # The true value is within the window itself; the rank is in doubt where another one is.
+    # The true value is always within the window; the rank is in doubt if another value is too.
     doubtful = np.flatnonzero(defined & (within.sum(axis=1) > 1))
     if len(doubtful):
         some = distances[doubtful]
@@ -141,13 +141,13 @@ def _ranks(
 
 
 def cumulative_match_curve(ranks: np.ndarray, num_values: int) -> np.ndarray | None:
-    """Return `[num_values]`: the share of defined queries whose true value ranks within the first 1, 2, ...
+    """Return the shares of defined queries whose true value has rank 1, at most 2, ..., at most `num_values`.
 
-    Its first entry is the rank-1 accuracy and its mean the area under the curve.
+    The first entry is the rank-1 accuracy, and the mean is the area under the curve.
 
     Args:
-      ranks: `[Q]` ranks of one column as `label_ranks` gives them; 0 is undefined.
-      num_values: how many values there are to rank.
+      ranks: `[Q]` ranks of one column from `label_ranks`; 0 is undefined.
+      num_values: the number of ranked values.
 
     Returns:
       The curve, or None if no query is defined.
@@ -172,13 +172,13 @@ def knn_labels(
 ) -> np.ndarray:
     """Predict every label column of each query by the vote of its neighbors.
 
-    Of values with equal votes the one with the nearest voter wins.
+    If values have equal votes, the one with the nearest voter wins.
 
     Args:
       distances: `[Q, k]`, ascending.
-      neighbors: `[Q, k]` gallery rows; -1 is none and does not vote.
-      gallery_labels: `[G, T]` integers, -1 where missing, which does not vote.
-      weighting: "distance" weighs a vote by 1 / distance, so that neighbors at distance 0 outvote all others;
+      neighbors: `[Q, k]` gallery rows; -1 means no neighbor and does not vote.
+      gallery_labels: `[G, T]` integers; -1 means missing and does not vote.
+      weighting: "distance" weights votes by 1 / distance, so that neighbors at distance 0 outvote all others;
         "uniform" gives each neighbor one vote.
 
     Returns:
@@ -215,7 +215,7 @@ def _vote(distances: np.ndarray, labels: np.ndarray, weighting: str) -> np.ndarr
     voting = labels >= 0
     weights = voting.astype(float)
     if weighting == "distance":
-        # Relative to the nearest voter, which changes no winner and keeps every weight finite.
+        # Dividing by the weight of the nearest voter keeps all weights finite and does not change the winner.
         nearest = np.min(distances, axis=1, initial=np.inf, where=voting)[:, None]
         at_zero = weights * (distances == 0)
         weights = np.divide(nearest, distances, out=at_zero, where=voting & (distances > 0))

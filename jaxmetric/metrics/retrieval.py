@@ -1,8 +1,8 @@
 """Retrieval metrics of neighbor lists: Recall@k, Precision@k, R-precision, MAP@R.
 
-`relevance` marks, for one label column, which neighbors bear the query's label and how many the gallery holds. Each
-metric turns that into a `Score`, one value per query. A query whose own label is missing, or whose label nobody in the
-gallery bears, has no defined value: it is counted, and left out of the mean.
+`relevance` marks, for one label column, the neighbors that have the query's label, and counts such rows in the gallery.
+Each metric computes a `Score` from it, with one value per query. A query whose label is missing, or not in the gallery,
+is undefined. Undefined queries are counted and excluded from the mean.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from jaxmetric.search import check_count, check_exclude, host_array
 
 
 class Relevance(NamedTuple):
-    """Which neighbors are relevant.
+    """The relevance of neighbors to queries.
 
     Attributes:
       hits: `[Q, K]` booleans, nearest neighbor first.
-      counts: `[Q]` relevant rows of the whole gallery; 0 makes a query undefined.
+      counts: `[Q]` numbers of relevant rows in the whole gallery; a query with 0 is undefined.
     """
 
     hits: np.ndarray
@@ -31,7 +31,7 @@ class Score(NamedTuple):
     """One value per query.
 
     Attributes:
-      values: `[Q]` floats; 0 where undefined.
+      values: `[Q]` floats; 0 if undefined.
       defined: `[Q]` booleans.
     """
 
@@ -45,17 +45,17 @@ class Score(NamedTuple):
 
     @property
     def queries(self) -> int:
-        """How many queries the mean is over."""
+        """The number of defined queries."""
         return int(self.defined.sum())
 
     @property
     def undefined(self) -> int:
-        """How many queries were left out."""
+        """The number of undefined queries."""
         return len(self.defined) - self.queries
 
 
 def join_scores(scores: Sequence[Score]) -> Score:
-    """Return the scores of several blocks of queries as one."""
+    """Concatenate the scores of several blocks of queries."""
     return Score(*(np.concatenate(parts) for parts in zip(*scores, strict=True)))
 
 
@@ -66,13 +66,13 @@ def relevance(
     *,
     exclude: jax.Array | np.ndarray | None = None,
 ) -> Relevance:
-    """Mark the neighbors that bear the query's label.
+    """Mark the neighbors that have the query's label.
 
     Args:
-      neighbors: `[Q, K]` gallery rows, nearest first; -1 is none and irrelevant.
+      neighbors: `[Q, K]` gallery rows, nearest first; -1 means no neighbor and is irrelevant.
       query_labels: `[Q]` integers, -1 where missing.
       gallery_labels: `[G]` integers, -1 where missing.
-      exclude: `[Q]` or `[Q, E]`, the gallery rows that the query's search left out, or -1 for none.
+      exclude: `[Q]` or `[Q, E]`, the gallery rows that the search excluded for each query, or -1 for none.
 
     Returns:
       A `Relevance`.
@@ -101,7 +101,7 @@ def relevance(
 
 
 def relevant_counts(query_labels: np.ndarray, gallery_labels: np.ndarray, exclude: np.ndarray) -> np.ndarray:
-    """Return `[Q]`: how many gallery rows that are not excluded bear the query's label; 0 if it is missing."""
+    """Count the gallery rows `[Q]` that are not excluded and have the query's label; 0 if the label is missing."""
     known = query_labels >= 0
     values, inverse = np.unique(np.concatenate([gallery_labels, query_labels]), return_inverse=True)
     totals = np.bincount(inverse[: len(gallery_labels)], minlength=len(values))
@@ -111,22 +111,22 @@ def relevant_counts(query_labels: np.ndarray, gallery_labels: np.ndarray, exclud
 
 
 def recall_at_k(relevance: Relevance, k: int) -> Score:
-    """Whether any of the k nearest neighbors is relevant, 0 or 1."""
+    """Compute Recall@k: 1 if any of the k nearest neighbors is relevant, else 0."""
     return _score(relevance, lambda hits, counts: hits.max(axis=1), k)
 
 
 def precision_at_k(relevance: Relevance, k: int) -> Score:
-    """Which share of the k nearest neighbors is relevant."""
+    """Compute Precision@k: the share of relevant rows among the k nearest neighbors."""
     return _score(relevance, lambda hits, counts: hits.mean(axis=1), k)
 
 
 def r_precision(relevance: Relevance) -> Score:
-    """Which share of the R nearest neighbors is relevant, R being the number of relevant gallery rows."""
+    """Compute R-precision: the share of relevant rows among the R nearest, for R relevant rows in the gallery."""
     return _score(relevance, lambda hits, counts: _first(hits, counts).sum(axis=1) / counts)
 
 
 def map_at_r(relevance: Relevance) -> Score:
-    """Mean average precision at R: `1/R sum_{i <= R} rel(i) precision(i)`, R the number of relevant gallery rows.
+    """Compute MAP@R: `1/R sum_{i <= R} rel(i) precision(i)`, for R relevant rows in the gallery.
 
     References:
       K. Musgrave, S. Belongie, S.-N. Lim, A Metric Learning Reality Check, ECCV 2020.
@@ -141,14 +141,14 @@ def map_at_r(relevance: Relevance) -> Score:
 
 
 def _first(hits: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return hits among each query's first `counts` neighbors."""
+    """Keep the hits among each query's first `counts` neighbors."""
     return hits & (np.arange(hits.shape[1]) < counts[:, None])
 
 
 def _score(
     relevance: Relevance, formula: Callable[[np.ndarray, np.ndarray], np.ndarray], k: int | None = None
 ) -> Score:
-    """Apply a formula of (hits, counts) to the first k, or else the first R, neighbors of the defined queries."""
+    """Apply a formula of (hits, counts) to the first k (or R) neighbors of the defined queries."""
     hits, counts = host_array("hits", relevance.hits), host_array("counts", relevance.counts)
     defined = counts > 0
     wanted = int(counts.max(initial=0)) if k is None else check_count("k", k)

@@ -1,8 +1,8 @@
-"""The report: one self-contained HTML file that shows what a run learned.
+"""The report: one self-contained HTML file with the results of a run.
 
-`Run` gathers what a run left behind and `write_report` turns it into a page that opens offline, without a
-single request. `figures` draws charts as SVG, `thumbnails` packs images into sprite sheets, `projection` lays
-embeddings out in the plane, and `page` joins them with `page.html`, `page.css` and `page.js`.
+`Run` holds the results of a run, and `write_report` writes them to a page that works offline and makes no
+requests. `figures` draws charts as SVG, `thumbnails` packs images into sprite sheets, `projection` maps
+embeddings to the plane, and `page` combines them with `page.html`, `page.css` and `page.js`.
 Needs Pillow and scikit-learn (the extra `train`).
 """
 

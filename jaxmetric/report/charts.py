@@ -1,4 +1,4 @@
-"""Which curves of a run are drawn: `learning` over steps, and `ranks_and_coherence` of the evaluation."""
+"""Draws the curves of a run: `learning` over steps, and `ranks_and_coherence` of the evaluation."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ Points = list[tuple[float, float]]
 
 
 def learning(run: Run) -> str:
-    """Validation metrics, the loss and its terms over steps."""
+    """Draws validation metrics, the loss and its terms over steps."""
     curves = _curves(run.history)
     coherence = [key for key in curves if key.startswith("validation/") and key.endswith("/coherence")]
     retrieval = [key for key in curves if key.startswith("validation/") and key not in coherence]
@@ -28,15 +28,15 @@ def learning(run: Run) -> str:
     if not charts:
         return '<p class="note">No learning curves were recorded.</p>'
     speed = sorted(y for _, y in curves.get("images_per_second", []))
-    note = f" Median speed: {speed[len(speed) // 2]:,.0f} images a second." if speed else ""
+    note = f" Median speed: {speed[len(speed) // 2]:,.0f} images per second." if speed else ""
     return (
-        f'<div class="charts">{"".join(charts)}</div><p class="note">Losses: pale as recorded, dark the '
-        f"running mean, labeled with the last record.{note}</p>"
+        f'<div class="charts">{"".join(charts)}</div><p class="note">Losses: recorded values (pale) and their '
+        f"running mean (dark), labeled with the last value.{note}</p>"
     )
 
 
 def ranks_and_coherence(run: Run) -> str:
-    """Distance by number of agreeing labels, and the cumulative match curves."""
+    """Draws distances by number of agreeing labels, and cumulative match curves."""
     figures = []
     rows = run.evaluation["coherence"]["by_agreement"]
     if any(row["mean"] is not None for row in rows):
@@ -46,7 +46,7 @@ def ranks_and_coherence(run: Run) -> str:
             _figure(
                 agreement_chart(rows, before, title="Mean distance by number of agreeing labels"),
                 "Distance by number of agreeing labels",
-                f"A staircase that goes down is coherent. Dot: mean; bar: 10th to 90th percentile.{compared}",
+                f"Coherent if distances decrease. Dot: mean; bar: 10th to 90th percentile.{compared}",
             )
         )
     lines = [_match_curve(run, column.name) for column in run.columns]
@@ -60,7 +60,7 @@ def ranks_and_coherence(run: Run) -> str:
             label_start=True,
             dots=True,
         )
-        about = "How many queries have their right value within the first ranks; each value counts once."
+        about = "Share of queries with the right value within the first ranks; each value counts once."
         figures.append(_figure(chart, "Cumulative match curves", about))
     if not figures:
         return f'<p class="note">Undefined: {WHY_UNDEFINED["retrieval"]}.</p>'
@@ -74,13 +74,13 @@ def _retrieval_chart(run: Run, curves: Mapping[str, Points]) -> str:
         label = key.removeprefix("validation/").removesuffix("/recall@1")
         lines.append(Line(label, points, color(run.columns, label), dashed=label not in names))
     chart = line_chart(lines, title="Validation metrics over steps", x_label="step", percent=True, dots=True)
-    return _figure(chart, "Recall@1 on validation images", "One line for each label.")
+    return _figure(chart, "Recall@1 on validation images", "One line per label.")
 
 
 def _coherence_chart(points: Points) -> str:
     line = Line("coherence", points, "var(--accent)")
     chart = line_chart([line], title="Validation coherence over steps", x_label="step", dots=True)
-    return _figure(chart, "Coherence on validation images", "How well distance follows disagreement.")
+    return _figure(chart, "Coherence on validation images", "Rank correlation of distance and label disagreement.")
 
 
 def _loss_chart(key: str, points: Points) -> str:
@@ -90,20 +90,20 @@ def _loss_chart(key: str, points: Points) -> str:
     ]
     chart = line_chart(lines, title=f"{key} over steps", x_label="step")
     if key == "loss":
-        return _figure(chart, "Training loss", "The number that training lowers.")
+        return _figure(chart, "Training loss", "Lower is better.")
     return _figure(chart, escape(key.removeprefix("loss/")), "A term of the loss.")
 
 
 def _match_curve(run: Run, name: str) -> Line:
     shares = run.evaluation["columns"][name]["cmc"] or []
-    # On a logarithmic axis the far ranks lie too close to be told apart.
+    # On a logarithmic axis, high ranks are too close to distinguish.
     kept = {round(1.12**i) for i in range(120)} | {len(shares)}
     points = [(float(rank), share) for rank, share in enumerate(shares, 1) if share is not None and rank in kept]
     return Line(name, points, color(run.columns, name))
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
-    """Finite points by key, in the order of steps; many are thinned to means over neighboring steps."""
+    """Returns finite points by key, in the order of steps. Long curves are reduced to means over neighboring steps."""
     curves: dict[str, Points] = {}
     for record in sorted(history, key=lambda record: record["step"]):
         for key, value in record.items():
@@ -120,7 +120,7 @@ def _thinned(points: Points) -> Points:
 
 
 def _running_mean(points: Points) -> Points:
-    """A centered mean over about a twelfth of the points."""
+    """Computes a centered mean over about a twelfth of the points."""
     reach = len(points) // 24
     values = [y for _, y in points]
     windows = [values[max(i - reach, 0) : i + reach + 1] for i in range(len(values))]

@@ -1,7 +1,7 @@
-"""Charts as inline SVG: `line_chart` (curves over steps or ranks) and `agreement_chart` (distance by agreement).
+"""Draws charts as inline SVG: `line_chart` (curves over steps or ranks) and `agreement_chart` (distance by agreement).
 
-Colors, type and line widths belong to `page.css`, so that light, dark and print differ there alone. Each chart is
-drawn for 480 x 300 and scales with its column; lines are labeled where they end or begin, not in a legend.
+Colors, fonts and line widths are in `page.css`, which also defines the light, dark and print styles. Charts have a size
+of 480 x 300 and scale with their column. Lines are labeled at their end or start instead of in a legend.
 """
 
 import math
@@ -17,7 +17,7 @@ LABEL_GAP = 16.0
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: points (x, y), y finite; `faint` lines lie behind and bear no label."""
+    """A curve of points (x, y) with finite y. `faint` lines are in the background and have no label."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -28,7 +28,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Frame:
-    """The plotting area, and the map from data to it."""
+    """The plotting area, and the mapping of data to it."""
 
     left: float
     right: float
@@ -37,12 +37,12 @@ class Frame:
     log_x: bool = False
 
     def x(self, value: float) -> float:
-        """The horizontal position of a value."""
+        """Returns the horizontal position of a value."""
         low, high, value = (math.log(v) if self.log_x else v for v in (*self.x_range, value))
         return self.left + (self.right - self.left) * (value - low) / ((high - low) or 1.0)
 
     def y(self, value: float) -> float:
-        """The vertical position of a value."""
+        """Returns the vertical position of a value."""
         low, high = self.y_range
         return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (value - low) / ((high - low) or 1.0)
 
@@ -60,13 +60,13 @@ def line_chart(
     """Draw curves.
 
     Args:
-        lines: at least one point among them; x > 0 where `log_x`.
-        title: what the figure shows, for those who cannot see it.
+        lines: the curves, with at least one point; x > 0 if `log_x`.
+        title: description of the figure for screen readers.
         x_label: name and unit of the horizontal axis.
-        percent: y is a share in [0, 1], or a correlation, shown against 0 to 100 %.
-        log_x: a logarithmic horizontal axis.
-        label_start: write the names where the lines begin, at the left, instead of where they end.
-        dots: mark the points; each tells its value when pointed at.
+        percent: y is a share in [0, 1], or a correlation, on an axis from 0 to 100 %.
+        log_x: use a logarithmic horizontal axis.
+        label_start: write the names at the start of the lines, on the left, instead of at the end.
+        dots: mark the points, with their values as tooltips.
     """
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
@@ -94,12 +94,12 @@ def line_chart(
 
 
 def agreement_chart(rows: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], *, title: str) -> str:
-    """Draw the mean distance of pairs by how many labels agree, with a bar from p10 to p90 and the count.
+    """Draw the mean distance of pairs by number of agreeing labels, with a bar from p10 to p90 and the count.
 
     Args:
-        rows: `by_agreement` of an evaluation; rows without pairs (mean None) are left out.
-        baseline: the same of the untrained network; may be empty.
-        title: what the figure shows, for those who cannot see it.
+        rows: `by_agreement` of an evaluation; rows without pairs (mean None) are not drawn.
+        baseline: the same for the untrained network; may be empty.
+        title: description of the figure for screen readers.
     """
     rows, baseline = ([row for row in some if row["mean"] is not None] for some in (rows, baseline))
     drawn = [*rows, *baseline]
@@ -137,7 +137,7 @@ def agreement_chart(rows: Sequence[Mapping[str, Any]], baseline: Sequence[Mappin
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers at even steps that enclose [low, high].
+    """Return evenly spaced round numbers that enclose [low, high].
 
     Example:
         >>> nice_ticks(0.0, 0.83)
@@ -152,7 +152,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, 20, ... within [low, high].
+    """Return the numbers 1, 2, 5, 10, 20, ... within [low, high].
 
     Example:
         >>> log_ticks(1, 72)
@@ -163,7 +163,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move positions apart until they keep `gap`, in their order, within [low, high] where there is room.
+    """Move positions apart to a distance of `gap`, in their order, and within [low, high] if there is room.
 
     Example:
         >>> spread([10, 11, 50], 16, 0, 100)
@@ -183,7 +183,7 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
 
 
 def compact(count: int) -> str:
-    """A count in three digits or so.
+    """Format a count with about three digits.
 
     Example:
         >>> compact(950), compact(12345), compact(3_400_000)

@@ -1,6 +1,6 @@
-"""The top of the page: one sentence on the run, and four to six large figures which each say what they mean.
+"""Writes the top of the page: a summary of the run, and four to six key figures with explanations.
 
-Under each figure a track from 0 to 1 compares it with the untrained network and with guessing.
+Under each figure, a bar from 0 to 1 compares it with the untrained network and with chance.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +21,8 @@ MOST_SOFT_LABELS = 3
 class KeyFigure:
     """A number in [0, 1] (a correlation may be negative), with its meaning.
 
-    `title` and `meaning` are markup; `untrained` and `chance` are what it is to be compared with;
-    `undefined` says why `value` is None.
+    `title` and `meaning` are markup, `untrained` and `chance` are values for comparison, and `undefined` is the reason
+    if `value` is None.
     """
 
     title: str
@@ -37,7 +37,7 @@ class KeyFigure:
 
 
 def lead(run: Run) -> str:
-    """What was compared, what training changed, and whether distances follow agreement."""
+    """Summarizes the comparison, the effect of training, and whether distances follow label agreement."""
     evaluation, identity = run.evaluation, run.columns[0].name
     noun = ("query", "queries") if run.gallery_name == "the gallery" else ("held-out image", "held-out images")
     sentences = [
@@ -56,15 +56,15 @@ def lead(run: Run) -> str:
     if len(means) > 1:
         coherent = all(far > near for far, near in pairwise(means))
         sentences.append(
-            "The more labels two images share, the closer they lie on average."
+            "The more labels two images share, the closer they are on average."
             if coherent
-            else "Images that share more labels do not always lie closer on average."
+            else "Images that share more labels are not always closer on average."
         )
     return " ".join(sentences)
 
 
 def key_figures(run: Run) -> list[KeyFigure]:
-    """Identity, soft labels, all labels at once, coherence; four at least, six at most."""
+    """Returns four to six figures: identity, soft labels, all labels at once, coherence."""
     identity, *soft = (column.name for column in run.columns)
     chance = {column.name: _chance(run, t) for t, column in enumerate(run.columns)}
     figures = [_identity(run, identity, chance[identity])]
@@ -78,7 +78,7 @@ def key_figures(run: Run) -> list[KeyFigure]:
 
 
 def render(figure: KeyFigure) -> str:
-    """A key figure as markup."""
+    """Renders a key figure as markup."""
 
     def number(value: float) -> str:
         return f"{100 * value:.1f}" if figure.is_percent else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
@@ -119,7 +119,7 @@ def _mean_average_precision(run: Run, name: str) -> KeyFigure:
         title=escape(name),
         kind="MAP@R",
         value=_column(run.evaluation, name, "map_at_r"),
-        meaning="How far the nearest images are the right ones, as many as there are: 100 % is perfect.",
+        meaning="Mean precision over the R nearest images, if R images have the same value. 100 % is perfect.",
         color=color(run.columns, name),
         undefined=WHY_UNDEFINED["retrieval"],
         untrained=_column(run.baseline, name, "map_at_r"),
@@ -132,7 +132,7 @@ def _soft_label(run: Run, name: str, chance: float | None) -> KeyFigure:
         title=escape(name),
         kind="rank-1",
         value=value,
-        meaning=f"The nearest image has the same {escape(name)} {_of_100(value)} times in 100.",
+        meaning=f"For {_of_100(value)} of 100 images, the nearest image has the same {escape(name)}.",
         color=color(run.columns, name),
         undefined=WHY_UNDEFINED["retrieval"],
         untrained=_column(run.baseline, name, "rank1"),
@@ -146,7 +146,7 @@ def _soft_labels(run: Run, names: Sequence[str], chance: float | None) -> KeyFig
         title=f"{len(names)} soft labels",
         kind="mean rank-1",
         value=_mean(_column(run.evaluation, name, "rank1") for name in names),
-        meaning=f"How often the nearest image has the same value: {each}.",
+        meaning=f"Share of images whose nearest image has the same value: {each}.",
         color="var(--c1)",
         undefined=WHY_UNDEFINED["retrieval"],
         untrained=_mean(_column(run.baseline, name, "rank1") for name in names),
@@ -160,7 +160,7 @@ def _all_labels(run: Run) -> KeyFigure:
         title="All labels",
         kind="right together",
         value=joint["all_correct"],
-        meaning=f"The {joint['k']} nearest images vote on every label: how often is every answer right at once?",
+        meaning=f"Share of images for which the vote of the {joint['k']} nearest images is right for every label.",
         color="var(--ink)",
         undefined=WHY_UNDEFINED["joint"],
         untrained=run.baseline["joint"]["all_correct"] if run.baseline else None,
@@ -172,7 +172,7 @@ def _coherence(run: Run) -> KeyFigure:
         title="Coherence",
         kind="Spearman",
         value=run.evaluation["coherence"]["spearman"],
-        meaning="Do images that share more labels lie closer? 1 is always, 0 is no relation.",
+        meaning="Correlation of distance and label disagreement: 1 is perfect order, 0 is no relation.",
         color="var(--accent)",
         undefined=WHY_UNDEFINED["coherence"],
         untrained=run.baseline["coherence"]["spearman"] if run.baseline else None,
@@ -189,7 +189,7 @@ def _recall_at_1(result: Mapping[str, Any] | None, name: str) -> float | None:
 
 
 def _chance(run: Run, column: int) -> float | None:
-    """How often a gallery image drawn at random has the query's value, over queries that have a match."""
+    """Computes the share of gallery images with the query's value, averaged over queries with a match."""
     queries, gallery = (np.asarray(labels)[:, column] for labels in (run.query_labels, run.gallery_labels))
     rows = excluded_rows(run)
     left_out = np.where(rows >= 0, gallery[rows], -1)
@@ -206,7 +206,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _of_100(value: float | None) -> str:
-    """Whole hits in 100, which say "100" and "0" only where it is so."""
+    """Formats a share as hits in 100; "100" and "0" only if exact."""
     if value is None:
         return ""
     if 0 < value < 1:

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the map and the gallery from the embedded data. All text goes through textContent or attributes, never markup.
+// Draws the map and the gallery from the embedded data. Text is set by textContent or attributes, never as markup.
 const { columns, queries, gallery, height } = JSON.parse(document.getElementById("data").textContent);
 const ALL = -1, SIDE = 16, PAGE = 24, COLORS = 6, GOLDEN_ANGLE = 137.508;
 const byId = (id) => document.getElementById(id);
@@ -24,14 +24,14 @@ function image(tile, about) {
 const valueName = (column, code) => (code < 0 ? "unknown" : columns[column].values[code]);
 const describe = (labels) => columns.map(({ name }, t) => `${name}: ${valueName(t, labels[t])}`).join(", ");
 
-// true, false, or null where a label is unknown.
+// true, false, or null if a label is unknown.
 const agrees = (a, b) => (a < 0 || b < 0 ? null : a === b);
 function agreesOn(column, labels, others) {
   if (column !== ALL) return agrees(labels[column], others[column]);
   const each = labels.map((label, t) => agrees(label, others[t]));
   return each.includes(false) ? false : each.includes(true) ? true : null;
 }
-// A known label for which nothing was predicted is wrong.
+// A known label without a prediction counts as wrong.
 const isRight = (query, column) =>
   agreesOn(column, query.labels, query.predicted.map((code, t) => (code < 0 && query.labels[t] >= 0 ? NaN : code)));
 const verdict = (right) => (right === null ? "unjudged" : right ? "good" : "bad");

@@ -1,7 +1,7 @@
-"""The page: `write_report` joins key figures, charts, tables, map and gallery into one HTML file.
+"""Writes the page of a report: `write_report` combines key figures, charts, tables, map and gallery in one HTML file.
 
-Figures, charts and tables are drawn in Python and need no JavaScript; the map and the gallery are drawn by `page.js`
-from the JSON which `_data` embeds.
+Python renders figures, charts and tables, which need no JavaScript. `page.js` renders the map and the gallery from the
+JSON of `_data`.
 """
 
 import json
@@ -26,23 +26,23 @@ SHOWN_NEIGHBORS = 8
 def write_report(path: str | os.PathLike[str], run: Run) -> None:
     """Write the report of a run as one self-contained HTML file.
 
-    The file is written beside `path` and renamed, so a report is either whole or absent. Of more than 400 queries
-    a fixed random choice is mapped and shown, with 8 neighbors each; figures and tables count all of them.
+    The file is written to a temporary name and renamed, so that a report is always complete. The map and the gallery
+    show at most 400 queries, chosen at random with a fixed seed, and 8 neighbors each; figures and tables use all.
 
     Args:
         path: the file to write; its folder must exist.
-        run: what to show.
+        run: the results of the run.
 
     Raises:
-        ValueError: the parts of `run` do not fit together.
-        OSError: the file cannot be written; a report that stood there is kept.
+        ValueError: if the parts of `run` do not fit together.
+        OSError: if the file cannot be written; an existing report is kept.
     """
     check_run(run)
     page = _page(run)
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # File names may hold bytes that are no text; they must not cost the report.
+        # File names may hold bytes that are not valid text; the report is written all the same.
         temporary.write_text(page, encoding="utf-8", errors="replace")
         temporary.replace(path)
     finally:
@@ -50,7 +50,7 @@ def write_report(path: str | os.PathLike[str], run: Run) -> None:
 
 
 def _page(run: Run) -> str:
-    # Shuffled even if all are shown: data sets lie sorted by class, and the first cards should show several.
+    # Shuffled even if all are shown: data sets are often sorted by class, and the first cards should show several.
     shown = np.random.default_rng(0).permutation(len(run.query_images))[:SHOWN_QUERIES]
     data, images = _data(run, shown)
     sections = {
@@ -72,7 +72,7 @@ def _page(run: Run) -> str:
         sections="".join(
             f'<section id="{title.lower()}"><h2>{title}</h2>{body}</section>' for title, body in sections.items()
         ),
-        # Nothing in the data may end the script element or open a comment in it.
+        # The data must not end the script element or open a comment in it.
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         script=_asset("page.js"),
     )
@@ -83,7 +83,7 @@ def _asset(name: str) -> str:
 
 
 def _data(run: Run, shown: np.ndarray) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """What `page.js` draws from, and the images in the order of their tiles: queries, then shown neighbors."""
+    """Returns the data of `page.js`, and the images in the order of their tiles: queries, then shown neighbors."""
     neighbors = np.asarray(run.neighbors)[shown, :SHOWN_NEIGHBORS]
     distances = np.asarray(run.neighbor_distances)[shown, :SHOWN_NEIGHBORS]
     gallery = np.unique(neighbors[neighbors >= 0])
@@ -118,8 +118,8 @@ def _data(run: Run, shown: np.ndarray) -> tuple[dict[str, Any], list[np.ndarray]
 
 
 def _map(run: Run, shown: int) -> str:
-    return f"""<p class="note">{_which(run, shown)} Images that lie close here lie close in the embedding;
-the axes have no unit. Point at an image to see its neighbors, or focus the map and use the arrow keys.</p>
+    return f"""<p class="note">{_which(run, shown)} Images that are close here are close in the embedding.
+The axes have no unit. Point at an image to see its neighbors, or focus the map and use the arrow keys.</p>
 <div class="controls" id="map-controls"></div>
 <div class="atlas">
 <div id="plane" tabindex="0" role="group" aria-label="Map of the embeddings; arrow keys move between images"></div>
@@ -130,9 +130,9 @@ the axes have no unit. Point at an image to see its neighbors, or focus the map 
 
 def _gallery(run: Run, shown: int) -> str:
     names = ", ".join(escape(column.name) for column in run.columns)
-    return f"""<p class="note">{_which(run, shown)} Large: the query, and the labels that its neighbors predict.
-Row: the nearest images of {escape(run.gallery_name)} and their distances. The dots below each stand for
-the labels ({names}): filled where they agree, dotted where one is unknown.</p>
+    return f"""<p class="note">{_which(run, shown)} Large image: the query, with the labels predicted by its neighbors.
+Row: the nearest images of {escape(run.gallery_name)} and their distances. The dots below an image are its
+labels ({names}): filled if they agree, dotted if one is unknown.</p>
 <div class="controls" id="gallery-controls"></div>
 <div id="cards"></div>
 <p><button type="button" id="more">Show more</button></p>"""
@@ -140,4 +140,4 @@ the labels ({names}): filled where they agree, dotted where one is unknown.</p>
 
 def _which(run: Run, shown: int) -> str:
     queries = len(run.query_images)
-    return f"{shown:,} of {queries:,} queries, drawn at random." if shown < queries else f"{shown:,} queries."
+    return f"{shown:,} of {queries:,} queries, chosen at random." if shown < queries else f"{shown:,} queries."

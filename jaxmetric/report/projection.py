@@ -1,4 +1,4 @@
-"""Embeddings in the plane, for the map of the report."""
+"""Projects embeddings to the plane, for the map of the report."""
 
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -7,14 +7,14 @@ FEWEST_FOR_TSNE = 30
 
 
 def project(embeddings: np.ndarray) -> np.ndarray:
-    """Lay embeddings out in the plane: t-SNE started from PCA, or PCA alone for fewer than 30 of them.
+    """Project embeddings to the plane with t-SNE initialized by PCA, or with PCA alone for fewer than 30 of them.
 
     Args:
         embeddings: float [N, D], finite.
 
     Returns:
-        float [N, 2], the longest extent along the first axis, scaled to fit into [0, 1] x [0, 1] with the same
-        unit on both axes.
+        float [N, 2], with the direction of largest variance along the first axis, scaled to fit into [0, 1] x [0, 1]
+        with the same unit on both axes.
     """
     plane = _neighbor_map(np.asarray(embeddings, np.float64))
     plane = plane - plane.min(0)
@@ -22,16 +22,16 @@ def project(embeddings: np.ndarray) -> np.ndarray:
 
 
 def _neighbor_map(embeddings: np.ndarray) -> np.ndarray:
-    from sklearn.manifold import TSNE  # takes a second, which the start of a training need not wait for
+    from sklearn.manifold import TSNE  # takes a second, so it is not imported when training starts
 
-    # t-SNE of a few hundred points is seven times slower with threads that wait for a busy core. What is limited are
-    # the threads of libraries that are loaded by now.
+    # t-SNE of a few hundred points is seven times slower with threads that wait for a busy core. The limit applies to
+    # libraries that are loaded by now.
     with threadpool_limits(1):
         plane = _principal_plane(embeddings)
         spread = plane[:, 0].std()
         if len(plane) < FEWEST_FOR_TSNE or spread == 0:
             return plane
-        # Handed over, because scikit-learn's own "pca" start refuses one dimension; the scale is the one it uses.
+        # scikit-learn's own "pca" initialization refuses one dimension; the scale is the one that it uses.
         start = (plane / spread * 1e-4).astype(np.float32)
         tsne = TSNE(perplexity=min(30.0, (len(plane) - 1) / 3), init=start, random_state=0)
         return _principal_plane(tsne.fit_transform(embeddings).astype(np.float64))

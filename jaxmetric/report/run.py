@@ -1,4 +1,4 @@
-"""What a report is made of: the dataclass `Run`, and `check_run`, which refuses one that does not fit together."""
+"""The content of a report: the dataclass `Run`, and `check_run`, which checks that its parts fit together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,34 +8,34 @@ import numpy as np
 
 
 class Column(Protocol):
-    """A label column: code i means values[i]; `jaxmetric.data.LabelColumn` is one."""
+    """A label column, such as `jaxmetric.data.LabelColumn`. Code i means values[i]."""
 
     @property
     def name(self) -> str:
-        """What the column is called."""
+        """The name of the column."""
 
     @property
     def values(self) -> Sequence[str]:
-        """What each code means."""
+        """The meaning of each code."""
 
 
 class Images(Protocol):
-    """Images by index: an array in memory, or a source that reads them when asked."""
+    """Images by index: an array in memory, or a lazy source."""
 
     def __getitem__(self, index: int, /) -> Any:
-        """Image `index`, uint8 [S, S, 3]."""
+        """Returns image `index`, uint8 [S, S, 3]."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the report shows of one run. Q queries, G gallery images, T label columns, k neighbors.
+    """The results of a run with Q queries, G gallery images, T label columns and k neighbors.
 
     Args:
-        name: what the run is called.
+        name: the name of the run.
         config: the resolved configuration; may be nested.
-        history: the lines of `metrics.jsonl`: `step`, and whichever of `loss`, `loss/<term>`,
-            `validation/<column>/recall@1`, `validation/coherence`, ... was recorded at that step.
-        evaluation: the evaluation result; numbers that are undefined are None.
+        history: the lines of `metrics.jsonl`: `step`, and those of `loss`, `loss/<term>`,
+            `validation/<column>/recall@1`, `validation/coherence`, ... recorded at that step.
+        evaluation: the evaluation result; undefined numbers are None.
         baseline: the same for the untrained network, or None.
         columns: the T label columns; the first is the identity.
         query_images: uint8 [Q, S, S, 3].
@@ -44,13 +44,13 @@ class Run:
         query_embeddings: float [Q, D].
         gallery_images: `gallery_images[i]` is uint8 [S, S, 3]; only shown neighbors are read.
         gallery_labels: int [G, T]; -1 is unknown.
-        neighbors: int [Q, k], nearest first: rows of the gallery; -1 where there is none.
+        neighbors: int [Q, k], gallery rows, nearest first; -1 if there are fewer.
         neighbor_distances: float [Q, k].
-        predictions: int [Q, T], the predicted codes; -1 where nothing was predicted.
+        predictions: int [Q, T], the predicted codes; -1 if nothing was predicted.
         environment: versions and devices, by name.
-        gallery_name: what the gallery images are, as in "the nearest of the learning set".
-        exclude: int [Q, E], rows of the gallery that a query was not compared with, such as itself; -1 for none. None
-            if all were compared with all.
+        gallery_name: the name of the set of gallery images, as in "the nearest of the learning set".
+        exclude: int [Q, E], gallery rows that a query was not compared with, such as itself; -1 for none. None if
+            every query was compared with the whole gallery.
     """
 
     name: str
@@ -74,12 +74,12 @@ class Run:
 
 
 def excluded_rows(run: Run) -> np.ndarray:
-    """`[Q, E]` rows of the gallery that each query was not compared with, -1 for none."""
+    """Returns `[Q, E]` gallery rows that each query was not compared with, -1 for none."""
     return np.zeros((len(run.query_labels), 0), int) if run.exclude is None else np.asarray(run.exclude)
 
 
 def compared_with(exclude: np.ndarray, gallery: int) -> str:
-    """How many of the gallery's rows the queries are compared with, where they leave out the rows `[Q, E]`.
+    """Describes the number of gallery rows compared with each query, without the excluded rows `[Q, E]`.
 
     Example:
       >>> compared_with(np.array([[0], [1], [2]]), 3), compared_with(np.array([[0, 1], [2, -1]]), 1049)
@@ -91,10 +91,10 @@ def compared_with(exclude: np.ndarray, gallery: int) -> str:
 
 
 def check_run(run: Run) -> None:
-    """Refuse a run whose parts do not fit together.
+    """Check that the parts of a run fit together.
 
     Raises:
-        ValueError: naming the field, what came and what was expected.
+        ValueError: if they do not; the message names the field, its value and what was expected.
     """
     queries, columns, gallery = len(run.query_images), len(run.columns), len(run.gallery_labels)
     if not queries or not columns:

@@ -1,4 +1,4 @@
-"""Tables: the metrics of each label, and the configuration and environment of the run."""
+"""Renders tables: the metrics of each label, and the configuration and environment of the run."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,22 +10,22 @@ from jaxmetric.report.run import Run, compared_with, excluded_rows
 SHARES = {"map_at_r": "MAP@R", "rank1": "rank-1", "cmc_area": "CMC area", "knn_accuracy": "kNN"}
 COUNTS = ("values", "queries", "undefined")
 GLOSSARY = """<p class="note"><b>Recall@k</b>: one of the k nearest images has the same value.
-<b>MAP@R</b>: precision over the R nearest, R as many as there are right ones.
-<b>rank-1</b>: no other value comes before the right one.
+<b>MAP@R</b>: mean precision over the R nearest images, if R images have the same value.
+<b>rank-1</b>: no other value is as near as the right one.
 <b>CMC area</b>: the mean of the cumulative match curve.
-<b>kNN</b>: the value that the nearest images vote for is right.
+<b>kNN</b>: the vote of the nearest images is right.
 Queries whose value is unknown, or absent from the images to find, are <b>undefined</b>:
-counted, never averaged in.</p>"""
+they are counted but excluded from means.</p>"""
 
 
 def metrics(run: Run) -> str:
-    """The evaluation, and what its words mean."""
+    """Renders the evaluation and a glossary."""
     title = f"Held-out images against {run.gallery_name}"
     return _evaluation(run, run.evaluation, run.baseline, title) + GLOSSARY
 
 
 def configuration(run: Run) -> str:
-    """Configuration and environment, folded."""
+    """Renders the configuration and the environment, collapsed."""
     return _entries("Configuration", run.config) + _entries("Environment", run.environment)
 
 
@@ -67,7 +67,7 @@ def _summary(evaluation: Mapping[str, Any]) -> str:
 
     return (
         f'<p class="note">All labels at once, from {joint["k"]} neighbors: {share(joint["all_correct"])} of '
-        f"{joint['queries']:,} queries entirely right, {share(joint['mean_correct'])} of all labels right. "
+        f"{joint['queries']:,} queries with every label right, {share(joint['mean_correct'])} of all labels right. "
         f"Coherence: {correlation(coherence['spearman'])} over {compact(coherence['pairs'])} pairs, "
         f"{correlation(coherence['centroid_spearman'])} for class centroids and their descriptions.</p>"
     )

@@ -1,6 +1,6 @@
-"""Images as WebP sprite sheets in data URIs: each image is embedded once, however often the page shows it.
+"""Packs images into WebP sprite sheets in data URIs. Each image is embedded once, even if it is shown several times.
 
-Image i lies on sheet `i // PER_SHEET`, row by row; `page.js` holds the other half of that convention.
+Image i is on sheet `i // PER_SHEET`, row by row. `page.js` relies on this layout.
 """
 
 import base64
@@ -13,7 +13,7 @@ from PIL import Image
 SIDE = 16
 PER_SHEET = SIDE * SIDE
 BUDGET = 3_000_000
-# (pixels, WebP quality), best first: the first that fits the budget is taken.
+# (pixels, WebP quality), best first; the first that fits the budget is used.
 LADDER = ((64, 84), (64, 74), (64, 60), (48, 64), (48, 45), (32, 50), (24, 40))
 
 
@@ -22,11 +22,11 @@ def sprite_sheets(images: Sequence[np.ndarray], *, budget: int = BUDGET) -> list
 
     Args:
         images: N arrays, uint8 [S, S, 3].
-        budget: how many characters all sheets may take together. Size and quality are lowered, as far as
-            24 pixels, until an estimate from one sheet fits.
+        budget: largest number of characters of all sheets together. Size and quality are reduced, down to 24 pixels,
+            until an estimate from one sheet fits.
 
     Returns:
-        One data URI for each 256 images.
+        One data URI per 256 images.
     """
     for image in images:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

@@ -1,6 +1,6 @@
-"""Training: the state, the per-device step, and what surrounds the loop (checkpoints, metric files, signals).
+"""Training: the state, the per-device step, checkpoints, metric files and signals.
 
-There is no trainer class: `jaxmetric/run/train.py` is a loop over these functions, to be read and copied.
+There is no trainer class. `jaxmetric/run/train.py` is a loop over these functions, to read and copy.
 """
 
 from jaxmetric._extras import require

@@ -1,7 +1,7 @@
-"""Checkpoints of a `TrainState`, by orbax: written in the background, and complete or not there at all.
+"""Checkpoints of a `TrainState`, written by orbax in the background and atomically.
 
-A checkpoint holds the state and what goes with it: a small JSON object, such as where the input stands, and a score.
-All processes of a run call these functions alike. What was saved on some devices is restored on any others.
+A checkpoint holds the state, a small JSON object, such as the state of the input, and a score. All processes of a run
+must call these functions in the same order. A checkpoint can be restored on any number of devices.
 """
 
 import hashlib
@@ -26,19 +26,19 @@ from jaxmetric.training.state import TrainState
 from jaxmetric.training.writers import write_atomically
 
 _UNWRITTEN = "a checkpoint could not be written"
-_HEADROOM = 8 * 2**20  # bytes, for checkpoints' metadata, metrics and the report
-_READ_AT_ONCE = 2**16  # bytes: orbax's notes, and small arrays
+_HEADROOM = 8 * 2**20  # bytes, for checkpoint metadata, metrics and the report
+_READ_AT_ONCE = 2**16  # bytes: orbax's metadata and small arrays
 _STATE, _EXTRA = "state", "extra"
 _NOTE = ".files.json"
-_REWRITTEN = "_CHECKPOINT_METADATA"  # by orbax, after the note; nothing that restoring needs
+_REWRITTEN = "_CHECKPOINT_METADATA"  # orbax rewrites it after the note; restoring does not need it
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the others are not touched. One line."""
+    """Raised if a checkpoint could not be written or read, in one line. Other checkpoints are not affected."""
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds: the state, and the JSON object saved with it."""
+    """The content of a checkpoint: the state and the JSON object saved with it."""
 
     state: TrainState
     extra: dict[str, Any]
@@ -46,19 +46,19 @@ class Restored(NamedTuple):
 
 @contextmanager
 def open_checkpoints(directory: Path, *, keep: int = 2, alone: bool = True) -> Iterator[ocp.CheckpointManager]:
-    """A manager of a directory; leaving it waits for pending saves.
+    """Opens a manager of the checkpoints in a directory; leaving the context waits for pending saves.
 
-    It keeps the newest `keep` checkpoints and, of those saved with a score, the one with the highest. One that is
-    damaged, such as by a disk that cut a file short, is moved into a folder `unreadable` beside the checkpoints, with a
-    warning, here or by `restore_latest`; what a killed process had written of one goes.
+    The manager keeps the newest `keep` checkpoints and the one with the highest score. Damaged checkpoints, such as
+    those with truncated files, are moved to a folder `unreadable` next to the directory, with a warning, here or
+    by `restore_latest`. Unfinished checkpoints of killed processes are deleted.
 
     Args:
-      directory: where they lie.
-      keep: how many of the newest are kept.
-      alone: False leaves all as it is, as another process may be writing there.
+      directory: the directory of the checkpoints.
+      keep: number of the newest checkpoints to keep.
+      alone: False changes nothing in the directory, since another run may be writing there.
 
     Raises:
-      CheckpointError: if there are checkpoints and all of them are damaged; on leaving, if a pending save failed.
+      CheckpointError: if there are checkpoints and all of them are damaged; on exit, if a pending save failed.
     """
     directory = directory.absolute()
     if alone:
@@ -89,26 +89,27 @@ def save_checkpoint(
     extra: Mapping[str, Any] | None = None,
     score: float | None = None,
 ) -> None:
-    """Begins to save the state under its step, unless that step is saved already.
+    """Starts saving the state under its step, unless that step is already saved.
 
     Args:
       manager: see `open_checkpoints`.
-      state: as the driver of `jaxmetric.parallel` returns it.
+      state: the state returned by a driver of `jaxmetric.parallel`.
       extra: a JSON object to save with it.
-      score: how good the state is, the higher the better.
+      score: quality of the state (higher is better).
 
     Raises:
       NonFiniteLossError: if a number in the state is not finite.
-      CheckpointError: if the disk has no room for it, or this save, or the one before it, failed.
+      CheckpointError: if the disk is too full, or this save or the previous one failed.
     """
     step = int(state.step)
     if step in manager.all_steps():
         return
     check_finite(state)
     size, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(manager.directory).free
-    # Twice, as the save before it may still be on its way. Asked first, as orbax fails in many threads and words.
+    # Twice the size, since the previous save may be unfinished. Checked first, since a full disk makes orbax fail in
+    # several threads with unclear messages.
     needed = 2 * size + _HEADROOM
-    if any_process(free < needed):  # or all, as all wait for each other in what follows
+    if any_process(free < needed):  # all processes must fail together, since they wait for each other below
         raise CheckpointError(
             f"no room for a checkpoint of {_mib(size)}: {manager.directory} has {_mib(free)} free, expected "
             f"{_mib(needed)}, for two checkpoints and {_mib(_HEADROOM)} of what is written beside them"
@@ -123,17 +124,17 @@ def save_checkpoint(
 def restore_latest(
     manager: ocp.CheckpointManager, like: TrainState, *, resize: Any = None, alone: bool = True
 ) -> Restored | None:
-    """The newest checkpoint that can be read, or None if there is none at all.
+    """Restores the newest readable checkpoint, or returns None if there are no checkpoints.
 
     Args:
       manager: see `open_checkpoints`.
-      like: a state of the arrays' shapes and dtypes; where it has shardings, the arrays are restored there.
-      resize: a tree of booleans like the state: which arrays may have another number of rows in the checkpoint, to be
-        cut off or filled with zeros, such as class vectors that are divided among other devices now.
+      like: a state with the expected shapes and dtypes. Arrays are restored with its shardings, if it has any.
+      resize: a tree of booleans like the state, true for arrays that may have another number of rows in the
+        checkpoint. Rows are cut off or filled with zeros, such as those of class vectors sharded over other devices.
       alone: see `open_checkpoints`.
 
     Raises:
-      CheckpointError: if there are checkpoints and none can be read, or the newest holds other arrays than `like`.
+      CheckpointError: if there are checkpoints and none can be read, or the newest has different arrays than `like`.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
@@ -149,13 +150,13 @@ def restore_latest(
 
 
 def restore_best(manager: ocp.CheckpointManager, like: TrainState, *, resize: Any = None) -> Restored | None:
-    """The checkpoint with the highest score, or None if none was saved with one; see `restore_latest`."""
+    """Restores the checkpoint with the highest score, or returns None if none has a score; see `restore_latest`."""
     step = manager.best_step()
     return None if step is None else _restore(manager, step, like, resize)
 
 
 class _UnreadableError(CheckpointError):
-    """A checkpoint that another may stand in for."""
+    """Raised for an unreadable checkpoint that another one may replace."""
 
 
 def _score(metrics: Mapping[str, float]) -> float:
@@ -166,7 +167,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState, resize
     directory = Path(manager.directory)
     what, share = _unreadable(directory, step), slice(jax.process_index(), None, jax.process_count())
     damage = _damage(directory, step, share=share)
-    # Found out together and beforehand: a process that fails in orbax leaves the others waiting in it.
+    # All processes check before calling orbax: if one failed there, the others would wait for it.
     if any_process(damage is not None):
         raise _UnreadableError(damage or f"{what}: another process found damage in it")
     wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -180,7 +181,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState, resize
 
 
 def _check_arrays(what: str, wanted: TrainState, found: Any, resize: Any) -> None:
-    """Raises if a checkpoint holds other arrays than are wanted, before orbax makes pages of it."""
+    """Raises if a checkpoint has unexpected arrays; orbax's own message would be pages long."""
     resize = jax.tree.map(lambda _: False, wanted) if resize is None else resize
     here, there, free = _by_name(wanted), _by_name(found), _by_name(resize)
     for name in here | there:
@@ -197,12 +198,12 @@ def _by_name(tree: Any) -> dict[str, Any]:
 
 
 def _note_files(directory: Path) -> None:
-    """Notes the sizes and digests of a checkpoint's files, so that damage is told before they are read.
+    """Writes the sizes and digests of a checkpoint's files to a note, to detect damage before reading them.
 
-    orbax calls this before it renames the folder to its final name: a checkpoint is never there without its note.
+    orbax calls this before it renames the folder to its final name, so no checkpoint exists without its note.
     """
     folders = directory.glob("*.orbax-checkpoint-tmp*")
-    # Older ones were left by runs that were killed.
+    # Older folders were left by killed runs.
     folder = max(folders, key=lambda path: path.stat().st_mtime, default=None)
     if folder is None or jax.process_index():
         return
@@ -218,14 +219,14 @@ def _note_files(directory: Path) -> None:
 
 
 def _remove_unfinished(directory: Path) -> None:
-    """Of several processes the first does; orbax removes those of one process alone."""
+    """Removes unfinished checkpoints, in the first process; orbax does so only for single-process runs."""
     if jax.process_index() == 0:
         for path in directory.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _set_damaged_aside(directory: Path) -> None:
-    """Before orbax opens them, as it reads some of each. Of several processes the first decides."""
+    """Moves damaged checkpoints away before orbax opens them, which reads parts of each; the first process decides."""
     steps = sorted(_complete(directory)) if jax.process_index() == 0 else []
     damaged = {step: message for step in steps if (message := _damage(directory, step, read=_READ_AT_ONCE))}
     if any_process(bool(damaged) and len(damaged) == len(steps)):
@@ -241,7 +242,7 @@ def _set_damaged_aside(directory: Path) -> None:
 
 
 def _damage(directory: Path, step: int, *, share: slice = slice(None), read: float = math.inf) -> str | None:
-    """What is wrong with a share of a checkpoint's files: their sizes, and what those of up to `read` bytes hold."""
+    """Describes damage in a share of a checkpoint's files: wrong sizes, or wrong content if at most `read` bytes."""
     for name, (size, digest) in list(_noted(directory, step).items())[share]:
         path = directory / str(step) / name
         try:
@@ -260,7 +261,7 @@ def _noted(directory: Path, step: int) -> dict[str, tuple[int, str]]:
     try:
         note = json.loads((directory / f"{step}{_NOTE}").read_text())
         return note["files"] if note["sha256"] == _digest_of(note["files"]) else {}
-    except (OSError, ValueError, TypeError, KeyError):  # never written, or damaged itself: orbax will tell
+    except (OSError, ValueError, TypeError, KeyError):  # not written, or damaged itself: orbax will report it
         return {}
 
 
@@ -274,9 +275,9 @@ def _digest_of(files: Mapping[str, Any]) -> str:
 
 
 def _set_aside(directory: Path, steps: Mapping[int, str]) -> None:
-    """Moves checkpoints out of the way of those that will be written in their place, and warns."""
+    """Moves checkpoints away, since their steps will be saved again, and warns."""
     folder = directory.parent / "unreadable"
-    _wait_for_all_processes()  # nobody looks at them any more
+    _wait_for_all_processes()  # until no process reads them
     if jax.process_index() == 0:
         folder.mkdir(exist_ok=True)
         for step, message in steps.items():
@@ -312,12 +313,12 @@ def _unreadable(directory: Path, step: int) -> str:
 
 
 def _call(what: str, action: Callable[[], Any], kind: type[CheckpointError] = CheckpointError) -> Any:
-    """Calls orbax, which raises whatever its storage raises: no common type, and a page of where it was."""
+    """Calls orbax and shortens its errors, which have no common type and are a page long."""
     try:
         return action()
     except Exception as error:
         first = str(error).split("\n")[0]
-        # What tells of a lost process stays whole, so that it is known for that.
+        # The message of a lost process stays whole, so that it can be recognized.
         reason = first if "Gloo" in first else first.split(" [")[0].rsplit(": ", 1)[-1]
     # Raised outside the handler: a chained exception would keep orbax's half-done coroutines until the process ends.
     raise kind(f"{what}: {reason}")

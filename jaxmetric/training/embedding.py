@@ -1,4 +1,4 @@
-"""The embedding of images to evaluate, shared out among all devices of all processes."""
+"""Embeds images for evaluation on all devices of all processes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,18 +16,18 @@ Embed = Callable[[TrainState, Sequence[np.ndarray]], np.ndarray]
 def make_embed(
     apply_fn: Callable[..., Any], prepare: Callable[[jax.Array], jax.Array], *, batch_size: int = 256
 ) -> Embed:
-    """A function `(state, images) -> [N, D]` embeddings as numpy, in batches of one compiled size.
+    """Makes a function `(state, images) -> [N, D]` that returns embeddings as numpy arrays, in batches of a fixed size.
 
-    Of several processes all call it with the same images; each reads its share of them, and gets all embeddings.
+    All processes call it with the same images. Each reads its share of them and gets all embeddings.
 
     Args:
       apply_fn: a Linen module's `apply`.
-      prepare: uint8 images `[B, S, S, 3]` to what the encoder takes, nothing random.
-      batch_size: images at a time, of all devices together (more if there are more devices); the last batch is
+      prepare: converts uint8 images `[B, S, S, 3]` to inputs of the encoder, without randomness.
+      batch_size: images per batch over all devices, rounded up to a multiple of their number. The last batch is
         padded.
 
     Returns:
-      The function; `images` is any sequence of equally large uint8 images.
+      The function; `images` is any sequence of uint8 images of the same size.
     """
 
     def embed_batch(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What surrounds the training step: metrics that do not hold it up, a loss that is no number, a wish to stop."""
+"""Parts of the training loop: metrics without waiting for the device, checks for finite values, requests to stop."""
 
 import os
 import signal
@@ -21,11 +21,11 @@ from jaxmetric.parallel import any_process
 from jaxmetric.training.state import TrainState
 
 Batch = TypeVar("Batch")
-_SOON = 2.0  # seconds within which nobody wonders whether Ctrl-C was heard
+_SOON = 2.0  # seconds after Ctrl-C without a message
 
 
 class NonFiniteLossError(RuntimeError):
-    """The training loss, its gradient, or the state that a step led to, was NaN or infinite."""
+    """Raised if the training loss, its gradient, or the new state of a step is NaN or infinite."""
 
     def __init__(self, what: str, step: int):
         super().__init__(f"{what} step {step}")
@@ -33,10 +33,10 @@ class NonFiniteLossError(RuntimeError):
 
 
 def check_finite(state: TrainState) -> None:
-    """Raises NonFiniteLossError if a number anywhere in a state is not finite; `save_checkpoint` asks as well.
+    """Raises NonFiniteLossError if any number in a state is not finite; `save_checkpoint` checks this too.
 
-    Every process must ask alike. A step looks at its loss and gradient only, as looking at all that it wrote costs some
-    percent of it.
+    Every process must call it. A training step itself checks only its loss and gradient, since checking the whole
+    state would take a few percent of its time.
     """
     if not _all_finite(state):
         raise NonFiniteLossError("the state was not finite after", int(state.step))
@@ -44,7 +44,7 @@ def check_finite(state: TrainState) -> None:
 
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
-    zeros: dict[Any, jax.Array] = {}  # NaN where a leaf is not finite; one sum for all alike compiles sooner
+    zeros: dict[Any, jax.Array] = {}  # NaN where a leaf is not finite; one sum per shape and dtype compiles faster
     for leaf in jax.tree.leaves(tree):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             kind = leaf.shape, leaf.dtype
@@ -53,7 +53,7 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 class MetricWindow:
-    """The metrics of the steps since the last summary, left on the device until they are asked for."""
+    """Collects the metrics of steps, and leaves them on the device until a summary is requested."""
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
@@ -61,12 +61,12 @@ class MetricWindow:
         self._since = time.monotonic()
 
     def add(self, step: int, metrics: Mapping[str, jax.Array], *, images: int) -> None:
-        """Remembers what a step of so many images returned, without waiting for it."""
+        """Adds the metrics of a step over a number of images, without waiting for them."""
         self._pending.append((step, metrics))
         self._images += images
 
     def summary(self) -> dict[str, float]:
-        """Returns the means since the last summary and the images per second, and starts anew.
+        """Returns the means and the images per second since the last summary, and resets.
 
         Raises:
           NonFiniteLossError: if a step was not `"finite"`; it names the first such step.
@@ -86,19 +86,19 @@ class MetricWindow:
         return result
 
     def restart_clock(self) -> None:
-        """Leaves what happened since the last summary out of the images per second."""
+        """Excludes the time and images since the last summary from the images per second."""
         self._images, self._since = 0, time.monotonic()
 
 
 def profiled(batches: Iterable[Batch], folder: Path | None, *, after: int = 3, steps: int = 5) -> Iterator[Batch]:
-    """Passes batches on, and traces some of the steps on them.
+    """Yields batches and traces some of the steps that use them.
 
     Args:
-      batches: what the steps take.
-      folder: where the trace is written, for TensorBoard's Profile page, with `perfetto_trace.json.gz` beside it; None
-        traces nothing.
-      after: steps before the first that is traced, as compiling is no part of it.
-      steps: how many are.
+      batches: the batches of the steps.
+      folder: the folder of the trace, for TensorBoard's Profile page, with a `perfetto_trace.json.gz`. None does not
+        trace.
+      after: number of steps before the trace, to exclude compilation.
+      steps: number of traced steps.
 
     Yields:
       The batches.
@@ -113,7 +113,7 @@ def profiled(batches: Iterable[Batch], folder: Path | None, *, after: int = 3, s
 
 
 class StopRequest:
-    """A wish to stop, which a signal brings: `signal` is its name, None without."""
+    """A request to stop. `signal` is the name of the signal that asked for it, or None."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
@@ -122,7 +122,7 @@ class StopRequest:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within, where nothing is to be saved, Ctrl-C raises KeyboardInterrupt; one that came before does so here."""
+        """Makes Ctrl-C raise KeyboardInterrupt inside the context, where nothing must be saved; also an earlier one."""
         self._interruptible = True
         try:
             if self.signal == "SIGINT":
@@ -132,10 +132,10 @@ class StopRequest:
             self._interruptible = False
 
     def agreed(self) -> bool:
-        """Whether to stop after this step; every process must ask after every step.
+        """Returns whether to stop after this step; every process must call it after every step.
 
-        Of several processes all get the same answer after the same step: that there was a signal in any of them when
-        they asked one step ago, so that nobody has to wait for the step that is under way.
+        All processes get the same answer after the same step: whether any of them had a signal at the call one step
+        earlier. Therefore no process has to wait for the current step.
         """
         if jax.process_count() == 1:
             return self.signal is not None
@@ -148,17 +148,17 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
-    """Turns Ctrl-C, SIGTERM and SIGHUP, if it is not ignored, into a wish to stop, which the loop reads.
+    """Converts Ctrl-C, SIGTERM and SIGHUP (unless ignored) into a request to stop, which the loop reads.
 
-    SIGHUP tells that the terminal is closed: what is printed from then on goes nowhere. A second Ctrl-C interrupts at
-    once. A scheduler that sends SIGTERM kills some seconds later: if the context is not left within `grace` seconds, as
-    a step or a compilation takes too long, the process ends with exit code 0 all the same; the last checkpoint, if
-    there is one, is complete. The former handlers return on exit.
+    SIGHUP means that the terminal was closed, and output is discarded from then on. A second Ctrl-C interrupts at
+    once. Schedulers kill a process some seconds after SIGTERM. If a step or a compilation keeps the context from being
+    left within `grace` seconds, the process therefore ends with exit code 0; the last checkpoint, if any, is complete.
+    The previous handlers are restored on exit.
     """
     stop = StopRequest()
 
     def note(number: int, frame: Any) -> None:
-        # SIGTERM may come twice: to all, and from a launcher.
+        # SIGTERM may arrive twice: sent to all processes, and from a launcher.
         if number == signal.SIGINT and (stop.signal is not None or stop._interruptible):
             raise KeyboardInterrupt
         if number == signal.SIGHUP:
@@ -172,7 +172,7 @@ def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
     left = threading.Event()
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-    # Handlers in Python wait for the main thread, which may wait for a compiler; this byte does not.
+    # Python's signal handlers run in the main thread, which may be compiling. The wakeup byte arrives at once.
     former_descriptor = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(receiver, stop, left, grace), daemon=True).start()
     try:
@@ -182,11 +182,11 @@ def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
         signal.set_wakeup_fd(former_descriptor)
         sender.close()
         for number, handler in former.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed by Python
 
 
 def discard_output(*descriptors: int) -> None:
-    """Lets what is written to these descriptors, which nobody reads any more, go nowhere: it would be an error."""
+    """Redirects descriptors without a reader to /dev/null, since writing to them would be an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in descriptors:
         os.dup2(nowhere, descriptor)
@@ -194,10 +194,10 @@ def discard_output(*descriptors: int) -> None:
 
 
 def _is_terminal(descriptor: int) -> bool:
-    """Of a terminal that is closed too, which `os.isatty` denies."""
+    """Returns whether a descriptor is a terminal, even a closed one, for which `os.isatty` returns False."""
     try:
         return stat.S_ISCHR(os.fstat(descriptor).st_mode)
-    except OSError:  # it is not even open
+    except OSError:  # not open
         return False
 
 

@@ -1,7 +1,7 @@
-"""What a training run carries from step to step, and the optimizer that changes it.
+"""The state of a training run, and its optimizer.
 
-Parameters are a dict of two: `"encoder"`, the network's, and `"loss"`, those of parametric losses (centers, proxies).
-Both live in one state, so that neither the optimizer nor a checkpoint can forget the second.
+Parameters are a dict of two: `"encoder"` for the network and `"loss"` for parametric losses (centers, proxies).
+Both are in one state, so that neither the optimizer nor a checkpoint can miss the second.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,12 +23,12 @@ SCHEDULES = ("cosine", "constant", "step")
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The state of a run, replicated on all devices but for shards of class vectors.
+    """The state of a run, replicated on all devices except for shards of class vectors.
 
     Attributes:
-      step: int32 scalar, how many steps were taken.
+      step: int32 scalar, the number of steps taken.
       params: `{"encoder": ..., "loss": ...}`.
-      batch_stats: the encoder's batch statistics (an empty dict where it has none).
+      batch_stats: the encoder's batch statistics (an empty dict if it has none).
       opt_state: the optimizer's state.
       memory: what the objective remembers from one step to the next, such as embeddings of past batches.
     """
@@ -49,12 +49,12 @@ def create_state(
     optimizer: optax.GradientTransformation,
     memory: Any = (),
 ) -> TrainState:
-    """A fresh state.
+    """Creates the initial state.
 
     Args:
       key: a `jax.random` key for the encoder's parameters.
       encoder: a Linen module, called as `encoder(images, train=...)`.
-      image_size: side of the images it will see.
+      image_size: side of the encoder's input images.
       loss_params: a tree of the losses' own parameters, such as centers; may be empty.
       optimizer: see `make_optimizer`.
       memory: what the objective remembers before the first step; empty for one that remembers nothing.
@@ -80,14 +80,14 @@ def create_state(
 
 
 def make_schedule(name: str, *, peak: float, steps: int, warmup: int = 0) -> optax.Schedule:
-    """A learning rate for each step: a linear warmup to `peak`, then as `name` says.
+    """Makes a learning rate schedule: a linear warmup to `peak`, then the schedule `name`.
 
     Args:
-      name: `"cosine"` decays to 0 at `steps`, `"constant"` stays, `"step"` falls tenfold after 40 % and after 80 % of
-        the steps (the SoftTriple paper's epochs 20 and 40 of 50).
+      name: `"cosine"` decays to 0 at `steps`, `"constant"` stays constant, `"step"` divides the rate by 10 after 40 %
+        and after 80 % of the steps (the SoftTriple paper's epochs 20 and 40 of 50).
       peak: the highest rate.
       steps: length of the run.
-      warmup: steps of the linear rise, included in `steps`.
+      warmup: steps of the linear warmup, included in `steps`.
 
     Returns:
       An optax schedule.
@@ -120,7 +120,7 @@ def make_schedule(name: str, *, peak: float, steps: int, warmup: int = 0) -> opt
 
 @contextmanager
 def standard_promotion() -> Iterator[None]:
-    """Lets flax and optax mix dtypes and ranks, as they are written to do, where jax is told to be strict."""
+    """Allows implicit dtype and rank promotion, which flax and optax rely on, even if JAX is configured as strict."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -133,16 +133,16 @@ def make_optimizer(
     weight_decay: float = 0.0,
     epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """An optimizer with separate rates for the encoder and the loss's own parameters.
+    """Makes an optimizer with separate rates for the encoder and the loss's own parameters.
 
     Args:
-      name: `"adamw"` decays weights decoupled from the gradient, `"adam"` adds the decay to the gradient, `"sgd"` has
-        Nesterov momentum 0.9 and does as `"adam"`. Only the encoder's kernels are decayed: no biases, no scales, no
+      name: `"adamw"` decouples weight decay from the gradient, `"adam"` adds the decay to the gradient, and `"sgd"`,
+        with Nesterov momentum 0.9, adds it too. Only the encoder's kernels are decayed, not biases, scales or
         centers.
       schedule: the encoder's learning rate.
       loss_rate: the rate of the loss's parameters, as a multiple of the encoder's.
-      weight_decay: see above.
-      epsilon: Adam's.
+      weight_decay: coefficient of the weight decay.
+      epsilon: epsilon of Adam.
 
     Returns:
       An optax transformation for params `{"encoder": ..., "loss": ...}`.

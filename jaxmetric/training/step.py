@@ -1,4 +1,4 @@
-"""The per-device training step, written once for any number of devices."""
+"""The per-device training step, for any number of devices."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,31 +26,31 @@ def make_train_step(
     clip_norm: float | None = None,
     class_shards: bool = False,
 ) -> Step:
-    """The step that `jaxmetric.parallel` drives.
+    """Makes the training step for the drivers of `jaxmetric.parallel`.
 
-    Randomness depends on the seed, the step and the place of an image in the global batch only: not on the number of
-    devices or chunks, nor on what ran before.
+    Randomness depends only on the seed, the step and the position of an image in the global batch, not on the number
+    of devices or chunks, or on earlier steps.
 
     Args:
-      apply_fn: a Linen module's `apply`: `(variables, images, train=True, mutable=["batch_stats"])` gives `[b, D]`
+      apply_fn: a Linen module's `apply`: `(variables, images, train=True, mutable=["batch_stats"])` returns `[b, D]`
         embeddings and the updated collections. Batch norm must be synchronized over `parallel.AXIS_NAME`.
-      objective: `(key, loss_params, memory, embeddings [B, D], labels [B, T])` gives the loss of the global batch and a
-        pair: a dict of scalars to report with it, such as its terms, whose names differ from those of the metrics
+      objective: `(key, loss_params, memory, embeddings [B, D], labels [B, T])` returns the loss of the global batch and
+        a pair: a dict of scalars to report, such as the terms of the loss, whose names differ from those of the metrics
         below, and the memory for the next step.
       optimizer: transforms the gradients of `state.params`.
-      preprocess: `(key, positions [b], images)` gives what the encoder takes, from the images of a batch and their
-        places in the global one.
-      seed: of the run.
-      chunks: equal parts in which a device takes its share through `preprocess` and the encoder, one at a time. The
-        embeddings of all are kept for the loss, which is that of the whole batch; the backward pass computes each
-        chunk again. The activations of one chunk take memory, and another forward pass takes time (on CPU much more:
-        XLA is slow there at the gradients of convolutions in a loop). Gradients are those of the batch in one piece,
-        but for batch norm in training, which normalizes one chunk at a time (over all devices) and moves its running
-        statistics by the mean of the chunks' moves.
-      clip_norm: scales a gradient of larger norm, over all parameters together, down to this norm; None does not.
-      class_shards: whether the arrays of `state.params["loss"]`, scalars excepted, and what the optimizer remembers of
-        them, are this device's shards of class vectors, of which the objective makes `jaxmetric.ClassShard`s. If not,
-        they are replicated as all else is.
+      preprocess: `(key, positions [b], images)` returns the inputs of the encoder, from the images of a batch and
+        their positions in the global batch.
+      seed: seed of the run.
+      chunks: number of equal parts of a device's share that go through `preprocess` and the encoder one at a time. The
+        loss still uses the embeddings of the whole batch, and the backward pass recomputes each chunk. This needs
+        memory for the activations of only one chunk, but one more forward pass (on a CPU much more time, as XLA is
+        slow there at gradients of convolutions in a loop). Gradients equal those without chunks, except for batch norm
+        in training: it normalizes one chunk at a time (over all devices) and updates its running statistics by the
+        mean of the chunks' updates.
+      clip_norm: largest norm of the gradient over all parameters; larger gradients are scaled down. None does not clip.
+      class_shards: whether the arrays of `state.params["loss"]`, except scalars, and the optimizer's state of them are
+        this device's shards of class vectors, from which the objective makes `jaxmetric.ClassShard`s. If not, they are
+        replicated like everything else.
 
     Returns:
       `step(state, batch, *, axis_name) -> (state, metrics)`, where the batch holds this device's share of `"image"` and
@@ -121,19 +121,19 @@ def make_train_step(
 def _in_chunks(
     embed: Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]], chunks: int, positions: jax.Array, images: jax.Array
 ) -> tuple[jax.Array, Any]:
-    """The embeddings of a device's share, and the batch statistics after each chunk `[chunks, ...]`."""
+    """Computes the embeddings of a device's share, and the batch statistics after each chunk `[chunks, ...]`."""
     share = images.shape[0]
     if share % chunks:
         raise ValueError(f"a device's share of {share} images does not divide into {chunks} chunks")
     parts = jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), (positions, images))
-    # A loop keeps what is computed again apart from the first time, so that no barrier has to.
+    # The loop keeps XLA from merging the recomputation with the forward pass, so no barrier is needed.
     embed_again = jax.checkpoint(lambda part: embed(*part), prevent_cse=False)
     embeddings, batch_stats = jax.lax.map(embed_again, parts)
     return embeddings.reshape(share, -1), batch_stats
 
 
 def _mean_move(before: jax.Array, after: jax.Array) -> jax.Array:
-    """Where the mean of the chunks moves a statistic; exactly nowhere if it is frozen."""
+    """Updates a statistic by the mean of the chunks' updates; a frozen statistic stays exactly the same."""
     return before + jnp.mean(after - before[None], axis=0)
 
 

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: `metrics.jsonl`, one JSON object a line, and TensorBoard's files."""
+"""Writes the metrics of a run to `metrics.jsonl`, one JSON object per line, and to TensorBoard files."""
 
 import json
 import math
@@ -17,7 +17,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that it is there whole, or as it was before."""
+    """Writes a text file atomically: afterward it has the whole new text, or is unchanged."""
     aside = path.with_name(f"{path.name}.new")
     try:
         aside.write_text(text)
@@ -27,25 +27,25 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Reads a JSON file.
 
     Raises:
-      ValueError: if it is damaged; it names the file.
+      ValueError: if the file is damaged; the message names it.
     """
     return _parsed(path.read_text(errors="replace"), str(path))
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; a last line that a crash cut off is left out.
+    """Reads the lines of a run's `metrics.jsonl`, without a last line that a crash truncated.
 
     Raises:
-      ValueError: if another line is damaged; it names the file and the line.
+      ValueError: if another line is damaged; the message names the file and the line.
     """
     path = workdir / METRICS_FILE
     if not path.exists():
         return []
     lines = path.read_text(errors="replace").split("\n")
-    # What follows the last line break was cut off, even if it reads as JSON.
+    # Text after the last line break was truncated, even if it is valid JSON.
     return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], 1) if line]
 
 
@@ -57,21 +57,21 @@ def _parsed(text: str, where: str) -> Any:
 
 
 class MetricWriter:
-    """Writes the metrics of a run that starts, or goes on, after `step` steps; drops lines beyond that step."""
+    """Writes the metrics of a run that starts or resumes after `step` steps; drops lines of later steps."""
 
     def __init__(self, workdir: Path, *, step: int = 0):
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
         path = workdir / METRICS_FILE
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
-        # Not tensorboardX's SummaryWriter: its thread dies with the first full disk, and those that wait for it hang.
+        # tensorboardX's SummaryWriter has a thread that dies if the disk is full, and waiting for it hangs.
         folder = workdir / "tensorboard"
         folder.mkdir(exist_ok=True)
         self._tensorboard = EventsWriter(str(folder / "events"), f".{os.getpid()}")
         self._add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Appends the metrics of a step; those that are None or not finite are `null`, and no point of a curve."""
+        """Appends the metrics of a step. None and values that are not finite become `null` and no point of a curve."""
         defined = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **dict.fromkeys(metrics), **defined}) + "\n")
         self._file.flush()

@@ -168,7 +168,7 @@ def test_undefined_numbers_are_called_undefined_and_say_why(tmp_path):
     page = Page(report(tmp_path, run))
     assert "None" not in page.text.replace("none", "")
     assert "nan" not in page.text.lower().split()
-    assert "Undefined: no query has an image of its own value to be found." in page.text
+    assert "Undefined: no query has another image with its value." in page.text
     assert "No learning curves were recorded" in page.text
     reasons = [value for tag, name, value in page.attributes if (tag, name) == ("abbr", "title")]
     assert len(reasons) == 2 * 8 + 4
@@ -210,7 +210,7 @@ def test_more_than_400_queries_are_sampled_and_the_page_says_so(tmp_path):
     page = Page(report(tmp_path, make_run(queries=401, size=2)))
     assert len(page.data["queries"]) == 400
     assert len({query["name"] for query in page.data["queries"]}) == 400
-    assert "400 of 401 queries, drawn at random." in page.text
+    assert "400 of 401 queries, chosen at random." in page.text
 
 
 def test_only_shown_gallery_images_are_read(tmp_path):

@@ -1,4 +1,4 @@
-"""Makes `emoji_people.npz` from two npm packages; read by `jaxmetric.data.load_emoji_people`.
+"""Makes `emoji_people.npz`, the file of `jaxmetric.data.load_emoji_people`, from two npm packages.
 
     npm pack emoji-datasource-google@16.0.0 && npm pack emoji-datasource-twitter@16.0.0
     mkdir google twitter
@@ -6,12 +6,12 @@
     tar xzf emoji-datasource-twitter-16.0.0.tgz -C twitter
     python -m jaxmetric.data.emoji_people.make google/package twitter/package
 
-A role is taken if all its 3 genders x 6 skin tones x 2 vendors exist. Unicode writes them in three ways: a
-man, woman or adult joined to a thing (a farmer), a person joined to a sign of gender (a runner), and the bare
+A role is included if all its 3 genders x 6 skin tones x 2 vendors exist. Unicode encodes roles in three ways: a
+man, woman or adult joined to an object (a farmer), a person joined to a gender sign (a runner), and the plain
 man, woman or adult.
 
-The images are stored as `[vendor, role, gender, row, column, skin, channel]` and compressed by LZMA: the
-skin tones of one emoji agree in most pixels, and here they stand side by side.
+The images are stored as `[vendor, role, gender, row, column, skin, channel]` and compressed by LZMA. The
+skin tones of an emoji agree in most pixels, so they are stored next to each other.
 """
 
 import argparse
@@ -81,9 +81,9 @@ def _files_by_skin(emoji: dict) -> list[str]:
 
 
 def _candidates(names: dict[str, str]) -> list[tuple[str, ...]]:
-    """The codes of man, woman and person, for everything that could be a role, sorted by code.
+    """Returns the codes of man, woman and person for each possible role, sorted by code.
 
-    Things joined further are left out: they are the same people facing right.
+    Longer sequences are excluded, since they are the same people facing right.
     """
     things = [code.removeprefix("1f9d1-200d-") for code in names if code.startswith("1f9d1-200d-")]
     joined = [(thing, tuple(f"{adult}-200d-{thing}" for adult in _ADULTS)) for thing in things if "-200d-" not in thing]
