@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from finished_runs import final_state
 from PIL import Image
 
 from jaxmetric.run.terms import loss_names
@@ -78,8 +79,13 @@ def train_with_each(expressions, people, workdir, *, devices, words=()):
 
 def test_a_loss_of_each_kind_trains_on_four_devices(people, tmp_path):
     train_with_each(OF_EACH_KIND, people, tmp_path, devices=4)
+    memory = final_state(tmp_path / "0").memory  # the checkpoint holds what the next step would be compared with
+    assert memory["supcon"].position == 2 * 8 % 12
+    assert memory["supcon"].where.any(axis=1).all()
+    assert np.isclose(final_state(tmp_path / "1").memory["dynamic_soft_margin"].sum(), 1)
 
 
+@pytest.mark.slow
 def test_class_vectors_of_several_columns_and_learned_numbers_are_sharded_as_they_can_be(people, tmp_path):
     expressions = ["arcface(on=('person', 'side')) + siglip(learn='bias')"]
     train_with_each(expressions, people, tmp_path, devices=2, words=["--shard-classes", "--driver", "shard_map"])
