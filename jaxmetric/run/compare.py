@@ -3,7 +3,7 @@
     jaxmetric compare --runs seeds=runs/a-0,runs/a-1,runs/a-2 other=runs/b-0,runs/b-1
 
 Each word is a title and the working directories of a group; the spread is the standard deviation
-over the group (with n - 1).
+over the group (with n - 1). Below the table stands the objective of each group.
 """
 
 import statistics
@@ -13,7 +13,7 @@ from typing import Any
 
 import tyro
 
-from jaxmetric.run.config import ConfigError
+from jaxmetric.run.config import CONFIG_FILE, ConfigError
 from jaxmetric.run.console import run_command
 from jaxmetric.run.evaluate import EVALUATION_FILE
 from jaxmetric.training import read_json
@@ -73,13 +73,25 @@ def main(argv: Sequence[str] | None = None, *, program: str = "jaxmetric compare
         return runs
 
     words = tyro.cli(command, args=argv, prog=program, description=__doc__)
-    return run_command(lambda: print(table(_read_groups(words))))
+    return run_command(lambda: print(_comparison(_read_groups(words))))
 
 
-def _read_groups(words: Sequence[str]) -> dict[str, list[dict[str, float | None]]]:
+def _comparison(groups: Mapping[str, Sequence[Path]]) -> str:
+    figures = {title: [read_figures(workdir) for workdir in workdirs] for title, workdirs in groups.items()}
+    objectives = [f"{title}: {loss}" for title, workdirs in groups.items() for loss in _objectives(workdirs)]
+    return "\n".join([table(figures), *objectives])
+
+
+def _objectives(workdirs: Sequence[Path]) -> list[str]:
+    """Returns the different objectives of runs, as `config.json` holds them."""
+    files = [workdir / CONFIG_FILE for workdir in workdirs]
+    return list(dict.fromkeys(str(read_json(file).get("loss")) for file in files if file.exists()))
+
+
+def _read_groups(words: Sequence[str]) -> dict[str, list[Path]]:
     if not words:
         raise ConfigError("runs is empty, expected TITLE=DIR,DIR,...")
-    groups: dict[str, list[dict[str, float | None]]] = {}
+    groups: dict[str, list[Path]] = {}
     for word in words:
         title, separator, directories = word.partition("=")
         if not (title and separator and directories):
@@ -89,5 +101,5 @@ def _read_groups(words: Sequence[str]) -> dict[str, list[dict[str, float | None]
         named = directories.split(",")
         if "" in named or len(set(named)) < len(named):
             raise ConfigError(f"runs has {word!r}, expected TITLE=DIR,DIR,... with each directory once, without spaces")
-        groups[title] = [read_figures(Path(directory)) for directory in named]
+        groups[title] = [Path(directory) for directory in named]
     return groups

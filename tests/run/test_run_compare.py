@@ -15,6 +15,7 @@ def _write_run(workdir, role, coherence):
         "coherence": {"spearman": coherence},
     }
     (workdir / "evaluation.json").write_text(json.dumps({**part, "untrained": part}))
+    (workdir / "config.json").write_text(json.dumps({"loss": f"{role}*triplet"}))
     return str(workdir)
 
 
@@ -25,6 +26,13 @@ def test_the_table_has_mean_and_standard_deviation(tmp_path, capsys):
     assert lines[0].split() == ["seeds", "(3)", "one", "(1)"]
     assert lines[1].split() == ["role", "Recall@1", "0.900", "±", "0.100", "0.800"]
     assert lines[3].split() == ["coherence", "undefined", "undefined"]
+
+
+def test_the_objectives_of_each_group_stand_below_the_table(tmp_path, capsys):
+    runs = [_write_run(tmp_path / name, role, 0.5) for name, role in (("a", 0.8), ("b", 0.9), ("c", 0.8))]
+    assert compare.main(["--runs", f"seeds={','.join(runs)}", f"one={runs[1]}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == ["seeds: 0.8*triplet", "seeds: 0.9*triplet", "one: 0.9*triplet"]
 
 
 def test_two_groups_of_one_name_are_an_error(tmp_path, capsys):
