@@ -169,12 +169,12 @@ def test_the_attributes_of_celeba_are_read_as_they_are(tmp_path):
     assert "the header does not name the first column; it is read as the image column" in str(caught[0].message)
 
 
-def test_a_folder_for_each_identity(tmp_path):
+def test_one_folder_per_identity(tmp_path):
     names = ["ann, the first/a b/1.png", "ann, the first/2.png", "bob/1.png", "bob/2.png"]
     draw(tmp_path / "people", names)
     for file in (tmp_path / "people").rglob("*.png"):
         file.rename(file.with_suffix(".jpg"))
-    run("A folder for each identity", tmp_path)
+    run("One folder per identity", tmp_path)
     with warnings.catch_warnings():
         source = load_manifest(tmp_path / "people" / "people.tsv", image_size=4)
     found = {name: source.columns[0].values[code] for name, code in zip(source.names, source.labels[:, 0], strict=True)}
