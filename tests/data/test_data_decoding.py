@@ -151,12 +151,12 @@ def test_every_bit_depth_is_scaled_to_white(kind, data):
 )
 def test_a_tiff_without_a_known_white_is_refused(kind, bits, sample_format, order):
     data = np.arange(16).astype(order + kind).tobytes()
-    with pytest.raises(ImageError, match=r"^x: .*(white is not known; save it with 8 or 16 bits|not an image)"):
+    with pytest.raises(ImageError, match=r"^x: .*(white level is unknown; save it with 8 or 16 bits|not an image)"):
         decode_image(tiff(data, bits=bits, sample_format=sample_format, order=order), name="x", image_size=4)
 
 
 def test_a_file_of_floating_point_numbers_is_refused():
-    with pytest.raises(ImageError, match=r"^x: PPM samples of mode F, whose white is not known; save it with 8 or"):
+    with pytest.raises(ImageError, match=r"^x: PPM samples of mode F, whose white level is unknown; save it with 8 or"):
         decode_image(b"Pf 4 4 -1.0\n" + np.linspace(0, 1, 16, dtype="<f4").tobytes(), name="x", image_size=4)
 
 
@@ -177,7 +177,7 @@ def test_16_bit_colors_with_a_transparent_color_are_refused():
     wide = image[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     key = b"tRNS" + struct.pack(">HHH", 1, 2, 3)
     wide += struct.pack(">I", 6) + key + struct.pack(">I", zlib.crc32(key))
-    with pytest.raises(ImageError, match="16-bit colors of which one is transparent; save it with an alpha channel"):
+    with pytest.raises(ImageError, match="16-bit colors with a transparent color; save it with an alpha channel"):
         decode_image(wide + image[33:], name="x", image_size=4)
 
 
@@ -202,7 +202,7 @@ def test_every_mode_of_every_format_is_read_correctly_or_refused(mode):
         if not kept:  # Pillow reduced the samples while writing
             continue
         if mode == "F" or (kind == "IM" and mode.startswith("I")) or (kind == "TIFF" and mode == "I"):
-            with pytest.raises(ImageError, match="white is not known; save it with 8 or 16 bits"):
+            with pytest.raises(ImageError, match="white level is unknown; save it with 8 or 16 bits"):
                 decode_image(file, name="x", image_size=8)
             continue
         decoded = decode_image(file, name="x", image_size=8)

@@ -403,17 +403,17 @@ def test_a_second_split_column_is_not_a_label(folder, name):
 @pytest.mark.parametrize(
     ("name", "values", "value"),
     [
-        ("kind", ["train", "test", "extra"], "'extra' is no split"),
-        ("is_train", ["0", "1", "maybe"], "'maybe' is no split"),
-        ("is_train", ["0", "1", "2"], "'0' may be no split"),
-        ("set", ["0", "1", "2"], "'0' may be no split"),
+        ("kind", ["train", "test", "extra"], "'extra' is not a split"),
+        ("is_train", ["0", "1", "maybe"], "'maybe' is not a split"),
+        ("is_train", ["0", "1", "2"], "'0' may not be a split"),
+        ("set", ["0", "1", "2"], "'0' may not be a split"),
     ],
 )
 def test_a_label_that_may_be_the_split_is_noted(folder, name, values, value):
     text = f"image,who,{name}\n" + "".join(f"{n},{w},{values[i % 3]}\n" for i, (n, w, _) in enumerate(ROWS))
     source, said = load(folder, text)
     assert [column.name for column in source.columns] == ["who", name]
-    assert [line for line in said if "is no split" in line or "may be no split" in line] == [
+    assert [line for line in said if "is not a split" in line or "may not be a split" in line] == [
         f"column {name!r} is taken as a label, since its value {value}; rename the column 'split' if it is one"
     ]
 
@@ -532,7 +532,7 @@ def test_integers_written_as_floats_are_integers(folder, numbers, wide):
         ),
         (
             "image,identity\n" + "".join(f"{n},{'07' if w == 'a' else 7}\n" for n, w, _ in ROWS),
-            "'07' and '7' are different values of identity; write them alike if they mean the same",
+            "'07' and '7' are different values of identity; write them identically if they mean the same",
         ),
         *[
             (
@@ -545,7 +545,7 @@ def test_integers_written_as_floats_are_integers(folder, numbers, wide):
             (
                 "image,identity\n" + "".join(f"{n},{other if w == 'a' else 'ann lee'}\n" for n, w, _ in ROWS),
                 f"values of identity differ only in case, spaces or invisible characters, such as {other!r} and "
-                "'ann lee', in 1 group; write them alike if they mean the same",
+                "'ann lee', in 1 group; write them identically if they mean the same",
             )
             for other in (
                 "Ann Lee",
@@ -559,8 +559,8 @@ def test_integers_written_as_floats_are_integers(folder, numbers, wide):
         ],
         (
             "image,identity,subset\n" + "".join(f"{n},{w},{'train' if w == 'a' else 'extra'}\n" for n, w, _ in ROWS),
-            "column 'subset' is taken as a label, since its value 'extra' is no split; rename the column 'split' if it "
-            "is one",
+            "column 'subset' is taken as a label, since its value 'extra' is not a split; rename the column 'split' "
+            "if it is one",
         ),
         (
             "image,identity\n" + "".join(f"{n},{i // 2 if i < 6 else i}\n" for i, (n, _, _) in enumerate(ROWS)),
@@ -818,7 +818,7 @@ def test_numbers_rounded_by_a_spreadsheet_are_noted(folder, value):
     said = [line for line in load(folder, "image;pid\n" + text)[1] if "scientific" in line]
     assert said == [
         f"pid has numbers in scientific notation, such as {value!r} (8 images), as spreadsheets write long numbers, "
-        "which they round: different ones can become one; format the column as text and save it anew"
+        "which they round: different ones can become one; format the column as text and save it again"
     ]
     text = "".join(f"{n};{'12e4' if w == 'a' else '7e15'}\n" for n, w, _ in ROWS)  # hexadecimal
     assert load(folder, "image;pid\n" + text)[1] == []

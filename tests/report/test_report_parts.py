@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxmetric.report.figures import Line, agreement_chart, line_chart, log_ticks, nice_ticks, spread
-from jaxmetric.report.key_figures import _chance, _of_100
+from jaxmetric.report.key_figures import _chance, _hits_in_100
 from jaxmetric.report.projection import project
 from jaxmetric.report.run import compared_with
 from jaxmetric.report.thumbnails import sprite_sheets
@@ -183,4 +183,4 @@ def test_compared_with_counts_the_rows_that_are_not_excluded(data):
 
 
 def test_hits_in_100_are_0_or_100_only_if_exact():
-    assert [_of_100(value) for value in (0.0, 0.001, 0.4, 0.999, 1.0, None)] == ["0", "1", "40", "99", "100", ""]
+    assert [_hits_in_100(value) for value in (0.0, 0.001, 0.4, 0.999, 1.0, None)] == ["0", "1", "40", "99", "100", ""]

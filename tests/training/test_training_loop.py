@@ -127,7 +127,7 @@ def test_a_slow_ctrl_c_prints_a_message(interruptible, monkeypatch, capsys):
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         time.sleep(0.5)
-    assert ("stopping after the step under way" in capsys.readouterr().err) != interruptible
+    assert ("stopping after the current step" in capsys.readouterr().err) != interruptible
 
 
 def test_steps_are_traced_for_tensorboard_and_perfetto(tmp_path):
