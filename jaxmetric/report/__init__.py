@@ -3,7 +3,7 @@
 `Run` holds the results of a run, and `write_report` writes them to a page that works offline and makes no
 requests. `figures` draws charts as SVG, `thumbnails` packs images into sprite sheets, `projection` maps
 embeddings to the plane, and `page` combines them with `page.html`, `page.css` and `page.js`.
-Needs Pillow and scikit-learn (the extra `experiments`).
+Needs Pillow and scikit-learn (the extra `train`).
 """
 
 from jaxmetric.report.page import write_report
