@@ -1,1 +1,1 @@
-"""Speed and memory beside the peers, as ratios from one run: `python -m benchmarks`, or one of its modules."""
+"""Benchmarks of speed and memory as ratios within one run: `python -m benchmarks`, or one of its modules."""

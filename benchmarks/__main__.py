@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other."""
+"""Runs all benchmarks in turn."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Times losses, search and a training step on the device at hand, each beside a limit, and compares it with the CPU.
+"""Times losses, search and a training step on the current device against a lower bound, and checks them on the CPU.
 
 `python -m benchmarks.accelerator [--small] [section ...]` takes less than 6 minutes on one GPU. Sections are
 `agreement`, `quadruplet`, `triplet`, `pairs`, `soft_triple`, `search` and `encoder`. The exit status is 1 if numbers
@@ -36,24 +36,24 @@ from jaxmetric.losses._engine.ordered_hinge import Constants, sums_by_searching,
 from jaxmetric.search import nearest_neighbors
 
 HIGHEST = jax.lax.Precision.HIGHEST
-SECONDS = 330.0  # after which no further row is begun
+SECONDS = 330.0  # no row is started after this time
 
 
 class Sizes(NamedTuple):
-    """What is measured.
+    """The sizes of the measurements.
 
     Attributes:
       quadruplet: batch sizes.
       triplet: batch sizes.
       pairs: batch sizes of the other losses over pairs.
       classes: numbers of classes of `soft_triple_loss`.
-      gallery: rows and columns of the gallery that is searched.
-      queries: how many of its rows are searched for.
-      encoder: a name of `jaxmetric.encoders.ENCODERS`, the side of its images, and how many a step takes.
-      product: the side of the square matrices whose product tells how fast the device multiplies.
-      losses: which to compare with the CPU.
-      rounds: how often a row runs, at most.
-      seconds: after which a row runs no more.
+      gallery: rows and columns of the gallery.
+      queries: number of gallery rows used as queries.
+      encoder: a name of `jaxmetric.encoders.ENCODERS`, the side of its images, and the number of images per step.
+      product: the side of the square matrices whose product measures the device's matmul speed.
+      losses: the losses to compare with the CPU.
+      rounds: largest number of runs of a row.
+      seconds: time after which a row is not run again.
     """
 
     quadruplet: tuple[int, ...] = (256, 1024, 4096)
@@ -85,20 +85,20 @@ SMALL = Sizes(
 
 
 class Row(NamedTuple):
-    """One line of a table: its name, and what compiles and returns its candidate."""
+    """One line of a table: its name, and a function that compiles and returns its candidate."""
 
     name: str
     make: Callable[[], Candidate]
 
 
 class Table(NamedTuple):
-    """Rows beside the limit of them all.
+    """Rows and their common lower bound.
 
     Attributes:
       title: the heading.
-      limit: the least that the rows have to do.
-      rows: what is compared with it.
-      forms: names of rows that compute the same numbers, which is checked, and of which the fastest is named.
+      limit: a lower bound for the work of the rows.
+      rows: the rows to compare with it.
+      forms: names of rows that must compute the same numbers; the fastest is named.
     """
 
     title: str
@@ -108,12 +108,12 @@ class Table(NamedTuple):
 
 
 def program(name: str, function: Callable[..., Any], *arguments: Any) -> Row:
-    """A row that runs one compiled function."""
+    """Makes a row that runs one compiled function."""
     return Row(name, partial(compiled, name, function, *arguments))
 
 
 def gradients(name: str, loss: Callable[..., Any], *arguments: Any, argnums: int | tuple[int, ...] = 0) -> Row:
-    """A row that computes a loss and its gradients."""
+    """Makes a row that computes a loss and its gradients."""
     return program(name, jax.value_and_grad(loss, argnums=argnums), *arguments)
 
 
@@ -140,7 +140,7 @@ def quadruplet_tables(sizes: Sizes) -> Iterator[Table]:
 
 
 def pair_constants(labels: np.ndarray) -> Constants:
-    """The levels and weights of all pairs of a batch, as the quadruplet loss has them."""
+    """Returns the levels and weights of all pairs of a batch, as used by the quadruplet loss."""
     first, second = np.triu_indices(len(labels), 1)
     levels = np.sum(labels[first] != labels[second], axis=1, dtype=np.int32)
     lower, ones = jnp.asarray(levels), jnp.ones(levels.shape)
@@ -166,7 +166,7 @@ def pair_tables(sizes: Sizes) -> Iterator[Table]:
         rows = [program("the same products, default precision", partial(products, precision=None), embeddings)]
         for name in names:
             rows.append(gradients(name, getattr(jaxmetric, name), embeddings, labels))
-            # NT-Xent's peer enumerates pairs of pairs: at B = 1,024 it takes more than 100 GB.
+            # PML's NT-Xent enumerates pairs of pairs: at B = 1,024 it needs more than 100 GB.
             if batch == sizes.pairs[0] and name in ("supcon_loss", "multi_similarity_loss"):
                 rows += peer(name, batch)
         yield Table(
@@ -177,7 +177,7 @@ def pair_tables(sizes: Sizes) -> Iterator[Table]:
 
 
 def products(x: jax.Array, precision: Any = HIGHEST) -> Any:
-    """The matrix products that a similarity of all pairs and its gradient take."""
+    """Returns the matrix products needed for all pairwise similarities and their gradient."""
     similarity, pull_back = jax.vjp(lambda x, y: jnp.matmul(x, y.T, precision=precision), x, x)
     return pull_back(similarity)
 
@@ -218,7 +218,7 @@ def soft_triple_tables(sizes: Sizes) -> Iterator[Table]:
 
 
 def class_products(embeddings: jax.Array, centers: jax.Array) -> Any:
-    """The matrix products that the similarities to all centers and their gradients take."""
+    """Returns the matrix products needed for the similarities to all centers and their gradients."""
     rows = centers.reshape(-1, centers.shape[-1])
     similarity, pull_back = jax.vjp(lambda x, w: jnp.matmul(w, x.T, precision=HIGHEST), embeddings, rows)
     return pull_back(similarity)
@@ -244,7 +244,7 @@ def search_tables(sizes: Sizes) -> Iterator[Table]:
 
 
 def largest_similarities(queries: jax.Array, gallery: jax.Array) -> jax.Array:
-    """`[Q]`: the similarity of each query to its nearest neighbor, a block of queries at a time."""
+    """Computes the similarity of each query to its nearest neighbor, `[Q]`, in blocks of queries."""
 
     def of_query(query: jax.Array) -> jax.Array:
         return jnp.max(jnp.matmul(gallery, query, precision=HIGHEST))
@@ -260,7 +260,7 @@ def encoder_tables(sizes: Sizes) -> Iterator[Table]:
     step, *arguments = training_step(name, side, batch)
     flops = operations(step, *arguments)
     times = max(1, round(flops / (2 * sizes.product**3)))
-    square = np.full((sizes.product, sizes.product), 1 / sizes.product, jnp.bfloat16)  # which is its own square
+    square = np.full((sizes.product, sizes.product), 1 / sizes.product, jnp.bfloat16)  # equal to its own square
     yield Table(
         f"A training step of {name} in bfloat16, {batch} images of {side} pixels: {flops / 1e12:.3g} Tflop",
         program(
@@ -273,14 +273,14 @@ def encoder_tables(sizes: Sizes) -> Iterator[Table]:
 
 
 def training_step(name: str, side: int, batch: int) -> tuple[Any, ...]:
-    """A step of SGD, `(variables, images, labels) -> (loss, variables)`, and its arguments."""
+    """Returns a step of SGD, `(variables, images, labels) -> (loss, variables)`, and its arguments."""
     from jaxmetric.encoders import make_encoder
 
     encoder = make_encoder(name, dtype=jnp.bfloat16)
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, side, side, 3), np.float32)
     labels = rng.integers(0, 100, batch).astype(np.int32)
-    # Initializing takes a compilation, and the numbers do not change the time.
+    # Initializing would need a compilation, and the values do not affect the time.
     shapes = jax.eval_shape(partial(encoder.init, train=False), jax.random.key(0), images[:1])
     variables = jax.tree.map(lambda x: np.float32(0.05) * np.abs(rng.standard_normal(x.shape, np.float32)), shapes)
     learned = variables["params"], jaxmetric.init_centers(jax.random.key(1), 100, 10, 128)
@@ -300,9 +300,9 @@ def training_step(name: str, side: int, batch: int) -> tuple[Any, ...]:
 
 
 def operations(function: Callable[..., Any], *arguments: Any) -> float:
-    """The arithmetic operations of a function, a multiply-add counted as two, before a compiler changes it."""
+    """Counts the arithmetic operations of a function before compilation; a multiply-add counts as two."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
-    with jax.default_device(jax.devices("cpu")[0]):  # not every accelerator's plugin counts
+    with jax.default_device(jax.devices("cpu")[0]):  # not every accelerator plugin counts operations
         analysis: Any = jax.jit(function).lower(*shapes).cost_analysis()
     return analysis["flops"]
 
@@ -315,7 +315,7 @@ def repeated_product(x: jax.Array, *, times: int) -> jax.Array:
 
 
 def have_peers() -> bool:
-    """Whether pytorch-metric-learning is there and can use the device that jax uses."""
+    """Returns whether pytorch-metric-learning is installed and can use the device that jax uses."""
     if not HAVE_PEERS:
         return False
     import torch
@@ -324,13 +324,13 @@ def have_peers() -> bool:
 
 
 def peer(name: str, batch: int) -> list[Row]:
-    """The namesake of a loss over pairs, if it can run here."""
+    """Returns the loss of the same name in pytorch-metric-learning, if it can run here."""
     make = partial(on_torch_device, partial(losses.in_torch, name, batch))
     return [Row(f"pytorch-metric-learning, {name}", make)] if have_peers() else []
 
 
 def on_torch_device(make: Callable[[], Candidate]) -> Candidate:
-    """What `make` returns, with its arrays on the device that jax uses."""
+    """Calls `make` with PyTorch's default device set to the device that jax uses."""
     import torch
 
     with torch.device("cpu" if jax.default_backend() == "cpu" else "cuda"):
@@ -341,7 +341,7 @@ def on_torch_device(make: Callable[[], Candidate]) -> Candidate:
 
 
 class Measured(NamedTuple):
-    """What a row took: the median in seconds, bytes, and seconds of compilation; and its result if asked for."""
+    """The cost of a row: median seconds, bytes, and seconds of compilation; and its result if requested."""
 
     seconds: float
     peak: int | None
@@ -350,39 +350,39 @@ class Measured(NamedTuple):
 
 
 def measured(row: Row, sizes: Sizes, deadline: float, *, keep: bool) -> Measured:
-    """Compiles a row and runs it a few times; `keep` asks for its result."""
+    """Compiles a row and runs it a few times; `keep` requests its result."""
     if time.monotonic() > deadline:
         raise TimeoutError(OUT_OF_TIME)
     candidate, before = row.make(), device_peak()
     took = measure([candidate], rounds=sizes.rounds, seconds=sizes.seconds)[0]
     after, peak = device_peak(), candidate.peak
     if peak is None:
-        on_device = after if after > before else None  # the largest so far; a smaller one is not known
+        on_device = after if after > before else None  # only a new maximum is known
         peak = on_device if jax.default_backend() != "cpu" else took.resident
     return Measured(float(np.median(took.seconds)), peak, candidate.compilation, candidate.run() if keep else None)
 
 
 def device_peak() -> int:
-    """Bytes that were in use on the device at the same time, at most, since the process began; 0 if unknown."""
+    """Returns the peak memory in bytes on the device since the process started; 0 if unknown."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 
 def print_section(name: str, sizes: Sizes, deadline: float) -> bool:
-    """Measures and prints a section, and returns whether all of it could be measured and agrees."""
+    """Measures and prints a section; returns whether all of it could be measured and agrees."""
     holds = True
     try:
         if name == "agreement":
             return print_agreement(sizes, deadline)
         for table in SECTIONS[name](sizes):
             holds &= print_table(table, sizes, deadline)
-    except Exception as error:  # nor must a section
+    except Exception as error:  # one section must not end the run
         print(f"\n{name}: {one_line(error)}", flush=True)
         return False
     return holds
 
 
 def print_table(table: Table, sizes: Sizes, deadline: float) -> bool:
-    """Measures and prints the rows, and returns whether all could be measured and agree."""
+    """Measures and prints the rows; returns whether all could be measured and agree."""
     print(f"\n{table.title}")
     print(f"{'':62}{'median':>13}{'ratio':>9}{'peak':>13}{'compile':>10}")
     limit, forms, holds = math.nan, {}, True
@@ -406,7 +406,7 @@ def print_table(table: Table, sizes: Sizes, deadline: float) -> bool:
 
 
 def print_forms(forms: dict[str, Measured]) -> bool:
-    """Prints which of the forms is the fastest, and returns whether all have the same result."""
+    """Prints the fastest form; returns whether all forms have the same result."""
     if len(forms) < 2:
         return True
     fastest, *slower = sorted(forms, key=lambda name: forms[name].seconds)
@@ -420,7 +420,7 @@ def print_forms(forms: dict[str, Measured]) -> bool:
 
 
 def print_agreement(sizes: Sizes, deadline: float) -> bool:
-    """Compares the losses with the CPU, prints a table, and returns whether all agree."""
+    """Compares the losses with the CPU and prints a table; returns whether all agree."""
     try:
         names = [way.name for way in ways()]
     except RuntimeError as error:
@@ -441,7 +441,7 @@ def print_agreement(sizes: Sizes, deadline: float) -> bool:
 
 
 def print_neighbors() -> bool:
-    """Searches among ties, prints how many neighbors are wrong, and returns whether none is."""
+    """Searches among ties and prints the number of wrong neighbors; returns whether it is 0."""
     wrong = {k: wrong_neighbors(k) for k in (10, 40)}  # a GPU has a kernel of its own for a small k
     for k, number in wrong.items():
         print(f"  nearest_neighbors among ties, k = {k}: {number} wrong{', DISAGREES' if number else ''}")
@@ -484,7 +484,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         "peak: arguments, results and what the program allocates beside them. A row that is not one program shows how"
     )
-    print("much the process grew, or on an accelerator the most in use so far, if it was this row that used it.")
+    print("much the process grew, or on an accelerator the largest memory in use so far, if this row used it.")
     print("compile: includes tracing.")
     holds = [print_section(name, sizes, deadline) for name in arguments.sections or names]
     print(f"\n{time.monotonic() - began:.0f} seconds in all")

@@ -1,4 +1,4 @@
-"""Class-vector losses beside pytorch-metric-learning, and SoftTriple with 100,000 classes, in chunks.
+"""Compares class-vector losses with pytorch-metric-learning, and times SoftTriple with 100,000 classes, in chunks.
 
 `python -m benchmarks.class_vectors`
 """
@@ -20,14 +20,14 @@ SMALL, LARGE = ((256, 32), (1024, 128)), ((128, 1000), (128, 11_318))
 
 
 class Rival(NamedTuple):
-    """A loss and its counterpart: name, options, and the attribute with its class vectors."""
+    """A loss and its counterpart in PML: name, options, and the attribute with the class vectors."""
 
     loss: Callable[..., Any]
     name: str
     options: dict[str, Any]
     vectors: str = "W"
     num_centers: int | None = None
-    factor: Callable[[int], float] = lambda num_classes: 1.0  # of our value, to be theirs
+    factor: Callable[[int], float] = lambda num_classes: 1.0  # PML's value divided by ours
 
 
 RIVALS = (
@@ -65,7 +65,7 @@ def example(batch: int, num_classes: int, num_centers: int | None) -> tuple[np.n
     embeddings = rng.normal(size=(batch, DIM))
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     vectors = np.asarray(jaxmetric.init_centers(jax.random.key(0), num_classes, num_centers or 1, DIM))
-    # Of length 1, which one of them expects.
+    # Of norm 1, as one of the losses expects.
     vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     labels = np.arange(batch) // 8 if batch == 8 * num_classes else rng.integers(0, num_classes, batch)
     return embeddings.astype(np.float32), labels.astype(np.int32), vectors if num_centers else vectors[:, 0]
@@ -99,7 +99,7 @@ def beside_the_peer(rival: Rival, batch: int, num_classes: int, tau: float | Non
     if HAVE_PEERS:
         candidates.append(in_torch(rival, *arguments, regularizer=tau or 0.0))
         ours, theirs = (candidate.run() for candidate in candidates)
-        # The same number, before it is timed.
+        # Check that the values are equal before timing.
         np.testing.assert_allclose(rival.factor(num_classes) * ours[0], theirs, rtol=1e-4)
     centers = f", K = {rival.num_centers}" if rival.num_centers else ""
     regularizer = "" if tau is None else f", tau = {tau:g}"
@@ -107,7 +107,7 @@ def beside_the_peer(rival: Rival, batch: int, num_classes: int, tau: float | Non
 
 
 def many_classes() -> None:
-    """SoftTriple with K = 10 centers for each of 100,000 classes: 256 MB of centers, and as much for their gradient."""
+    """Times SoftTriple with K = 10 centers for each of 100,000 classes: 256 MB of centers, and as many of gradients."""
     batch, num_classes, dim = 128, 100_000, 64
     keys = jax.random.split(jax.random.key(0), 3)
     centers = jaxmetric.init_centers(keys[0], num_classes, 10, dim)

@@ -1,9 +1,9 @@
-"""Whether every exported loss gives the same numbers on the CPU and on an accelerator, in either matmul precision.
+"""Checks that every exported loss gives the same numbers on the CPU and an accelerator, in both matmul precisions.
 
-Each loss runs in float32 on two batches of one shape and is compared with float64 on the CPU. One batch is `distinct`.
-In the other, `coincident`, embeddings coincide and so do the centers of each class: a product in TF32 or bfloat16 makes
-a squared distance of 0 negative, and its root NaN. The arguments of a loss follow from the names of its parameters, so
-that a new loss needs no line here.
+Each loss runs in float32 on two batches of the same shape and is compared with float64 on the CPU. One is `distinct`.
+In the other, `coincident`, embeddings are equal, and so are the centers of each class: TF32 or bfloat16 products make
+a squared distance of 0 negative, and its root NaN. The arguments of a loss are derived from its parameter names, so
+that new losses need no change here.
 """
 
 import inspect
@@ -31,23 +31,23 @@ LOSSES = tuple(name for name in jaxmetric.__all__ if name.endswith("_loss"))
 
 
 class Way(NamedTuple):
-    """Where and how a loss is computed in float32."""
+    """A device and a matmul precision for a loss in float32."""
 
     device: jax.Device
     precision: str
 
     @property
     def name(self) -> str:
-        """The heading of its columns."""
+        """The heading of the columns."""
         return f"{self.device.platform}, {self.precision}"
 
 
 class Deviation(NamedTuple):
-    """How far a loss in float32 is from its reference, relative to the largest number of each array; NaN if not finite.
+    """The error of a loss in float32, relative to the largest number of each array; NaN if not finite.
 
     Attributes:
-      distinct: of the value and the gradients.
-      coincident: of the value; the gradients must be finite, as those of ties are not unique.
+      distinct: the error of the value and the gradients.
+      coincident: the error of the value. Gradients need only be finite, since those of ties are not unique.
     """
 
     distinct: float
@@ -55,12 +55,12 @@ class Deviation(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """What was found of one loss.
+    """The comparison of one loss.
 
     Attributes:
-      name: of the loss.
-      deviations: one for each way; none if the loss failed.
-      error: what went wrong, in one line; empty if nothing did.
+      name: the name of the loss.
+      deviations: one for each `Way`; empty if the loss failed.
+      error: the error in one line, or "".
     """
 
     name: str
@@ -69,13 +69,13 @@ class Agreement(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the loss agrees everywhere."""
-        # Written so that a deviation of NaN is disagreement.
+        """Whether all results of the loss agree."""
+        # Written so that a NaN deviation counts as disagreement.
         return not self.error and all(d <= TOLERANCE for each in self.deviations for d in each)
 
 
 def ways() -> tuple[Way, ...]:
-    """The accelerator in both precisions, preceded by the CPU; on a machine without one the CPU in both."""
+    """Returns the CPU and the accelerator in both precisions; without an accelerator, the CPU in both."""
     default, cpu = jax.devices()[0], jax.devices("cpu")[0]
     both = Way(default, "default"), Way(default, "highest")
     return both if default.platform == "cpu" else (Way(cpu, "default"), *both)
@@ -86,7 +86,7 @@ def agreements(names: Sequence[str] = LOSSES, *, deadline: float = math.inf) -> 
 
     Args:
       names: exported losses.
-      deadline: the `time.monotonic()` from which on no further loss is begun.
+      deadline: the `time.monotonic()` after which no further loss is started.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(partial(agreement, deadline=deadline), names)
@@ -103,9 +103,9 @@ def agreement(name: str, *, deadline: float = math.inf) -> Agreement:
 
 
 def wrong_neighbors(k: int) -> int:
-    """How many of the indices that exact search finds are wrong where many rows are equally near.
+    """Counts wrong indices of exact search among many rows at equal distances.
 
-    Coordinates are small integers, so that distances are exact in any precision, and ties go to the lower index.
+    Coordinates are small integers, so distances are exact in any precision, and ties go to the lower index.
     """
     rng = np.random.default_rng(0)
     gallery, queries = (rng.integers(0, 3, (size, 4)).astype(np.float32) for size in (3000, 64))
@@ -115,7 +115,7 @@ def wrong_neighbors(k: int) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """The kind of an error and the first line of its message, shortened."""
+    """Returns the type of an error and the first line of its message, shortened."""
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"[:150]
 
@@ -124,11 +124,11 @@ def arguments(loss: Callable[..., Any], batch: str) -> dict[str, Any]:
     """Returns an argument for each parameter without a default.
 
     Args:
-      loss: whose arguments to make.
+      loss: the loss.
       batch: `DISTINCT` or `COINCIDENT`.
 
     Raises:
-      TypeError: if there is no argument of the name of a parameter.
+      TypeError: if a parameter has an unknown name.
     """
     parameters = inspect.signature(loss).parameters
     rng = np.random.default_rng(0)
@@ -139,7 +139,7 @@ def arguments(loss: Callable[..., Any], batch: str) -> dict[str, Any]:
         return x if batch == DISTINCT else np.broadcast_to(x[..., :1, :], x.shape).copy()
 
     columns = np.stack([np.arange(B) % C, np.arange(B) % 4], axis=1).astype(np.int32)
-    # Eight in a row coincide: examples of different classes, and two of one.
+    # Groups of eight consecutive rows are equal: examples of different classes, and two of one class.
     embeddings = rows(B // 8, 8).reshape(B, D)
     made = {
         "key": lambda: jax.random.key(0),
@@ -163,7 +163,7 @@ def _deviations(loss: Callable[..., Any]) -> tuple[Deviation, ...]:
     batches = [arguments(loss, batch) for batch in (DISTINCT, COINCIDENT)]
     reference = Way(jax.devices("cpu")[0], "highest")
     programs = _Programs(loss)
-    if "key" in batches[0]:  # float64 draws other samples
+    if "key" in batches[0]:  # random samples differ in float64
         expected = programs.results(reference, batches)
     else:
         with jax.enable_x64(True):
@@ -181,14 +181,14 @@ def _in_float64(x: Any) -> Any:
 
 
 class _Programs:
-    """The compiled programs of a loss; ways that ask for the same program share it."""
+    """The compiled programs of a loss, shared between ways that use the same program."""
 
     def __init__(self, loss: Callable[..., Any]) -> None:
         self._loss = loss
         self._results: dict[tuple[jax.Device, str], list[Any]] = {}
 
     def results(self, way: Way, batches: list[dict[str, Any]]) -> list[Any]:
-        """The value and the gradients of each batch, on the host."""
+        """Computes the value and the gradients of each batch, on the host."""
         split = [_split(batch) for batch in batches]
         fixed = split[0][2]
 
@@ -206,7 +206,7 @@ class _Programs:
 
 
 def _split(batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Arrays of floats, arrays of integers, and what is no array or a key."""
+    """Splits arguments into arrays of floats, arrays of integers, and others, such as keys."""
     groups: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
     for name, argument in batch.items():
         is_array = isinstance(argument, np.ndarray)
@@ -215,7 +215,7 @@ def _split(batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[
 
 
 def deviation(found: Any, expected: Any, *, value_only: bool = False) -> float:
-    """How far a value and gradients are from those expected; NaN if one of them is not finite.
+    """Computes the error of a value and gradients; NaN if one of them is not finite.
 
     Args:
       found: `(value, gradients)`.

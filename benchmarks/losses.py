@@ -1,4 +1,4 @@
-"""Every loss over the pairs of a batch against its namesake in pytorch-metric-learning, value and gradient.
+"""Compares all losses over the pairs of a batch with those of pytorch-metric-learning, value and gradient.
 
 `python -m benchmarks.losses [name ...]`
 """
@@ -14,16 +14,16 @@ import jaxmetric
 from benchmarks.measure import HAVE_PEERS, Candidate, compiled, measure, megabytes, print_environment, torch_step
 
 DIM, PER_CLASS, BATCHES = 128, 8, (256, 1024)
-MOST_MEMORY = 12e9  # bytes that a peer may need
+MOST_MEMORY = 12e9  # bytes; PML losses that need more are skipped
 
 
 class Entry(NamedTuple):
-    """A loss and its namesake.
+    """A loss and its counterpart in PML.
 
     Attributes:
-      ours: `(embeddings, labels, class vectors)` to a scalar; most take no class vectors.
-      theirs: makes the peer's loss, `(embeddings, labels)` to a scalar, of its module `losses` and the number of
-        classes; None if it has none.
+      ours: `(embeddings, labels, class vectors)` to a scalar; most ignore class vectors.
+      theirs: makes PML's loss, `(embeddings, labels)` to a scalar, from its module `losses` and the number of
+        classes; None if there is no counterpart.
     """
 
     ours: Callable[[jax.Array, jax.Array, jax.Array], Any]
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
 
 def of(loss: Callable[..., Any], theirs: str | None, **hyper_parameters: Any) -> Entry:
-    """A loss of embeddings and labels and a peer made without arguments."""
+    """Makes an entry of a loss of embeddings and labels and a PML loss without arguments."""
     return Entry(
         lambda x, y, vectors: loss(x, y, **hyper_parameters),
         None if theirs is None else lambda losses, classes: getattr(losses, theirs)(),
@@ -47,7 +47,7 @@ def example(batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def in_a_batch(loss: Any) -> Callable[[Any, Any], Any]:
-    """A peer that takes no labels."""
+    """Makes a PML loss that takes no labels."""
     return lambda x, y: loss(x)
 
 
@@ -61,7 +61,7 @@ def candidates(name: str, entry: Entry, batch: int) -> list[Candidate]:
 
 
 def in_torch(name: str, batch: int) -> Candidate:
-    """The namesake of an entry that has one, on the default device of PyTorch."""
+    """Returns the PML loss of an entry, on the default device of PyTorch."""
     import torch
     from pytorch_metric_learning import losses
 
@@ -84,7 +84,7 @@ def main(names: Sequence[str] = ()) -> None:
         peer_memory = 0
         for batch in BATCHES:
             both = candidates(name, entry, batch)
-            # A peer that enumerates triplets of a batch takes up to 4^3 times as much for a batch 4 times as large.
+            # A PML loss that enumerates triplets needs up to 4^3 times as much memory for a batch 4 times as large.
             too_large = peer_memory * (BATCHES[1] / BATCHES[0]) ** 3 > MOST_MEMORY
             measured = measure(both[:1] if too_large else both, rounds=7, seconds=6)
             peer_memory = (measured[-1].resident or 0) if len(measured) > 1 else 0
@@ -129,7 +129,7 @@ ENTRIES = {
     "angular_loss": of(jaxmetric.angular_loss, "AngularLoss"),
     "chen_quadruplet_loss": of(jaxmetric.chen_quadruplet_loss, None),
     "centroid_triplet_loss": of(jaxmetric.centroid_triplet_loss, None),
-    # Theirs differentiates past batches as well, so that one object cannot be called for a second backward pass.
+    # PML's loss differentiates past batches as well, so an object supports only one backward pass.
     "dynamic_soft_margin_loss": Entry(
         lambda x, y, vectors: jaxmetric.dynamic_soft_margin_loss(x, y, mining="all"),
         lambda losses, classes: lambda x, y: losses.DynamicSoftMarginLoss()(x, y),

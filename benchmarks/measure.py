@@ -1,6 +1,6 @@
-"""How candidates are compared: run in turns in one process, so that what slows the machine slows all of them.
+"""Times candidates in turns in one process, so that other load on the host affects all of them.
 
-`compiled` and `torch_step` make candidates of functions, `compare` times them and prints a table.
+`compiled` and `torch_step` make candidates from functions; `compare` times them and prints a table.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ import numpy as np
 
 import jaxmetric
 
-# After a call, PyTorch's threads would keep both cores busy waiting for the next one, during our turn.
+# After a call, PyTorch's threads would spin on both cores while other candidates run.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HAVE_PEERS = all(importlib.util.find_spec(name) for name in ("torch", "pytorch_metric_learning"))
@@ -27,14 +27,14 @@ NO_PEERS = "PyTorch and pytorch-metric-learning are not installed: pip install -
 
 
 class Candidate(NamedTuple):
-    """Something to be timed.
+    """A computation to time.
 
     Attributes:
-      name: of the row.
+      name: the name of the row.
       run: computes the result and waits for it.
-      temporary: bytes that its compiled program allocates beside arguments and results, if known.
-      compilation: seconds that tracing and compiling took, without a cache, if it was compiled.
-      peak: bytes of its arguments, results and what it allocates beside them, if known.
+      temporary: bytes that the compiled program allocates beside arguments and results, if known.
+      compilation: seconds of tracing and compiling without a cache, if it was compiled.
+      peak: bytes of arguments, results and temporary memory, if known.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Candidate(NamedTuple):
 
 
 def compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Candidate:
-    """A candidate that runs a JAX function, compiled beforehand."""
+    """Makes a candidate that runs a JAX function, compiled beforehand."""
     start = time.perf_counter()
     program = jax.jit(function).lower(*arguments).compile()
     compilation = time.perf_counter() - start
@@ -57,7 +57,7 @@ def compiled(name: str, function: Callable[..., Any], *arguments: Any) -> Candid
 
 
 def torch_step(name: str, loss: Callable[[], Any], parameters: Sequence[Any]) -> Candidate:
-    """A candidate that computes a PyTorch loss and its gradients."""
+    """Makes a candidate that computes a PyTorch loss and its gradients."""
 
     def run() -> Any:
         for parameter in parameters:
@@ -70,7 +70,7 @@ def torch_step(name: str, loss: Callable[[], Any], parameters: Sequence[Any]) ->
 
 
 class Measurement(NamedTuple):
-    """What running a candidate took: seconds of its calls, and bytes by which the process grew in one, if known."""
+    """The cost of a candidate: seconds of its calls, and growth of the process in bytes during a call, if known."""
 
     seconds: list[float]
     resident: int | None
@@ -80,12 +80,12 @@ def measure(candidates: Sequence[Candidate], *, rounds: int = 15, seconds: float
     """Runs the candidates in turns.
 
     Args:
-      candidates: what to run.
-      rounds: how often each runs, at most.
-      seconds: after which a candidate sits out the remaining rounds (it runs twice at least).
+      candidates: the candidates.
+      rounds: largest number of runs of each.
+      seconds: time after which a candidate skips the remaining rounds (it runs at least twice).
 
     Returns:
-      One measurement for each.
+      One measurement per candidate.
     """
     resident = [_resident_growth(candidate.run) for candidate in candidates]  # warms up as well
     times: list[list[float]] = [[] for _ in candidates]
@@ -112,7 +112,7 @@ def compare(title: str, candidates: Sequence[Candidate], *, rounds: int = 15, se
 
 
 def print_environment() -> None:
-    """Prints versions and devices, and what the columns mean."""
+    """Prints versions, devices and the meaning of the columns."""
     print_versions()
     print("ratio: median time divided by that of the first row, in this run. temporary: what the compiled program")
     print("allocates beside arguments and results. resident: growth of the process's memory during one call.")
@@ -129,12 +129,12 @@ def print_versions() -> None:
 
 
 def _resident_growth(run: Callable[[], Any]) -> int | None:
-    """Bytes by which the resident memory of this process rises at most during a second call; None if unknown."""
+    """Returns the peak growth of this process's resident memory during a second call, in bytes; None if unknown."""
     run()
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier calls freed goes back to the system
-        reset.write_text("5")  # the peak starts anew
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # returns memory freed by earlier calls to the system
+        reset.write_text("5")  # resets the peak
         before = _kilobytes(status.read_text(), "VmRSS")
         run()
         return 1024 * max(_kilobytes(status.read_text(), "VmHWM") - before, 0)
@@ -152,5 +152,5 @@ def _milliseconds(seconds: float) -> str:
 
 
 def megabytes(size: int | None) -> str:
-    """A size in bytes as a table shows it; nothing if it is unknown."""
+    """Formats a size in bytes for a table; "" if unknown."""
     return "" if size is None else f"{size / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""The exact quadruplet loss against enumerating its quadruplets, sorting its distances once, and drawing anchors.
+"""Compares the exact quadruplet loss with enumerating quadruplets, sorting distances once, and sampling anchors.
 
 `python -m benchmarks.quadruplet`
 """
@@ -23,7 +23,7 @@ def example(batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def published_in_jax(embeddings: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean as the authors' code computes it: over all B^4 ordered pairs of ordered pairs."""
+    """Computes the mean as in the authors' code: over all B^4 ordered pairs of ordered pairs."""
     distances = jnp.sum(jnp.square(embeddings[:, None] - embeddings[None]), axis=-1).ravel()
     phi = jnp.any(labels[:, None] != labels[None], axis=-1).ravel().astype(jnp.int32)
     sign = phi[None, :] - phi[:, None]

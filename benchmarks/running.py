@@ -1,7 +1,7 @@
-"""What running costs beside the arithmetic: more devices, checkpoints, starting again. `python -m benchmarks.running`.
+"""Measures the overhead of more devices, checkpoints and restarts: `python -m benchmarks.running`.
 
-The devices of a CPU are so in name: they take turns on its cores. So the step of the same global batch is compared by
-the time that the process computed, which tells what dividing it adds in work, as well as by the clock.
+CPU devices are simulated and share the cores. Steps on the same global batch are therefore compared by the CPU time
+of the process, which shows the extra work of dividing the batch, as well as by elapsed time.
 """
 
 import json
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-_WIDTH = 16  # the preset's
+_WIDTH = 16  # as in the preset
 _ROUNDS, _STEPS = 5, 8
 
 
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def devices(width: int, counts: tuple[int, ...]) -> None:
-    """The step of the default preset, of so wide an encoder, its batch divided among devices; in turns."""
+    """Times the step of the default preset with an encoder of a given width on several numbers of devices, in turns."""
     workers = {count: _worker("devices", count, width) for count in counts}
     clock: dict[int, list[float]] = {count: [] for count in counts}
     computed: dict[int, list[float]] = {count: [] for count in counts}
@@ -53,7 +53,7 @@ def devices(width: int, counts: tuple[int, ...]) -> None:
 
 
 def checkpoints() -> None:
-    """What saving takes from the loop of the default preset."""
+    """Measures the cost of checkpoints in the default preset."""
     worker = _worker("checkpoints", 1, _WIDTH)
     printed, _ = worker.communicate()
     took = json.loads(printed.splitlines()[-1])
@@ -68,7 +68,7 @@ def checkpoints() -> None:
 
 
 def restarts() -> None:
-    """How long a stopped run takes to go on, without and with the programs that the first start compiled."""
+    """Measures the time to resume a stopped run, with and without the compilation cache."""
     rounds = []
     for _ in range(_ROUNDS):
         with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +83,7 @@ def restarts() -> None:
 
 
 def _start(folder: str) -> dict[str, float]:
-    """Seconds to the restored state, to the end of a step, and between them."""
+    """Returns the seconds to the restored state, to the end of a step, and between them."""
     words = ["--workdir", f"{folder}/run", "--log-every", "1"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment["XDG_CACHE_HOME"] = f"{folder}/cache"

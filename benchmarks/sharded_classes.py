@@ -1,7 +1,7 @@
-"""SoftTriple with 1,000,000 classes, shared out among eight devices: all classes in each step, or a tenth of them.
+"""Times SoftTriple with 1,000,000 classes on eight devices: with all classes in each step, or a tenth of them.
 
-`python -m benchmarks.sharded_classes`. On a CPU the devices are eight in name: they take turns on its cores, and share
-its memory.
+`python -m benchmarks.sharded_classes`. On a CPU, the eight devices are simulated and share its cores and
+memory.
 """
 
 import os
@@ -19,7 +19,7 @@ from jaxmetric.numerics import safe_normalize
 from jaxmetric.parallel import AXIS_NAME, average, drive_shard_map, gather
 
 DEVICES, CLASSES, CENTERS, DIM, BATCH = 8, 1_000_000, 4, 64, 128
-# The centers are short, about 1 / sqrt(C K), so that small steps turn them.
+# The norm of the centers is small, about 1 / sqrt(C K), so that small steps rotate them.
 KERNEL_RATE, CENTERS_RATE = 0.1, 1e-5
 SPECS = {"step": PartitionSpec(), "kernel": PartitionSpec(), "centers": PartitionSpec(AXIS_NAME)}
 
@@ -36,14 +36,14 @@ def one_batch() -> dict[str, np.ndarray]:
 
 
 def all_classes(state: Any, batch: Any, *, axis_name: str) -> Any:
-    """Gradient descent on a linear embedding and all centers."""
+    """Takes a step of gradient descent on a linear embedding and all centers."""
     labels = gather(batch["label"], axis_name)
     loss, kernel, change = loss_and_changes(state["kernel"], state["centers"], CLASSES, batch["x"], labels, axis_name)
     return {"step": state["step"] + 1, "kernel": kernel, "centers": state["centers"] + change}, loss
 
 
 def a_tenth_of_the_classes(state: Any, batch: Any, *, axis_name: str) -> Any:
-    """The same on the centers of classes drawn for the step."""
+    """Takes a step of gradient descent on a linear embedding and the centers of sampled classes."""
     key, labels = jax.random.fold_in(jax.random.key(1), state["step"]), gather(batch["label"], axis_name)
     rows, labels = jaxmetric.sample_classes(key, labels, CLASSES, CLASSES // 10, axis_name=axis_name)
     taken = state["centers"][rows]
@@ -54,7 +54,7 @@ def a_tenth_of_the_classes(state: Any, batch: Any, *, axis_name: str) -> Any:
 def loss_and_changes(
     kernel: jax.Array, vectors: jax.Array, num_classes: int, x: jax.Array, labels: jax.Array, axis_name: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The loss, the new kernel and what is to be added to the centers of this device."""
+    """Returns the loss, the new kernel and the update of the centers of this device."""
 
     def loss_fn(kernel: jax.Array, vectors: jax.Array) -> jax.Array:
         embeddings = gather(safe_normalize(x @ kernel), axis_name)
@@ -67,7 +67,7 @@ def loss_and_changes(
 
 
 def run_steps(step: Any) -> None:
-    """Steps in place from the initial state, on one batch over and over, and a row of what they took."""
+    """Takes repeated steps on one batch from the initial state, in place, and prints a row with their cost."""
     driven = drive_shard_map(step, state_specs=SPECS, devices=jax.devices()[:DEVICES])
     state, batch, losses = driven.create_state(initial_state), driven.place_batch(one_batch()), []
     program = driven.run.lower(state, batch).compile()  # type: ignore[attr-defined]  # a jitted function
@@ -93,7 +93,7 @@ def main() -> None:
         f"\nSoftTriple, {CLASSES:,} classes on {DEVICES} devices: B = {BATCH}, K = {CENTERS}, D = {DIM}, steps of SGD"
     )
     print(f"{'':28}{'median':>10}{'fastest':>11}{'temporary':>14}{'peak':>12}{'loss':>10}")
-    run_steps(a_tenth_of_the_classes)  # first, for the peak is that of the process so far
+    run_steps(a_tenth_of_the_classes)  # first, since the peak is that of the process so far
     run_steps(all_classes)
     print("temporary: of each device, beside its state. peak: memory of the whole process, all devices together.")
     print(

@@ -1,7 +1,7 @@
-"""Memory and time of one training step: plain, in chunks, with rematerialized blocks, in bfloat16.
+"""Measures memory and time of a training step: plain, in chunks, with rematerialized blocks, in bfloat16.
 
-On CPU chunks save memory alone: XLA is slow there at the gradients of convolutions in a loop, undoes rematerialization
-and computes bfloat16 in float32. `jaxmetric.run.compile` tells what they save on a TPU.
+On a CPU, chunks only save memory: XLA is slow there at gradients of convolutions in a loop, undoes rematerialization,
+and computes bfloat16 in float32. `jaxmetric.run.compile` shows the savings on a TPU.
 
 `python -m benchmarks.step_memory`
 """

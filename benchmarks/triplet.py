@@ -1,4 +1,4 @@
-"""All triplets of a batch by sorting, against enumerating them, and in a batch in which nobody could enumerate them.
+"""Compares the triplet loss over all triplets with enumerating them, and times it on a batch too large for that.
 
 `python -m benchmarks.triplet`
 """
@@ -50,7 +50,7 @@ def main() -> None:
     candidates = [ours, compiled("enumerated, JAX", jax.value_and_grad(enumerated), embeddings, labels)]
     if HAVE_PEERS:
         candidates.append(in_torch(embeddings, labels))
-    np.testing.assert_allclose(ours.run()[0], candidates[1].run()[0], rtol=1e-4)  # the same number
+    np.testing.assert_allclose(ours.run()[0], candidates[1].run()[0], rtol=1e-4)  # the values agree
     compare(f"Triplet loss, all triplets, value and gradient, B = {B}, classes of {PER_CLASS}", candidates)
     variants: dict[str, dict[str, Any]] = {
         "triplet_loss": {},

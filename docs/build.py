@@ -1,7 +1,7 @@
-"""What the site needs beyond mkdocs: formulas as MathML, and the arguments of a loss on its page.
+"""Hooks of the site: converts formulas to MathML, and adds the arguments of a loss to its page.
 
-Formulas are converted while the site is built: browsers draw MathML themselves, so that a page needs no script and no
-other host. TeX that has no translation stops the build.
+Formulas are converted when the site is built. Browsers render MathML natively, so pages need no script and no
+other host. TeX that cannot be converted stops the build.
 """
 
 import html
@@ -26,24 +26,30 @@ _TAKES_LIMITS = ("∑", "∏", "max", "min")
 
 
 class Docstrings(griffe.Extension):
-    """Docstrings as mkdocstrings expects them."""
+    """Rewrites docstrings for mkdocstrings."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrites a docstring; see the comments."""
         if not obj.docstring:
             return
-        text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)  # its name for the section
-        text = re.sub(r"^( +(?:\w+: )?)>(?!>>)", r"\1\\>", text, flags=re.MULTILINE)  # "> 0" is no quotation
-        text = re.sub(r"^(?! *\* )( *\S.*)\n(?= *\* )", r"\1\n\n", text, flags=re.MULTILINE)  # a list is a paragraph
+        text = re.sub(
+            r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE
+        )  # the name that mkdocstrings expects
+        text = re.sub(r"^( +(?:\w+: )?)>(?!>>)", r"\1\\>", text, flags=re.MULTILINE)  # "> 0" is not a quotation
+        text = re.sub(
+            r"^(?! *\* )( *\S.*)\n(?= *\* )", r"\1\n\n", text, flags=re.MULTILINE
+        )  # a list needs a blank line before it
         obj.docstring.value = text
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Prepares a page that also reads well as a file: see the comments."""
+    """Adapts the Markdown of a page, which also reads well as a file; see the comments."""
     source = page.file.src_uri
     if "/" not in source:  # links to files that are not part of the site
         markdown = re.sub(r"\[([^]]+)\]\(\.\./[^)]*\)", r"\1", markdown)
-    markdown = re.sub(r"^(\|.*\|)\n(?=#)", r"\1\n\n", markdown, flags=re.MULTILINE)  # a heading ends a table
+    markdown = re.sub(
+        r"^(\|.*\|)\n(?=#)", r"\1\n\n", markdown, flags=re.MULTILINE
+    )  # a table needs a blank line before a heading
     loss = re.fullmatch(r"losses/(\w+_loss)\.md", source)
     return f"{markdown}\n\n{_REFERENCE.format(loss[1])}" if loss else markdown
 
@@ -63,10 +69,10 @@ def on_page_content(content: str, *, page: Any, **_: Any) -> str:
 
 
 def to_mathml(tex: str, display: str) -> str:
-    """Converts one formula; raises ValueError where a command is unknown."""
+    """Converts one formula; raises ValueError if a command is unknown."""
     for ours, theirs in _SAME_IN_MATHML:
         tex = tex.replace(ours, theirs)
-    tex = re.sub(r"(\\[bB]ig+r?[])])(?=[_^])", r"{\1}", tex)  # with its script alone, the bracket would stay small
+    tex = re.sub(r"(\\[bB]ig+r?[])])(?=[_^])", r"{\1}", tex)  # braces, so that the bracket is scaled
     formula = ElementTree.fromstring(convert(tex, xmlns="", display=display))
     unknown = re.findall(r"\\[A-Za-z]+", "".join(formula.itertext()))
     if unknown:
@@ -81,7 +87,7 @@ def to_mathml(tex: str, display: str) -> str:
 
 
 def _join_letters(parent: ElementTree.Element) -> None:
-    """Makes one identifier of the letters of a name: softmax."""
+    """Merges the letters of a name such as softmax into one identifier."""
     for previous, element in reversed(list(pairwise(parent))):
         if all(each.tag == "mi" and each.get("mathvariant") == "normal" for each in (element, previous)):
             previous.text = f"{previous.text}{element.text}"
@@ -89,7 +95,7 @@ def _join_letters(parent: ElementTree.Element) -> None:
 
 
 def _space(element: ElementTree.Element, following: ElementTree.Element | None) -> None:
-    """Sets the space around operators as TeX does."""
+    """Sets the space around operators as in TeX."""
     text = element.text or ""
     if element.tag in ("mi", "mo") and re.fullmatch("[a-z]{2,}", text) and element.get("mathvariant") is None:
         element.tag = "mo"  # "log x", not "logx"

@@ -48,7 +48,7 @@ def initial_state(name):
 
 
 def batches():
-    """Three batches whose masks leave the first quarter of a batch nothing, and the rest unequal numbers."""
+    """Makes three batches whose masks exclude the whole first quarter and unequal numbers in the other quarters."""
     rng = np.random.default_rng(1)
     for _ in range(STEPS):
         where = rng.random(B) < 0.7
@@ -67,7 +67,7 @@ def updated(state, gradients, mean):
 
 
 def make_step(loss):
-    """A linear embedding, centered by a batch statistic through which the gradient flows, on one of the devices."""
+    """Computes, per device, a linear embedding centered by a batch statistic that is differentiated."""
 
     def step(state, batch, *, axis_name):
         def loss_fn(params):
@@ -84,7 +84,7 @@ def make_step(loss):
 
 
 def make_global_step(loss):
-    """The same without a word of devices."""
+    """Computes the same step without devices."""
 
     @jax.jit
     def step(state, batch):
@@ -194,8 +194,8 @@ def test_the_train_step_with_synchronized_batch_norm_equals_one_device():
 
 
 @pytest.mark.parametrize("count", [2, 8])
-def test_with_check_vma_gradients_would_come_out_n_times_too_large(count):
-    """Why `drive_shard_map` turns the check off. If this fails, JAX has changed, and that argument may go."""
+def test_with_check_vma_gradients_are_n_times_too_large(count):
+    """The reason why `drive_shard_map` turns the check off. If this fails, JAX has changed and that may be removed."""
 
     def step(kernel, batch, *, axis_name):
         def loss_fn(kernel):
@@ -239,7 +239,7 @@ def test_gather_restores_the_order_of_the_batch(driver):
     ],
     ids=["remainder", "empty", "ragged"],
 )
-def test_a_batch_that_does_not_divide_is_one_clear_line(driver, batch, message):
+def test_a_batch_that_does_not_divide_is_refused(driver, batch, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         driver(identity, 4)(jnp.zeros(()), batch)
 
@@ -260,7 +260,7 @@ def test_the_state_is_replicated_without_a_device_axis_and_donated(driver):
 
 
 @pytest.mark.parametrize("driver", [on_pmap, on_shard_map])
-def test_a_placed_state_is_compiled_for_once(driver):
+def test_a_placed_state_is_compiled_only_once(driver):
     traces = []
 
     def step(state, batch, *, axis_name):
@@ -279,7 +279,7 @@ def test_a_placed_state_is_compiled_for_once(driver):
         assert len(traces) == 1
 
 
-def test_a_state_can_be_divided_over_devices_by_its_first_axis():
+def test_a_state_can_be_sharded_along_its_first_axis():
     def step(state, batch, *, axis_name):
         mine = state["rows"] + jax.lax.axis_index(axis_name)
         return {"rows": mine, "count": state["count"] + 1}, jax.lax.psum(mine.sum(), axis_name)
@@ -297,7 +297,7 @@ def test_a_state_can_be_divided_over_devices_by_its_first_axis():
     )
 
 
-def test_each_batch_is_placed_before_the_step_before_it_begins():
+def test_each_batch_is_placed_before_the_previous_step_begins():
     order = []
 
     def place(batch):

@@ -11,7 +11,7 @@ from jaxmetric.search import METRICS, nearest_neighbors, same_group_rows
 
 
 def brute_force(queries, gallery, k, exclude):
-    """Sorts every (distance, index) of integer embeddings, whose distances are exact."""
+    """Sorts all (distance, index) pairs of integer embeddings, whose distances are exact."""
     rows = []
     for query, excluded in zip(queries, exclude, strict=True):
         distances = ((query - gallery) ** 2).sum(1)
@@ -21,7 +21,7 @@ def brute_force(queries, gallery, k, exclude):
     return found[..., 0], found[..., 1]
 
 
-# Few sizes, so that few programs are compiled; few values, so that most distances are tied.
+# Few sizes, to compile few programs; few values, so that most distances are tied.
 @settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -38,14 +38,14 @@ def test_equals_brute_force_with_ties_by_lower_index(seed, sizes, block_size, va
     exclude = None
     if excluding is not None and k + max(*excluding, 1, 1) <= num_gallery:
         exclude = rng.integers(-1, num_gallery, (num_queries, *excluding))
-    with mock.patch.object(search, "_LONG_LIST", long_list):  # above it all rows are compared on the host
+    with mock.patch.object(search, "_LONG_LIST", long_list):  # above it, all rows are compared on the host
         distances, indices = nearest_neighbors(queries, gallery, k, exclude=exclude, block_size=block_size)
     expected = brute_force(queries, gallery, k, np.full(num_queries, -1) if exclude is None else exclude)
     np.testing.assert_array_equal(distances, expected[0])
     np.testing.assert_array_equal(indices, expected[1])
 
 
-def test_rows_that_are_left_out_twice_count_once():
+def test_rows_that_are_excluded_twice_count_once():
     exclude = np.array([[0, 0, 0], [1, 2, -1], [-1, -1, -1]])
     _, indices = nearest_neighbors(np.zeros((3, 1)), np.arange(4.0)[:, None], 2, exclude=exclude)
     assert indices.tolist() == [[1, 2], [0, 3], [0, 1]]
@@ -106,7 +106,7 @@ GEOMETRIES = {
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("long_list", [0, 1])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_neighbors_are_those_of_float64(geometry, long_list, dtype, monkeypatch):
+def test_neighbors_equal_those_of_float64(geometry, long_list, dtype, monkeypatch):
     monkeypatch.setattr(search, "_LONG_LIST", long_list)
     rng = np.random.default_rng(3)
     queries, gallery = (GEOMETRIES[geometry](rng, size).astype(dtype) for size in (20, 300))
@@ -119,8 +119,8 @@ def test_neighbors_are_those_of_float64(geometry, long_list, dtype, monkeypatch)
 
 @pytest.mark.parametrize("long_list", [0, 1])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_cosine_neighbors_are_those_of_longer_floats(geometry, long_list, monkeypatch):
-    """Equally near rows by 1 - cosine may differ by rounding, so that distances are compared, not rows."""
+def test_cosine_neighbors_equal_those_of_longer_floats(geometry, long_list, monkeypatch):
+    """Rows at equal cosine distance may be ordered by rounding, so distances are compared, not rows."""
     monkeypatch.setattr(search, "_LONG_LIST", long_list)
     rng = np.random.default_rng(3)
     queries, gallery = (GEOMETRIES[geometry](rng, size).astype(np.float32) for size in (20, 300))
@@ -135,7 +135,7 @@ def test_cosine_neighbors_are_those_of_longer_floats(geometry, long_list, monkey
 
 
 @given(seed=st.integers(0, 2**32 - 1), offset=st.floats(-7, 7), spread=st.floats(-7, 7), long_list=st.integers(0, 1))
-def test_neighbors_are_those_of_float64_at_any_offset(seed, offset, spread, long_list):
+def test_neighbors_equal_those_of_float64_at_any_offset(seed, offset, spread, long_list):
     rng = np.random.default_rng(seed)
     x = (10**offset * rng.normal(size=3) + 10**spread * rng.normal(size=(80, 3))).astype(np.float32)
     squared = ((x[:, None].astype(float) - x[None].astype(float)) ** 2).sum(axis=2)
@@ -146,7 +146,7 @@ def test_neighbors_are_those_of_float64_at_any_offset(seed, offset, spread, long
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_blocks_do_not_change_the_answer(metric, monkeypatch):
+def test_block_size_does_not_change_the_result(metric, monkeypatch):
     monkeypatch.setattr(search, "_LONG_LIST", 1)
     rng = np.random.default_rng(1)
     queries, gallery = rng.normal(size=(50, 16)), rng.normal(size=(101, 16))
@@ -174,7 +174,7 @@ def test_memory_does_not_grow_with_the_gallery():
     assert temporary_bytes(1000) <= temporary_bytes(2) + 2 * index_bytes
 
 
-def test_ordinary_embeddings_are_compared_by_the_device_alone(monkeypatch):
+def test_ordinary_embeddings_are_compared_only_on_the_device(monkeypatch):
     def refuse(*_):
         raise AssertionError
 
@@ -240,6 +240,6 @@ def test_traced_arrays_are_named():
         jax.jit(lambda x: nearest_neighbors(x, np.zeros((4, 3)), 1))(np.zeros((2, 3)))
 
 
-def test_integers_beyond_float32_are_told_apart():
+def test_integers_beyond_float32_are_distinguished():
     gallery = np.array([[2**24], [2**24 + 1]])
     assert nearest_neighbors(gallery[1:], gallery, 2)[1].tolist() == [[1, 0]]

@@ -228,7 +228,7 @@ def _note_almost_splits(table: CsvTable, place: int, problems: Problems) -> None
     else:
         almost = len({SPLIT_WORDS[word] for word in words & known if not word.isdecimal()}) > 1
     if almost:
-        what = f"value {other[0]!r} is no split" if other else f"value {min(words)!r} may be no split"
+        what = f"value {other[0]!r} is not a split" if other else f"value {min(words)!r} may not be a split"
         problems.note(
             f"column {table.header[place]!r} is taken as a label, since its {what}; rename the column 'split' if it is "
             "one"

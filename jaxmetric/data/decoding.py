@@ -24,7 +24,7 @@ _EIGHT_BIT_MODES = {*("1", "L", "P", "RGB", "RGBA", "RGBX", "RGBa", "LA", "La", 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1
 _GRAY_SCALES = {"L;2": 85, "L;4": 17}  # factors from 2-bit and 4-bit gray PNG to 8 bits
-_WHITE_UNKNOWN = "whose white is not known; save it with 8 or 16 bits"
+_WHITE_UNKNOWN = "whose white level is unknown; save it with 8 or 16 bits"
 
 
 def decode_image(file: str | Path | bytes, *, name: str, image_size: int, resize: Resize = "crop") -> np.ndarray:
@@ -132,7 +132,7 @@ def _transparent_color(opened: ImageFile.ImageFile) -> Any:
     transparent = opened.info.get("transparency")
     rawmode = opened.tile[0].args if opened.format == "PNG" and opened.tile else None
     if transparent is not None and rawmode == "RGB;16B":  # Pillow keeps only the upper bytes
-        raise ValueError("16-bit colors of which one is transparent; save it with an alpha channel")
+        raise ValueError("16-bit colors with a transparent color; save it with an alpha channel")
     if transparent is not None and rawmode in _GRAY_SCALES:
         return transparent * _GRAY_SCALES[rawmode]
     return transparent

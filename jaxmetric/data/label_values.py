@@ -167,7 +167,7 @@ def _note_scientific(name: str, counts: Counter[str], problems: Problems) -> Non
         number = counted(sum(counts[value] for value in values), "image")
         problems.note(
             f"{name} has numbers in scientific notation, such as {values[0]!r} ({number}), as spreadsheets write long "
-            "numbers, which they round: different ones can become one; format the column as text and save it anew"
+            "numbers, which they round: different ones can become one; format the column as text and save it again"
         )
 
 
@@ -181,7 +181,8 @@ def _note_equal_numbers(name: str, counts: Counter[str], problems: Problems) -> 
             return
         if number in seen:
             problems.note(
-                f"{seen[number]!r} and {value!r} are different values of {name}; write them alike if they mean the same"
+                f"{seen[number]!r} and {value!r} are different values of {name}; "
+                "write them identically if they mean the same"
             )
             return
         seen[number] = value
@@ -196,7 +197,7 @@ def _note_similar_values(name: str, counts: Counter[str], problems: Problems) ->
     if similar:
         problems.note(
             f"values of {name} differ only in case, spaces or invisible characters, such as {similar[0]}, in "
-            f"{counted(len(similar), 'group')}; write them alike if they mean the same"
+            f"{counted(len(similar), 'group')}; write them identically if they mean the same"
         )
 
 

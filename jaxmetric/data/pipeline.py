@@ -223,7 +223,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             self._closed = True
             raise InputTimeoutError(
                 f"no batch came in {self._timeout:g} s: step {self._step} waits for one of "
-                f"{_first_of(self._names(self._step))}"
+                f"{_some_names(self._names(self._step))}"
             ) from None
         finally:
             self._waited_seconds += time.perf_counter() - began
@@ -430,7 +430,7 @@ def _resume(state: Mapping[str, Any], fingerprint: str) -> tuple[int, list[str]]
     return int(state["next_step"]), list(state["unreadable"])
 
 
-def _first_of(names: Sequence[str]) -> str:
+def _some_names(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 

@@ -122,22 +122,22 @@ def _ranks(
 
     def nearest(distances: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the distances of the nearest row of each value, `[rows, V]`, and of the true value, `[rows]`."""
-        of_values = np.minimum.reduceat(np.take(distances, order, axis=1), starts, axis=1)
-        own = np.take_along_axis(of_values, np.where(known[rows], query_codes[rows], 0)[:, None], axis=1)[:, 0]
-        return of_values, np.where(known[rows], own, np.inf)
+        value_distances = np.minimum.reduceat(np.take(distances, order, axis=1), starts, axis=1)
+        own = np.take_along_axis(value_distances, np.where(known[rows], query_codes[rows], 0)[:, None], axis=1)[:, 0]
+        return value_distances, np.where(known[rows], own, np.inf)
 
-    of_values, own = nearest(distances, np.arange(len(queries)))
+    value_distances, own = nearest(distances, np.arange(len(queries)))
     window = 4 * error_bound(lengths, own, gallery.coordinates.shape[1], float)
     defined = np.isfinite(own)
-    within = np.abs(of_values - np.where(defined, own, -np.inf)[:, None]) <= window[:, None]
+    within = np.abs(value_distances - np.where(defined, own, -np.inf)[:, None]) <= window[:, None]
     # The true value is always within the window; the rank is in doubt if another value is too.
     doubtful = np.flatnonzero(defined & (within.sum(axis=1) > 1))
     if len(doubtful):
         some = distances[doubtful]
         rows, columns = np.nonzero(np.abs(some - own[doubtful, None]) <= window[doubtful, None])
         some[rows, columns] = listed_distances(queries[doubtful], gallery, rows, columns)
-        of_values[doubtful], own[doubtful] = nearest(some, doubtful)
-    return np.where(defined, (of_values <= own[:, None]).sum(axis=1), 0)
+        value_distances[doubtful], own[doubtful] = nearest(some, doubtful)
+    return np.where(defined, (value_distances <= own[:, None]).sum(axis=1), 0)
 
 
 def cumulative_match_curve(ranks: np.ndarray, num_values: int) -> np.ndarray | None:

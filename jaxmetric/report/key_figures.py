@@ -106,7 +106,7 @@ def _identity(run: Run, name: str, chance: float | None) -> KeyFigure:
         title=escape(name),
         kind="Recall@1",
         value=value,
-        meaning=f"For {_of_100(value)} of 100 images, the nearest other image has the same {escape(name)}.",
+        meaning=f"For {_hits_in_100(value)} of 100 images, the nearest other image has the same {escape(name)}.",
         color=color(run.columns, name),
         undefined=WHY_UNDEFINED["retrieval"],
         untrained=_recall_at_1(run.baseline, name),
@@ -132,7 +132,7 @@ def _soft_label(run: Run, name: str, chance: float | None) -> KeyFigure:
         title=escape(name),
         kind="rank-1",
         value=value,
-        meaning=f"For {_of_100(value)} of 100 images, the nearest image has the same {escape(name)}.",
+        meaning=f"For {_hits_in_100(value)} of 100 images, the nearest image has the same {escape(name)}.",
         color=color(run.columns, name),
         undefined=WHY_UNDEFINED["retrieval"],
         untrained=_column(run.baseline, name, "rank1"),
@@ -205,7 +205,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _of_100(value: float | None) -> str:
+def _hits_in_100(value: float | None) -> str:
     """Formats a share as hits in 100; "100" and "0" only if exact."""
     if value is None:
         return ""

@@ -112,7 +112,7 @@ def save_checkpoint(
     if any_process(free < needed):  # all processes must fail together, since they wait for each other below
         raise CheckpointError(
             f"no room for a checkpoint of {_mib(size)}: {manager.directory} has {_mib(free)} free, expected "
-            f"{_mib(needed)}, for two checkpoints and {_mib(_HEADROOM)} of what is written beside them"
+            f"{_mib(needed)}, for two checkpoints and {_mib(_HEADROOM)} for other files"
         )
     args = ocp.args.Composite(
         **{_STATE: ocp.args.StandardSave(across_processes(state)), _EXTRA: ocp.args.JsonSave(dict(extra or {}))}

@@ -205,10 +205,12 @@ def _watch(receiver: socket.socket, stop: StopRequest, left: threading.Event, gr
     with receiver:
         while number := receiver.recv(1):
             if number[0] == signal.SIGINT and not stop._interruptible and not left.wait(_SOON):
-                print("stopping after the step under way; Ctrl-C again interrupts it", file=sys.stderr, flush=True)
+                print(
+                    "stopping after the current step; press Ctrl-C again to interrupt it", file=sys.stderr, flush=True
+                )
             if number[0] == signal.SIGTERM and not left.wait(grace):
                 print(
-                    f"stopped by SIGTERM: what was under way did not end within {grace:g} s; checkpoints stay",
+                    f"stopped by SIGTERM: the run did not stop within {grace:g} s; checkpoints are kept",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -55,8 +55,8 @@ def make_train_step(
     Returns:
       `step(state, batch, *, axis_name) -> (state, metrics)`, where the batch holds this device's share of `"image"` and
       `"label"`. The metrics are `"loss"` and what the objective reports with it, `"gradient_norm"` before it is
-      clipped, and whether the loss and that norm are `"finite"`; all are equal on all devices. Whether the new state
-      is, `check_finite` tells.
+      clipped, and whether the loss and that norm are `"finite"`. All are equal on all devices. To check the new state,
+      call `check_finite`.
 
     Raises:
       ValueError: if `chunks` is below 1 or `clip_norm` is not positive; from the step, if a device's share does not

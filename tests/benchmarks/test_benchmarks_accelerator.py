@@ -1,4 +1,4 @@
-"""The benchmark for accelerators: all its rows on tiny sizes, and what it says of wrong numbers and failing rows."""
+"""The accelerator benchmark: all rows on tiny sizes, and its reports of wrong numbers and failing rows."""
 
 import inspect
 import math
@@ -70,7 +70,7 @@ def test_the_small_run_prints_every_row(no_peers, capsys):
 
 @pytest.mark.parity
 @pytest.mark.slow
-def test_peers_have_rows_where_they_are_installed(capsys):
+def test_installed_peers_have_rows(capsys):
     pytest.importorskip("pytorch_metric_learning")
     assert main(["--small", "triplet", "pairs", "soft_triple"]) == 0
     names = [row.split("  ")[0] for row in rows_of(capsys.readouterr().out) if row.startswith("pytorch")]
@@ -82,7 +82,7 @@ def test_peers_have_rows_where_they_are_installed(capsys):
     ]
 
 
-def test_without_flax_the_step_is_left_out(no_peers, monkeypatch, capsys):
+def test_without_flax_there_is_no_training_step(no_peers, monkeypatch, capsys):
     monkeypatch.setattr(accelerator.importlib.util, "find_spec", lambda name: None)
     assert main(["--small", "encoder"]) == 0
     assert "flax is not installed" in capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_without_flax_the_step_is_left_out(no_peers, monkeypatch, capsys):
 
 @pytest.mark.parametrize("batch", [DISTINCT, COINCIDENT])
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_exported_loss_has_its_arguments(name, batch):
+def test_every_exported_loss_gets_its_arguments(name, batch):
     parameters = inspect.signature(getattr(jaxmetric, name)).parameters.values()
     made = arguments(getattr(jaxmetric, name), batch)
     assert list(made) == [parameter.name for parameter in parameters if parameter.default is parameter.empty]
@@ -123,7 +123,7 @@ def test_coincident_batches_coincide_within_and_across_classes():
 
 
 def in_tf32(x):
-    """What a GPU makes of the operand of a product in float32."""
+    """Rounds the operand of a float32 product as a GPU does."""
     return jax.lax.reduce_precision(x, 8, 10) if x.dtype == jnp.float32 else x
 
 
@@ -137,14 +137,14 @@ def mean_square_similarity_in_tf32(embeddings, labels):
 
 
 def mean_distance_of_centers_in_tf32(embeddings, labels, centers):
-    """As the authors of SoftTriple write it, but for the precision."""
+    """Computes the formula of the authors of SoftTriple, except for the precision."""
     centers = in_tf32(safe_normalize(centers))
     cosines = jnp.einsum("cd,cd->c", centers[:, 0], centers[:, 1], precision="highest")
     return jnp.mean(jnp.sqrt(2 + 1e-5 - 2 * cosines)) + jnp.mean(embeddings**2)
 
 
 def compare_alone(monkeypatch, loss):
-    """Puts a loss in the place of one that is exported, and compares that one only."""
+    """Replaces an exported loss and compares only that one."""
     monkeypatch.setattr(jaxmetric, "supcon_loss", loss)
     return print_agreement(SMALL._replace(losses=("supcon_loss",)), math.inf)
 
@@ -161,14 +161,14 @@ def test_coincident_centers_show_a_nan(no_search, monkeypatch, capsys):
     assert re.search(r"supcon_loss +\S+ +nan .*DISAGREES", capsys.readouterr().out)
 
 
-def test_the_exit_status_tells_of_disagreement(no_search, monkeypatch, capsys):
+def test_the_exit_status_shows_disagreement(no_search, monkeypatch, capsys):
     monkeypatch.setattr(accelerator, "SMALL", SMALL._replace(losses=("supcon_loss",)))
     monkeypatch.setattr(jaxmetric, "supcon_loss", mean_square_similarity_in_tf32)
     assert main(["--small", "agreement"]) == 1
     capsys.readouterr()
 
 
-def test_a_gradient_alone_that_differs_is_a_deviation():
+def test_a_difference_in_gradients_alone_is_a_deviation():
     expected = np.float64(2), {"x": np.array([4.0, 0.0])}
     assert deviation((np.float32(2), {"x": np.float32([4, 0])}), expected) == 0
     assert deviation((np.float32(2), {"x": np.float32([4, 1])}), expected) == 0.25
@@ -236,12 +236,12 @@ def test_forms_with_different_results_disagree(capsys):
     assert accelerator.print_forms({"a": forms["a"], "c": forms["a"]})
 
 
-def test_the_engine_is_given_the_levels_of_the_loss():
+def test_the_engine_gets_the_levels_of_the_loss():
     labels = np.array([[0, 0], [0, 1], [1, 1]])
     assert pair_constants(labels).lower.tolist() == [1, 2, 1]  # of the pairs (0, 1), (0, 2) and (1, 2)
 
 
-def test_when_the_time_is_over_what_is_left_is_named(no_peers, monkeypatch, capsys):
+def test_sections_beyond_the_time_limit_are_named(no_peers, monkeypatch, capsys):
     monkeypatch.setattr(accelerator, "SECONDS", -1.0)
     assert main(["--small", "agreement", "search"]) == 1
     output = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Augmentation: within its bounds, the same for every batch layout; resizing against Pillow and by hand."""
+"""Augmentation: bounds, independence of the batch layout, and resizing compared with Pillow and worked values."""
 
 import functools
 import sys
@@ -24,7 +24,7 @@ def jitted(keys, images, image_size=16, augmentation=DEFAULT):
     return augment(keys, images, image_size=image_size, augmentation=augmentation)
 
 
-def test_an_image_is_changed_alike_wherever_it_stands():
+def test_augmentation_does_not_depend_on_the_batch_layout():
     whole = jitted(KEYS, IMAGES)
     halves = [jitted(KEYS[part], IMAGES[part]) for part in (slice(0, 4), slice(4, 8))]
     np.testing.assert_allclose(np.concatenate(halves), whole, atol=1e-6)
@@ -32,7 +32,7 @@ def test_an_image_is_changed_alike_wherever_it_stands():
     np.testing.assert_allclose(jitted(KEYS[order], IMAGES[order]), whole[order], atol=1e-6)
 
 
-def test_the_key_decides():
+def test_augmentation_depends_on_the_key():
     np.testing.assert_array_equal(jitted(KEYS, IMAGES), jitted(KEYS, IMAGES))
     other = image_keys(jax.random.key(2), jnp.arange(8))
     assert (np.abs(jitted(other, IMAGES) - jitted(KEYS, IMAGES)).mean(axis=(1, 2, 3)) > 0.01).all()
@@ -48,14 +48,14 @@ def test_values_stay_within_bounds():
     assert float(out.max()) <= 1
 
 
-def test_without_changes_it_is_prepare():
+def test_augmentation_without_changes_equals_prepare():
     still = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False, color=0.0)
     np.testing.assert_allclose(
         jitted(KEYS, IMAGES, augmentation=still), prepare(jnp.asarray(IMAGES), image_size=16), atol=1e-5
     )
 
 
-def test_colors_that_do_not_change_are_not_drawn():
+def test_unchanged_colors_need_no_random_numbers():
     def draws(color):
         augmentation = Augmentation(color=color)
         jaxpr = jax.make_jaxpr(lambda keys: augment(keys, IMAGES, image_size=16, augmentation=augmentation))(KEYS)
@@ -75,8 +75,8 @@ def test_flip_alone_mirrors_about_half():
     assert 16 < mirrored.sum() < 48
 
 
-def test_a_crop_shows_the_share_of_the_ramp_that_was_asked_for():
-    """On a ramp from left to right, the width of a crop is the range of the values it shows."""
+def test_a_crop_keeps_the_requested_share_of_the_area():
+    """On a horizontal ramp, the width of a crop is the range of its values."""
     ramp = np.broadcast_to(np.arange(0, 256, 2, dtype=np.uint8)[:, None], (64, 128, 128, 3))
     quarter = Augmentation(crop_scale=(0.25, 0.25), crop_aspect=(1.0, 1.0), flip=False, color=0.0)
     keys = image_keys(jax.random.key(0), jnp.arange(64))
@@ -87,7 +87,7 @@ def test_a_crop_shows_the_share_of_the_ramp_that_was_asked_for():
     assert np.ptp(out[:, 0, 0, 0]) > 60  # crops start at different places
 
 
-def test_color_changes_brightness_within_its_share():
+def test_color_bounds_the_change_of_brightness():
     gray = np.full((64, 8, 8, 3), 100, np.uint8)
     only_color = Augmentation(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False, color=0.2)
     keys = image_keys(jax.random.key(0), jnp.arange(64))
@@ -157,7 +157,7 @@ WORK = {
 }
 
 
-def test_all_public_functions_are_here():
+def test_all_public_functions_are_covered():
     public = {
         name for name in vars(augmenting) if getattr(vars(augmenting)[name], "__module__", "") == augment.__module__
     }
@@ -181,7 +181,7 @@ def test_nothing_is_promoted_implicitly(name):
         *(pytest.param(spec, marks=pytest.mark.slow) for spec in (jax.P("data"), jax.P(None, "model"), jax.P())),
     ],
 )
-def test_batches_on_a_mesh_of_explicit_axes_are_those_of_one_device(name, images_spec):
+def test_explicit_mesh_axes_give_the_same_batches_as_one_device(name, images_spec):
     mesh = jax.make_mesh((4, 2), ("data", "model"))
     keys = jax.device_put(KEYS, jax.NamedSharding(mesh, jax.P("data")))
     images = jax.device_put(IMAGES, jax.NamedSharding(mesh, images_spec))
@@ -193,7 +193,7 @@ def test_batches_on_a_mesh_of_explicit_axes_are_those_of_one_device(name, images
 
 
 @pytest.mark.parametrize("name", ["prepare", "augment"])
-def test_shards_are_changed_as_the_batch_is(name):
+def test_shards_are_augmented_like_the_whole_batch(name):
     mesh = jax.make_mesh((8,), ("data",))
     keys, images = (jax.device_put(each, jax.NamedSharding(mesh, jax.P("data"))) for each in (KEYS, IMAGES))
     sharded = jax.jit(jax.shard_map(WORK[name], mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data")))

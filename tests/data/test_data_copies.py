@@ -1,4 +1,4 @@
-"""One file under many names, and the same bytes in two files."""
+"""Duplicate images: one file under several names, and the same bytes in two files."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from jaxmetric.data.copies import content_keys, copies_across_splits, first_of_s
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Files a, b and x/c of different bytes, links to a, and a copy of a."""
+    """Files a, b and x/c with different bytes, links to a, and a copy of a."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "x").mkdir()
     for i, name in enumerate(("a", "b", "x/c")):
@@ -44,7 +44,7 @@ NAMES = (
 
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.booleans()), max_size=12))
 @settings(max_examples=60, deadline=None)
-def test_the_same_file_is_what_the_system_calls_so(folder, drawn):
+def test_same_files_agree_with_os_path_samefile(folder, drawn):
     files = [folder / name if absolute else Path(os.path.relpath(folder / name)) for name, absolute in drawn]
     for i, first in enumerate(first_of_same_file(files)):
         same = [j for j in range(i + 1) if _same(files[i], files[j])]
@@ -59,8 +59,8 @@ def _same(one, other):
 
 @given(st.lists(st.tuples(st.binary(max_size=2), st.integers(0, 2)), max_size=8))
 @settings(max_examples=40, deadline=None)
-def test_contents_are_equal_where_the_bytes_are(tmp_path_factory, drawn):
-    """Also where only bytes far behind the first differ."""
+def test_content_keys_are_equal_if_and_only_if_bytes_are(tmp_path_factory, drawn):
+    """Also if only bytes far from the start differ."""
     folder = tmp_path_factory.mktemp("contents")
     contents = [b"x" * 5000 * far + tail for tail, far in drawn]
     files = [folder / str(i) for i in range(len(contents))]
@@ -71,11 +71,11 @@ def test_contents_are_equal_where_the_bytes_are(tmp_path_factory, drawn):
         assert [keys[i] == key for key in keys] == [contents[i] == content for content in contents]
 
 
-def test_a_file_that_is_gone_equals_no_other(tmp_path):
+def test_a_missing_file_equals_no_other(tmp_path):
     assert len(set(content_keys([tmp_path / "a", tmp_path / "b"]))) == 2
 
 
-def test_copies_in_one_split_are_none_of_its_business():
+def test_copies_within_a_split_are_not_reported():
     assert copies_across_splits("ppqq", np.array([0, 0, 2, 2]), "abcd") is None
     line = copies_across_splits("pqpqp", np.array([0, 2, 0, 0, 3]), "abcde")
     assert line == "2 images have identical copies in more than one split, such as a (learning) and e (query)"

@@ -1,4 +1,4 @@
-"""Text to a table: any separator, header and line end, and no line lost."""
+"""Reading text as a table: all separators, headers and line ends, without losing a line."""
 
 import bz2
 import contextlib
@@ -24,14 +24,14 @@ def path(tmp_path_factory):
 
 
 def read(path, text):
-    """The table and the problems of a text or of bytes."""
+    """Returns the table and the problems of a text or of bytes."""
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     problems = Problems(path)
     return read_table(path, problems), problems
 
 
 def refused(path, text):
-    """The message of a refusal without the folder."""
+    """Returns the message of a refusal without the folder."""
     with pytest.raises(ManifestError) as caught:
         read(path, text)
     return str(caught.value).replace(f"{path.parent}/", "")
@@ -46,7 +46,7 @@ spellings = st.sampled_from([str, str.upper, str.title, lambda name: name.replac
 
 @st.composite
 def tables(draw):
-    """A header that names an image column, and rows of as many cells."""
+    """Draws a header that names an image column, and rows with the same number of cells."""
     image = draw(spellings)(draw(st.sampled_from(sorted(IMAGE_NAMES))))
     others = draw(st.lists(words.filter(lambda name: not set(name) & set(SEPARATORS)), min_size=1, max_size=3))
     header = draw(st.permutations([image, *others]))
@@ -139,7 +139,7 @@ def test_no_line_is_lost(path, text):
         ('"sep=\t"\r\nimage\twho\r\na b.png\tx\r\n', ["image", "who"], 1, None),
     ],
 )
-def test_what_is_plain_is_read_and_told(path, text, header, rows, note):
+def test_unusual_but_clear_tables_are_read_with_a_note(path, text, header, rows, note):
     table, problems = read(path, text)
     assert list(table.header) == header
     assert len(table.rows) == rows
@@ -165,8 +165,8 @@ def test_what_is_plain_is_read_and_told(path, text, header, rows, note):
         ),
     ],
 )
-def test_lines_that_are_no_rows_are_problems(path, text, problem):
-    """Read by themselves, or beside a good row, and in no case left out of the count."""
+def test_broken_lines_are_problems(path, text, problem):
+    """They are counted, alone or beside a good row."""
     path.write_text(text)
     problems = Problems(path)
     with contextlib.suppress(ManifestError):
@@ -174,7 +174,7 @@ def test_lines_that_are_no_rows_are_problems(path, text, problem):
     assert problems.lines()[0].replace(f"{path.parent}/", "").startswith(problem)
 
 
-def test_an_image_whose_name_begins_with_a_hash_is_no_comment(path):
+def test_a_row_whose_image_begins_with_a_hash_is_not_a_comment(path):
     _, problems = read(path, "image,who\na.png,x\n#3.png,y,\n# by me, and you, today\n")
     assert [line.split(":", 1)[1] for line in problems.lines()] == ["3: 3 cells where 2 are expected (image, who)"]
     assert "1 comment line was left out, such as line 4" in problems.notes[0]
@@ -182,8 +182,8 @@ def test_an_image_whose_name_begins_with_a_hash_is_no_comment(path):
 
 @given(st.lists(st.sampled_from([1, 3, 4, 5]), min_size=1, max_size=20), st.sampled_from(",;\t|"))
 @settings(max_examples=60, deadline=None)
-def test_a_list_without_an_even_row_is_refused_with_its_cells(path, widths, separator):
-    """Whatever the rows look like, each is counted, and the separator and the header are named."""
+def test_a_list_with_only_ragged_rows_is_refused_with_their_widths(path, widths, separator):
+    """All rows are counted, and the separator and the header are named."""
     text = f"image{separator}who\n" + "".join(separator.join(["x"] * width) + "\n" for width in widths)
     message = refused(path, text)
     first, *lines = message.splitlines()
@@ -204,7 +204,7 @@ def test_a_list_without_an_even_row_is_refused_with_its_cells(path, widths, sepa
     "text",
     [
         "image,who\n0.png,3,0\n1.png,4,5\n",
-        "image,who\nann lee,0.png,x\nann lee,1.png,y\n",  # not row names, which differ
+        "image,who\nann lee,0.png,x\nann lee,1.png,y\n",  # not row names, which are unique
         "who,image\nSmith, John,0.png\nSmith, Ann,1.png\n",
         "age,image\n31,5,0.png\n31,0,1.png\n",
         "image\twho\n0.png,x\n1.png,y\n",
@@ -212,12 +212,12 @@ def test_a_list_without_an_even_row_is_refused_with_its_cells(path, widths, sepa
         "image,who,age\n0.png,x\n1.png,y\n",
     ],
 )
-def test_rows_of_another_width_than_the_header_are_not_guessed_at(path, text):
+def test_rows_of_a_different_width_than_the_header_are_refused(path, text):
     assert "and no row has as many: " in refused(path, text)
 
 
 @pytest.mark.parametrize("name", ["fname", "Filepaths", "images", "URI", "image uri", "file_names"])
-def test_further_names_of_images(path, name):
+def test_other_names_of_the_image_column_are_known(path, name):
     assert read(path, f"{name},who\na.png,x\n")[0].header == (name, "who")
 
 
@@ -237,7 +237,7 @@ def test_further_names_of_images(path, name):
         ("a.png\tx\ttrain\n", "must be one of ',', ';', tab, '|', space) (read as: separator tab)"),
     ],
 )
-def test_a_refusal_says_what_was_read(path, text, message):
+def test_a_refusal_shows_how_the_file_was_read(path, text, message):
     assert message in refused(path, text)
 
 
@@ -272,16 +272,16 @@ OTHER_FILES = [
 
 
 @pytest.mark.parametrize(("text", "what", "cure"), OTHER_FILES, ids=range(len(OTHER_FILES)))
-def test_a_file_of_another_kind_is_named(path, text, what, cure):
+def test_the_type_of_a_file_that_is_not_csv_is_named(path, text, what, cure):
     assert refused(path, text) == f"list.csv: this is {what}, not a CSV file; {cure}"
 
 
 @pytest.mark.parametrize("start", ["bzh9", "BZh9", "PAR1", "par1", "GIF89a", "gif8", "PK", "<a>", "{a}", "[1]", "html"])
-def test_a_list_whose_first_image_begins_as_another_file_does_is_read(path, start):
+def test_an_image_name_that_looks_like_a_file_signature_is_read(path, start):
     assert read(path, f"{start}.png,7,0\n")[0].rows == [[f"{start}.png", "7", "0"]]
 
 
-def test_a_json_file_without_objects_and_a_folder_are_named(path):
+def test_json_without_objects_and_folders_are_named(path):
     assert "this is JSON" in refused(path.with_suffix(".json"), '[["a.png", "x"]]')
     with pytest.raises(ManifestError, match="this is a folder, not a CSV file; name the CSV file that lists its"):
         read_table(path.parent, Problems(path.parent))

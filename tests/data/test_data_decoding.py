@@ -1,4 +1,4 @@
-"""Decoding: what every image goes through, on images drawn here."""
+"""Decoding of generated images."""
 
 import struct
 import zlib
@@ -65,7 +65,7 @@ def test_every_mode_becomes_rgb(image, expected):
 
 
 def png(rows, *, bits, transparent=None):
-    """A gray PNG of the given bits per sample, written by hand; `rows` are the packed bytes of each row."""
+    """Writes a gray PNG with the given bits per sample; `rows` are the packed bytes of each row."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -77,7 +77,7 @@ def png(rows, *, bits, transparent=None):
 
 
 def tiff(data, *, bits, photometric=1, sample_format=1, samples=1, extra=None, order="<"):
-    """A TIFF of 4 x 4 pixels, written by hand."""
+    """Writes a TIFF of 4 x 4 pixels."""
     tags = {256: [4], 257: [4], 258: [bits] * samples, 259: [1], 262: [photometric], 273: [8], 277: [samples]}
     tags |= {278: [4], 279: [len(data)], 339: [sample_format] * samples} | ({338: [extra]} if extra is not None else {})
     start = 8 + len(data)
@@ -137,7 +137,7 @@ GRAY_FILES = {
 @pytest.mark.parametrize("kind", GRAY_FILES)
 @given(data=st.data())
 @settings(max_examples=10, deadline=None)
-def test_every_depth_is_scaled_to_its_white(kind, data):
+def test_every_bit_depth_is_scaled_to_white(kind, data):
     white, make = GRAY_FILES[kind]
     values = data.draw(st.lists(st.integers(0, white), min_size=16, max_size=16))
     decoded = decode_image(make(values), name="x", image_size=4)
@@ -151,17 +151,17 @@ def test_every_depth_is_scaled_to_its_white(kind, data):
 )
 def test_a_tiff_without_a_known_white_is_refused(kind, bits, sample_format, order):
     data = np.arange(16).astype(order + kind).tobytes()
-    with pytest.raises(ImageError, match=r"^x: .*(white is not known; save it with 8 or 16 bits|not an image)"):
+    with pytest.raises(ImageError, match=r"^x: .*(white level is unknown; save it with 8 or 16 bits|not an image)"):
         decode_image(tiff(data, bits=bits, sample_format=sample_format, order=order), name="x", image_size=4)
 
 
 def test_a_file_of_floating_point_numbers_is_refused():
-    with pytest.raises(ImageError, match=r"^x: PPM samples of mode F, whose white is not known; save it with 8 or"):
+    with pytest.raises(ImageError, match=r"^x: PPM samples of mode F, whose white level is unknown; save it with 8 or"):
         decode_image(b"Pf 4 4 -1.0\n" + np.linspace(0, 1, 16, dtype="<f4").tobytes(), name="x", image_size=4)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_the_transparent_gray_of_a_png_is_laid_on_white(bits):
+def test_transparent_gray_of_a_png_becomes_white(bits):
     white = 2**bits - 1
     values = [0, white // 3 or 1, 0, white]
     row = np.packbits([int(bit) for value in values for bit in f"{value:0{bits}b}"]).tobytes()
@@ -171,13 +171,13 @@ def test_the_transparent_gray_of_a_png_is_laid_on_white(bits):
         np.testing.assert_allclose(decoded[0, :, 0], expected, atol=1)
 
 
-def test_colors_of_16_bits_with_a_transparent_one_are_refused():
+def test_16_bit_colors_with_a_transparent_color_are_refused():
     image = encoded(Image.new("RGB", (4, 4)))
     header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
     wide = image[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     key = b"tRNS" + struct.pack(">HHH", 1, 2, 3)
     wide += struct.pack(">I", 6) + key + struct.pack(">I", zlib.crc32(key))
-    with pytest.raises(ImageError, match="16-bit colors of which one is transparent; save it with an alpha channel"):
+    with pytest.raises(ImageError, match="16-bit colors with a transparent color; save it with an alpha channel"):
         decode_image(wide + image[33:], name="x", image_size=4)
 
 
@@ -190,7 +190,7 @@ def of_brightness_three_fifths(mode):
 
 @pytest.mark.parametrize("mode", Image.MODES)
 @pytest.mark.filterwarnings("ignore:IM image format")
-def test_every_mode_that_a_file_keeps_is_read_rightly_or_refused(mode):
+def test_every_mode_of_every_format_is_read_correctly_or_refused(mode):
     image = of_brightness_three_fifths(mode)
     for kind in ("PNG", "TIFF", "PPM", "JPEG2000", "IM", "BMP", "SGI", "TGA"):
         try:
@@ -199,10 +199,10 @@ def test_every_mode_that_a_file_keeps_is_read_rightly_or_refused(mode):
                 kept = np.array_equal(np.asarray(opened).astype(float), np.asarray(image).astype(float))
         except (OSError, ValueError, KeyError):  # the format has no such mode
             continue
-        if not kept:  # Pillow has cut the samples while writing
+        if not kept:  # Pillow reduced the samples while writing
             continue
         if mode == "F" or (kind == "IM" and mode.startswith("I")) or (kind == "TIFF" and mode == "I"):
-            with pytest.raises(ImageError, match="white is not known; save it with 8 or 16 bits"):
+            with pytest.raises(ImageError, match="white level is unknown; save it with 8 or 16 bits"):
                 decode_image(file, name="x", image_size=8)
             continue
         decoded = decode_image(file, name="x", image_size=8)
@@ -241,7 +241,7 @@ def test_a_large_jpeg_is_decoded_close_to_its_pixels():
     ],
     ids=["text", "empty", "half-png", "half-jpeg"],
 )
-def test_what_cannot_be_decoded_is_named(file, message):
+def test_files_that_cannot_be_decoded_are_named(file, message):
     with pytest.raises(ImageError, match=message) as caught:
         decode_image(file, name="a.png", image_size=8)
     assert "\n" not in str(caught.value)
@@ -254,7 +254,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
         decode_image(tmp_path, name="b", image_size=8)
 
 
-def test_lazy_images_decode_when_asked():
+def test_lazy_images_decode_on_access():
     files = [encoded(Image.new("RGB", (9, 9), color)) for color in (RED, BLUE)] + [b""]
     images = LazyImages(files.__getitem__, ("r", "b", "bad"), image_size=5)
     assert len(images) == 3

@@ -1,4 +1,4 @@
-"""The embedded data set: complete, fully crossed, split as promised."""
+"""The embedded data set: complete, fully crossed, and split correctly."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ def people():
     return load_emoji_people(columns=ALL)
 
 
-def test_it_is_fully_crossed(people):
+def test_the_data_set_is_fully_crossed(people):
     assert [len(column.values) for column in people.columns] == [72, 3, 6, 2]
     assert not any(column.ordinal for column in people.columns)
     expected = set(itertools.product(range(72), range(3), range(6), range(2)))
@@ -28,28 +28,28 @@ def test_it_is_fully_crossed(people):
     assert len(people) == len(expected)
 
 
-def test_the_images_differ_and_lie_on_white(people):
+def test_the_images_differ_and_have_a_white_background(people):
     assert people.images.shape == (2592, 64, 64, 3)
     assert (people.images[:, 0, 0] == 255).all()
     assert len({image.tobytes() for image in people.images}) >= 2590  # two pairs of emoji are drawn alike
 
 
-def test_labels_fit_the_images(people):
-    """From medium-light on, darker skin means a darker image: a shuffled label or image would show."""
+def test_skin_labels_match_the_brightness_of_images(people):
+    """From medium-light on, darker skin means a darker image, which detects shuffled labels or images."""
     column = [c.name for c in people.columns].index("skin")
     brightness = people.images.mean(axis=(1, 2, 3))
     means = [brightness[people.labels[:, column] == s].mean() for s in range(2, 6)]
     assert means == sorted(means, reverse=True)
 
 
-def test_columns_are_taken_in_the_order_asked_for(people):
+def test_columns_are_in_the_requested_order(people):
     chosen = load_emoji_people(columns=("skin", "role"))
     assert [c.name for c in chosen.columns] == ["skin", "role"]
     np.testing.assert_array_equal(chosen.labels, people.labels[:, [2, 0]])
     np.testing.assert_array_equal(chosen.split, people.split)
 
 
-def test_within_holds_eight_images_of_each_role_out_evenly(people):
+def test_within_holds_out_eight_images_of_each_role_evenly(people):
     for part, count in enumerate((28, 4, 4)):
         labels = people.labels[people.split == part]
         assert set(np.bincount(labels[:, 0])) == {count}
@@ -57,7 +57,7 @@ def test_within_holds_eight_images_of_each_role_out_evenly(people):
             assert len(set(np.bincount(labels[:, column]))) == 1
 
 
-def test_disjoint_holds_whole_roles_out():
+def test_disjoint_holds_out_whole_roles():
     people = load_emoji_people("disjoint", seed=3)
     roles = [set(people.labels[people.split == part, 0]) for part in range(3)]
     assert [len(part) for part in roles] == [48, 8, 16]
@@ -72,7 +72,7 @@ def test_half_the_size_is_close_to_the_mean_of_four_pixels(people):
     assert np.abs(small - mean).mean() < 4
 
 
-def test_it_is_small_and_carries_its_licences():
+def test_the_data_set_is_small_and_includes_its_licenses():
     folder = resources.files("jaxmetric.data.emoji_people")
     assert sum(len(file.read_bytes()) for file in folder.iterdir() if file.is_file()) < 6e6
     assert "Apache License" in (folder / "LICENSE-Apache-2.0.txt").read_text()

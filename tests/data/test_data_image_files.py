@@ -1,4 +1,4 @@
-"""A listed name finds its file whatever the Unicode form of each part on disk."""
+"""A listed name finds its file for any Unicode form of each part on disk."""
 
 import itertools
 import unicodedata
@@ -23,11 +23,11 @@ def test_each_part_is_found_in_either_form(tmp_path, folder_form, file_form, lis
     assert image_file(tmp_path / "elsewhere", str(tmp_path / name)).samefile(file)
 
 
-def test_a_file_of_the_very_name_comes_first(tmp_path):
+def test_an_exact_name_comes_first(tmp_path):
     names = [unicodedata.normalize(form, "\u00e9.png") for form in FORMS]
     for name in names:
         (tmp_path / name).touch()
-    if len(list(tmp_path.iterdir())) == 2:  # some file systems take both for one
+    if len(list(tmp_path.iterdir())) == 2:  # some file systems treat both names as equal
         assert [image_file(tmp_path, name).name for name in names] == names
 
 

@@ -1,4 +1,4 @@
-"""CSV manifests: what is read, what is said about it, and every way in which one can be wrong."""
+"""CSV manifests: the resulting sources, notes, and all errors."""
 
 import os
 import unicodedata
@@ -40,7 +40,7 @@ NO_HEADER = "separator ','; header: none (filename, class_1 ... class_T, split)"
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images 0.png ... 7.png; image i is gray of value 10 i."""
+    """A folder with images 0.png ... 7.png; image i is gray with value 10 i."""
     for i in range(8):
         Image.new("L", (12, 10), 10 * i).save(tmp_path / f"{i}.png")
     return tmp_path
@@ -52,7 +52,7 @@ def write(folder, text, **options):
 
 
 def load(folder, text, **options):
-    """The source, and what is said about it without the folder."""
+    """Returns the source and the warnings without the folder."""
     path = write(folder, text)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -62,7 +62,7 @@ def load(folder, text, **options):
 
 
 def problems(folder, text, **options):
-    """The lines of the error without the folder."""
+    """Returns the lines of the error without the folder."""
     with pytest.raises(ManifestError) as caught:
         load_manifest(write(folder, text), **options)
     return str(caught.value).replace(str(folder) + "/", "").splitlines()
@@ -122,7 +122,7 @@ def test_without_a_split_the_images_are_split_by_the_seed(folder):
     assert (np.bincount(load_manifest(path).split[::2], minlength=3)[0]) >= 1
 
 
-def test_a_split_that_must_be_given_is_not_made_up(folder):
+def test_split_given_refuses_a_list_without_a_split(folder):
     assert problems(folder, "image,identity\n0.png,a\n1.png,a\n", split="given") == [
         "list.csv: split is 'given', but the file has no column 'split'; expected within or disjoint "
         "(read as: separator ','; header: image, identity)"
@@ -131,7 +131,7 @@ def test_a_split_that_must_be_given_is_not_made_up(folder):
     np.testing.assert_array_equal(given.split, [0, 2])
 
 
-def test_root_is_where_names_start(folder, tmp_path_factory):
+def test_names_are_relative_to_root(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     path = write(elsewhere, "image,who\n0.png,1\n1.png,1\n2.png,2\n3.png,2\n")
     assert len(load_manifest(path, root=folder)) == 4
@@ -186,7 +186,7 @@ def test_all_problems_are_raised_together_with_their_lines(bad_folder):
     ]
 
 
-def test_skip_bad_leaves_those_rows_out_and_counts_them(bad_folder):
+def test_skip_bad_skips_and_counts_bad_rows(bad_folder):
     with pytest.warns(SourceWarning) as caught:
         source = load_manifest(write(bad_folder, BAD), ordinal=("age",), skip_bad=True)
     assert source.names == ("0.png", "1.png", "5.png", "6.png")
@@ -229,7 +229,7 @@ def test_the_message_shows_ten_problems_and_counts_the_rest(folder):
         ),
     ],
 )
-def test_files_of_no_use_are_refused(folder, text, message):
+def test_unusable_files_are_refused(folder, text, message):
     assert problems(folder, text) == [message]
 
 
@@ -279,7 +279,7 @@ ROWS = [(f"{i}.png", "ab"[i // 4], ("train", "train", "query", "gallery")[i % 4]
 
 
 def listed(header, row):
-    """A list of the eight rows; `row(i, name, who, split)` is a line of it."""
+    """Writes a list of the eight rows; `row(i, name, who, split)` is a line of it."""
     return "\n".join([header, *(row(i, *cells) for i, cells in enumerate(ROWS))])
 
 
@@ -323,7 +323,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize(("text", "identity", "origin"), FORMS.values(), ids=FORMS)
-def test_lists_in_other_forms_are_the_same_source(folder, text, identity, origin):
+def test_lists_in_other_formats_give_the_same_source(folder, text, identity, origin):
     source, said = load(folder, text)
     assert [(column.name, column.values) for column in source.columns] == [(identity, ("a", "b"))]
     assert source.names == tuple(name for name, _, _ in ROWS)
@@ -357,8 +357,8 @@ WORDED = ["train", "train", "train", "test", "train", "test", "train", "train"]
         ("partition", {"train": "0", "test": "2"}, None),
     ],
 )
-def test_a_column_that_holds_the_split_is_taken_as_it_by_any_name(folder, name, words, told):
-    """And a missing cell in it is a bad row, however it is spelled."""
+def test_a_column_of_splits_is_recognized_under_any_name(folder, name, words, told):
+    """A missing cell in it, in any spelling, is a bad row."""
     cells = [words[word] for word in WORDED]
     rows = [f"{image},{who},{cell}" for (image, who, _), cell in zip(ROWS, cells, strict=True)]
     source, said = load(folder, "\n".join([f"image,who,{name}", *rows]))
@@ -376,14 +376,14 @@ def test_a_column_that_holds_the_split_is_taken_as_it_by_any_name(folder, name, 
     assert [column.name for column in labels.columns] == ["who", name]
 
 
-def test_public_and_private_tests_are_validation_and_test(folder):
+def test_public_test_is_validation_and_private_test_is_test(folder):
     words = ["Training", "Training", "PublicTest", "PrivateTest"] * 2
     text = "".join(f"{n},{w},{word}\n" for (n, w, _), word in zip(ROWS, words, strict=True))
     np.testing.assert_array_equal(load(folder, "image,emotion,Usage\n" + text)[0].split, [0, 0, 1, 2] * 2)
 
 
 @pytest.mark.parametrize("name", ["set", "is_train", "kind", "partition"])
-def test_a_second_split_column_is_no_label(folder, name):
+def test_a_second_split_column_is_not_a_label(folder, name):
     words = ["01"[word == "train"] if name == "is_train" else word for word in WORDED]
     text = "".join(f"{n},{w},{word},{s}\n" for (n, w, s), word in zip(ROWS, words, strict=True))
     source, said = load(folder, f"image,who,{name},split\n" + text)
@@ -403,17 +403,17 @@ def test_a_second_split_column_is_no_label(folder, name):
 @pytest.mark.parametrize(
     ("name", "values", "value"),
     [
-        ("kind", ["train", "test", "extra"], "'extra' is no split"),
-        ("is_train", ["0", "1", "maybe"], "'maybe' is no split"),
-        ("is_train", ["0", "1", "2"], "'0' may be no split"),
-        ("set", ["0", "1", "2"], "'0' may be no split"),
+        ("kind", ["train", "test", "extra"], "'extra' is not a split"),
+        ("is_train", ["0", "1", "maybe"], "'maybe' is not a split"),
+        ("is_train", ["0", "1", "2"], "'0' may not be a split"),
+        ("set", ["0", "1", "2"], "'0' may not be a split"),
     ],
 )
-def test_a_label_that_may_be_the_split_is_told(folder, name, values, value):
+def test_a_label_that_may_be_the_split_is_noted(folder, name, values, value):
     text = f"image,who,{name}\n" + "".join(f"{n},{w},{values[i % 3]}\n" for i, (n, w, _) in enumerate(ROWS))
     source, said = load(folder, text)
     assert [column.name for column in source.columns] == ["who", name]
-    assert [line for line in said if "is no split" in line or "may be no split" in line] == [
+    assert [line for line in said if "is not a split" in line or "may not be a split" in line] == [
         f"column {name!r} is taken as a label, since its value {value}; rename the column 'split' if it is one"
     ]
 
@@ -430,14 +430,14 @@ def test_several_row_indices_are_left_out(folder, names):
     assert all("is taken as a row index and left out" in line for line in said)
 
 
-def test_rows_that_are_all_ragged_are_refused_also_under_skip_bad(folder):
+def test_only_ragged_rows_are_refused_even_with_skip_bad(folder):
     for text in ("image,who,age\n0.png,a\n1.png,b\n", "image,who\n0.png,3,0\n1.png,2,5\n"):
         for skip_bad in (False, True):
             assert "and no row has as many: 2 rows of " in problems(folder, text, skip_bad=skip_bad)[0]
 
 
-def test_all_test_images_may_ask_each_other(folder):
-    """OML marks the test images of SOP and CUB as queries and gallery at once."""
+def test_all_test_images_may_be_queries_and_gallery(folder):
+    """OML marks the test images of SOP and CUB as both query and gallery."""
     rows = "".join(f"{w},{n},{'train,,' if s == 'train' else 'test,True,True'}\n" for n, w, s in ROWS)
     source, _ = load(folder, "label,path,split,is_query,is_gallery\n" + rows)
     np.testing.assert_array_equal(source.split, [0, 0, 2, 2] * 2)
@@ -456,7 +456,7 @@ def test_all_test_images_may_ask_each_other(folder):
     assert "column 'is_query' also needs a column 'is_gallery'" in problems(folder, "path,who,is_query\n0.png,a,1\n")[0]
 
 
-def test_a_list_of_test_images_alone_is_read(folder):
+def test_a_list_of_only_test_images_is_read(folder):
     source, said = load(folder, "image,identity,split\n" + "".join(f"{n},{w},test\n" for n, w, _ in ROWS))
     assert set(source.split) == {2}
     assert said == []
@@ -468,7 +468,7 @@ values = st.sampled_from(["x", "y", "Na", "none", "-1", "0"])
 
 @given(st.lists(st.tuples(values | missing_words | st.just(""), values | missing_words), min_size=8, max_size=8))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_words_for_missing_are_missing_and_counted_by_column(folder, cells):
+def test_missing_words_are_counted_by_column(folder, cells):
     assume(all(any(value and value not in MISSING_WORDS for value in column) for column in zip(*cells, strict=True)))
     text = "image,identity,mood\n" + "".join(f"{i}.png,{who},{mood}\n" for i, (who, mood) in enumerate(cells))
     source, said = load(folder, text)
@@ -491,8 +491,8 @@ def test_words_for_missing_are_missing_and_counted_by_column(folder, cells):
 
 @given(st.lists(st.none() | st.integers(-(10**6), 10**6), min_size=8, max_size=8), st.booleans())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whole_numbers_written_as_floats_are_those_numbers(folder, numbers, wide):
-    """As pandas writes a column of integers that lacks some."""
+def test_integers_written_as_floats_are_integers(folder, numbers, wide):
+    """pandas writes integers this way in a column with missing values."""
     numbers = [number if number is None or wide else number % 1000 for number in numbers]
     assume(not all(number is None for number in numbers))
     for form in ("{}", "{}.0", "{}."):
@@ -532,7 +532,7 @@ def test_whole_numbers_written_as_floats_are_those_numbers(folder, numbers, wide
         ),
         (
             "image,identity\n" + "".join(f"{n},{'07' if w == 'a' else 7}\n" for n, w, _ in ROWS),
-            "'07' and '7' are different values of identity; write them alike if they mean the same",
+            "'07' and '7' are different values of identity; write them identically if they mean the same",
         ),
         *[
             (
@@ -545,7 +545,7 @@ def test_whole_numbers_written_as_floats_are_those_numbers(folder, numbers, wide
             (
                 "image,identity\n" + "".join(f"{n},{other if w == 'a' else 'ann lee'}\n" for n, w, _ in ROWS),
                 f"values of identity differ only in case, spaces or invisible characters, such as {other!r} and "
-                "'ann lee', in 1 group; write them alike if they mean the same",
+                "'ann lee', in 1 group; write them identically if they mean the same",
             )
             for other in (
                 "Ann Lee",
@@ -559,8 +559,8 @@ def test_whole_numbers_written_as_floats_are_those_numbers(folder, numbers, wide
         ],
         (
             "image,identity,subset\n" + "".join(f"{n},{w},{'train' if w == 'a' else 'extra'}\n" for n, w, _ in ROWS),
-            "column 'subset' is taken as a label, since its value 'extra' is no split; rename the column 'split' if it "
-            "is one",
+            "column 'subset' is taken as a label, since its value 'extra' is not a split; rename the column 'split' "
+            "if it is one",
         ),
         (
             "image,identity\n" + "".join(f"{n},{i // 2 if i < 6 else i}\n" for i, (n, _, _) in enumerate(ROWS)),
@@ -574,7 +574,7 @@ def test_whole_numbers_written_as_floats_are_those_numbers(folder, numbers, wide
         ),
     ],
 )
-def test_what_is_assumed_is_said_in_one_line(folder, text, said):
+def test_every_assumption_is_one_warning(folder, text, said):
     assert load(folder, text)[1] == [said]
 
 
@@ -591,30 +591,30 @@ def test_what_is_assumed_is_said_in_one_line(folder, text, said):
         ("image,who,split,Split\n0.png,a,0,0\n", "columns 'split' and 'Split' may both be the split; rename the right"),
     ],
 )
-def test_what_is_not_plain_is_refused(folder, text, message):
+def test_ambiguous_lists_are_refused(folder, text, message):
     assert message in problems(folder, text)[0]
     assert "(read as: separator ','; header: " in problems(folder, text)[0]
 
 
-def test_a_column_that_is_named_is_taken_as_it_is(folder):
+def test_a_column_named_by_the_caller_is_a_label(folder):
     text = "id,image,who,set\n" + "".join(f"{i},{n},{w},{'train'}\n" for i, (n, w, _) in enumerate(ROWS))
     source, _ = load(folder, text, columns=("who", "id", "set"))
     assert [column.name for column in source.columns] == ["who", "id", "set"]
-    assert len(set(source.split)) > 1  # the column is no split then
+    assert len(set(source.split)) > 1  # the column is not used as the split
     assert (
         "no column 'split'; the label columns are id, who"
         in problems(folder, text.replace("set", "split"), columns=("split",))[0]
     )
 
 
-def test_unicode_spells_one_value_in_two_ways(folder):
+def test_composed_and_decomposed_values_are_equal(folder):
     two = {"a": "\u00e9", "b": "e\u0301"}
     text = "image,identity\n" + "".join(f"{n},{two[w]}\n" for n, w, _ in ROWS)
     assert load(folder, text)[0].columns[0].values == ("\u00e9",)
 
 
-def test_large_identities_are_told_apart(folder):
-    """Which agree in 32 bits, or as float64."""
+def test_large_identities_are_distinguished(folder):
+    """The identities agree in 32 bits, or as float64."""
     for step in (2**32, 1):
         text = "image,identity\n" + "".join(f"{i}.png,{2**53 + i // 2 * step}\n" for i in range(8))
         source, _ = load(folder, text)
@@ -622,7 +622,7 @@ def test_large_identities_are_told_apart(folder):
 
 
 @pytest.mark.parametrize("other", ["./0.png", "sub/../0.png", "{folder}/0.png", "link.png", "hard.png", "0.png"])
-def test_an_image_that_is_listed_twice_is_refused_however_it_is_named(folder, other):
+def test_an_image_listed_under_two_names_is_refused(folder, other):
     (folder / "sub").mkdir()
     (folder / "link.png").symlink_to(folder / "0.png")
     os.link(folder / "0.png", folder / "hard.png")
@@ -632,7 +632,7 @@ def test_an_image_that_is_listed_twice_is_refused_however_it_is_named(folder, ot
     assert found[0].replace(f"{folder}/", "") == (f"list.csv:4: {same} on line 2".replace(f"{folder}/", ""))
 
 
-def test_a_copy_in_another_split_is_told(folder):
+def test_a_copy_in_another_split_is_noted(folder):
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
     text = "image,who,split\n0.png,a,train\n1.png,a,train\n2.png,b,test\n"
     source, said = load(folder, text + "copy.png,b,test\n")
@@ -669,7 +669,7 @@ def test_accents_may_be_composed_in_the_list_or_on_disk(folder, name, listed, on
     assert found[0] == f"list.csv:3: {other} is the same file as {written}, which is listed on line 2"
 
 
-def test_a_missing_file_with_accents_is_spelled_out(folder):
+def test_the_error_for_a_missing_file_spells_out_accents(folder):
     found = problems(folder, "image,who\ne\u0301.png,a\n\u00e9/0.png,a\n")
     tried = "composed and decomposed accents were tried"
     assert found[0].endswith(
@@ -678,14 +678,14 @@ def test_a_missing_file_with_accents_is_spelled_out(folder):
     assert rf"(spelled '\xe9/0.png'; {tried})" in found[1]
 
 
-def test_images_that_are_not_named_or_named_as_elsewhere(folder):
+def test_empty_image_names_and_backslashes_are_explained(folder):
     assert problems(folder, "image,who\n,a\nsub\\0.png,a\n1.png,a\n")[:2] == [
         "list.csv:2: no image is named",
         "list.csv:3: sub\\0.png: no such file as sub\\0.png (its name has backslashes; write /)",
     ]
 
 
-def test_an_id_that_does_not_number_the_rows_is_a_label(folder):
+def test_an_id_that_does_not_count_the_rows_is_a_label(folder):
     text = "id,image,who\n" + "".join(f"{i // 2},{n},{w}\n" for i, (n, w, _) in enumerate(ROWS))
     source, said = load(folder, text)
     assert [column.name for column in source.columns] == ["id", "who"]
@@ -695,7 +695,7 @@ def test_an_id_that_does_not_number_the_rows_is_a_label(folder):
 COLUMN_ORDERS = [
     (("age", "identity"), "identity", "age", "identity age"),
     (("age", "mood", "Person ID"), "Person ID", "age", "'Person ID' age mood"),
-    (("label", "identity"), "identity", "label", "identity label"),  # this name leaves no doubt
+    (("label", "identity"), "identity", "label", "identity label"),  # this name takes precedence
     (("identity", "label", "class"), None, None, None),
     (("class_id", "super_class_id", "item_id"), None, None, None),
     (("species", "order"), None, None, None),
@@ -704,8 +704,8 @@ COLUMN_ORDERS = [
 
 
 @pytest.mark.parametrize(("names", "called", "first", "cure"), COLUMN_ORDERS)
-def test_an_identity_that_is_not_the_first_label_is_told(folder, names, called, first, cure):
-    """The order of the columns counts all the same."""
+def test_an_identity_that_is_not_the_first_label_is_noted(folder, names, called, first, cure):
+    """The order of the columns still decides."""
     text = "".join(
         ",".join([n, *[f"{t}{(i + t) // 4}" for t in range(len(names))]]) + "\n" for i, (n, _, _) in enumerate(ROWS)
     )
@@ -723,8 +723,8 @@ def test_an_identity_that_is_not_the_first_label_is_told(folder, names, called, 
 @pytest.mark.parametrize("name", ["split", "Split", "partition"])
 @pytest.mark.parametrize("numbers", ["01", "0", "1", "02", "012", "12"])
 @pytest.mark.parametrize("others", [(), ("train",)])
-def test_numbers_of_a_split_are_told(folder, name, numbers, others):
-    """And where they may be those of CUB (1 learns, 0 tests), how to say so."""
+def test_numbers_of_a_split_are_noted(folder, name, numbers, others):
+    """If they may be those of CUB (1 for training, 0 for test), the note says what to do."""
     cells = [*numbers, *others]
     text = "".join(f"{n},{w},{cells[i % len(cells)]}\n" for i, (n, w, _) in enumerate(ROWS))
     source, said = load(folder, f"image,who,{name}\n" + text)
@@ -738,7 +738,7 @@ def test_numbers_of_a_split_are_told(folder, name, numbers, others):
 
 
 @pytest.mark.parametrize("words", [("",), ("NA",), ("", "nan")])
-def test_a_label_column_without_a_value_is_left_out_or_refused_by_name(folder, words):
+def test_a_label_column_without_a_value_is_ignored_or_refused_if_named(folder, words):
     text = "".join(f"{n},{words[i % len(words)]},{w},0\n" for i, (n, w, _) in enumerate(ROWS))
     source, said = load(folder, "image,mood,who,split\n" + text)
     assert [column.name for column in source.columns] == ["who"]
@@ -756,8 +756,8 @@ def test_a_label_column_without_a_value_is_left_out_or_refused_by_name(folder, w
 
 
 @pytest.mark.parametrize("names", ["filename,image,who", "image,path,who", "who,files,path"])
-def test_a_second_column_with_the_name_of_an_image_column_is_told(folder, names):
-    """The list names the images in both."""
+def test_a_second_column_with_an_image_name_is_noted(folder, names):
+    """The list names images in both columns."""
     image, other = {"filename,image,who": ("image", "filename"), "image,path,who": ("image", "path")}.get(
         names, ("path", "files")
     )
@@ -783,7 +783,7 @@ def test_a_second_column_with_the_name_of_an_image_column_is_told(folder, names)
         (["?", "1"], None),
     ],
 )
-def test_what_stands_among_numbers_is_told(folder, values, told):
+def test_other_values_among_numbers_are_noted(folder, values, told):
     text = "".join(f"{n},{w},{values[i % len(values)]}\n" for i, (n, w, _) in enumerate(ROWS))
     means = "it means" if "is a value" in (told or "") else "they mean"
     line = f"{told} of age, and all others are numbers; leave the cell empty if {means} missing"
@@ -802,7 +802,7 @@ def test_what_stands_among_numbers_is_told(folder, values, told):
     ],
 )
 @pytest.mark.parametrize("alone", [True, False])
-def test_an_ordinal_value_that_is_no_integer_is_named_with_the_cure(folder, value, cure, alone):
+def test_an_ordinal_value_that_is_not_an_integer_is_explained(folder, value, cure, alone):
     text = f'0.png,a,"{value}"\n' + "".join(f"{n},{w},{'' if alone else i}\n" for i, (n, w, _) in enumerate(ROWS[1:]))
     found = problems(folder, "image,who,age\n" + text, ordinal=("age",))[0]
     if alone:
@@ -813,12 +813,12 @@ def test_an_ordinal_value_that_is_no_integer_is_named_with_the_cure(folder, valu
 
 
 @pytest.mark.parametrize("value", ["1.23457E+17", "1,23457E+17", "1e+17", "1.2345678901234568e+17"])
-def test_numbers_that_a_spreadsheet_rounded_are_told(folder, value):
+def test_numbers_rounded_by_a_spreadsheet_are_noted(folder, value):
     text = "".join(f"{n};{value if w == 'a' else '4E+15'}\n" for n, w, _ in ROWS)
     said = [line for line in load(folder, "image;pid\n" + text)[1] if "scientific" in line]
     assert said == [
         f"pid has numbers in scientific notation, such as {value!r} (8 images), as spreadsheets write long numbers, "
-        "which they round: different ones can become one; format the column as text and save it anew"
+        "which they round: different ones can become one; format the column as text and save it again"
     ]
     text = "".join(f"{n};{'12e4' if w == 'a' else '7e15'}\n" for n, w, _ in ROWS)  # hexadecimal
     assert load(folder, "image;pid\n" + text)[1] == []

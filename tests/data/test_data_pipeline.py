@@ -1,4 +1,4 @@
-"""Reading batches: in the plan's order, from any step, shared by processes, around bad images, and not for ever."""
+"""Reading batches: order, resuming, several processes, bad images and timeouts."""
 
 import json
 import multiprocessing
@@ -26,7 +26,7 @@ PLAN = make_plan(CLASSES, classes_per_batch=3, images_per_class=2, seed=5)
 
 
 class Flaky:
-    """Image i has the value i; those in `bad` cannot be read; `read` lists what was asked for."""
+    """Images whose values are their indices. Those in `bad` cannot be read; `read` lists all requests."""
 
     def __init__(self, bad=()):
         self.bad = set(bad)
@@ -43,7 +43,7 @@ class Flaky:
 
 
 class Many:
-    """As many of the same images as there are bad ones."""
+    """A sequence that repeats the same images as often as there are bad ones."""
 
     def __init__(self, images):
         self.images = images
@@ -104,7 +104,7 @@ def test_a_run_resumes_at_any_step():
     assert parts[:5] + parts[7:] == whole
 
 
-def test_the_saved_state_gives_the_batches_that_are_left_whoever_reads_them():
+def test_the_saved_state_gives_the_remaining_batches_for_any_readers():
     def read(start, **options):
         return batches(source(Flaky(bad=[7])), PLAN, start, 12, on_bad=lambda _: None, **options)
 
@@ -145,14 +145,14 @@ def test_the_state_of_another_plan_is_refused(other):
         batches(source(Flaky()), PLAN, state, 9)
 
 
-def test_a_state_that_is_none_is_refused():
+def test_an_invalid_state_is_refused():
     with pytest.raises(ValueError, match=r"has next_step, unreadable and plan, got \['step'\]"):
         batches(source(Flaky()), PLAN, {"step": 3}, 9)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
 @pytest.mark.parametrize("plan", [PLAN, make_uniform_plan(20, batch_size=6, seed=1)], ids=["classes", "uniform"])
-def test_the_rows_of_all_processes_are_the_batch_of_one(plan, count):
+def test_the_rows_of_all_processes_equal_the_batch_of_one(plan, count):
     for step in range(12):
         whole, *shares = (
             read_batch(source(Flaky([1, 7, 8, 12, 19])), plan, step, on_bad=lambda _: None, **options)
@@ -162,7 +162,7 @@ def test_the_rows_of_all_processes_are_the_batch_of_one(plan, count):
         assert_same([{key: np.concatenate([share[key] for share in shares]) for key in whole}], [whole])
 
 
-def test_a_process_reads_its_own_images_alone():
+def test_a_process_reads_only_its_own_images():
     images = Flaky()
     list(batches(source(images), PLAN, 0, 5, process_index=1, process_count=3))
     assert sorted(images.read) == sorted(int(i) for step in range(5) for i in batch_indices(PLAN, step)[2:4])
@@ -175,7 +175,7 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused():
         batches(source(Flaky()), PLAN, 0, 5, process_index=2, process_count=2)
 
 
-def test_no_steps_no_batches():
+def test_no_steps_give_no_batches():
     assert list(batches(source(Flaky()), PLAN, 4, 4)) == []
 
 
@@ -184,7 +184,7 @@ def test_a_bad_image_ends_the_run_with_its_name():
         list(batches(source(Flaky(bad=[7])), PLAN, 0, 10))
 
 
-def test_on_bad_replaces_by_another_image_of_the_class_and_counts():
+def test_on_bad_replaces_an_image_by_another_of_its_class():
     met = []
     read = list(batches(source(Flaky(bad=[7, 12])), PLAN, 0, 20, on_bad=met.append))
     planned = np.concatenate([batch_indices(PLAN, step) for step in range(20)])
@@ -205,7 +205,7 @@ def test_two_bad_images_of_a_class_get_different_substitutes():
     assert sorted(batch["index"].tolist()) == sorted({0, 1, 2, 3, 4} - set(shown[:2].tolist()))
 
 
-def test_on_bad_is_called_by_the_thread_that_takes_the_batch_and_with_that_batch():
+def test_on_bad_is_called_in_the_consumers_thread_before_its_batch():
     calls = []
     stream = batches(
         source(Flaky(bad=[7])), PLAN, 0, 20, on_bad=lambda e: calls.append((str(e), threading.current_thread()))
@@ -221,7 +221,7 @@ def test_a_class_without_any_readable_image_ends_the_run():
         list(batches(source(Flaky(bad=range(5))), PLAN, 0, 10, on_bad=lambda _: None))
 
 
-def test_a_lost_mount_ends_the_run_without_trying_every_image():
+def test_a_lost_mount_ends_the_run_before_all_images_are_tried():
     images = Flaky(bad=range(2000))
     many = LabeledImages(
         Many(images), np.zeros((2000, 1), np.int32), (LabelColumn("who", ("a",)),), np.zeros(2000, np.int8), range(2000)
@@ -249,7 +249,7 @@ def test_after_an_error_the_iteration_is_over():
     assert list(stream) == []
 
 
-def test_an_image_that_never_comes_ends_in_one_line():
+def test_a_hung_read_ends_with_one_line():
     arrives = threading.Event()
 
     class Hung(Flaky):
@@ -271,7 +271,7 @@ def test_an_image_that_never_comes_ends_in_one_line():
     arrives.set()
 
 
-def test_a_long_list_of_images_to_wait_for_is_cut():
+def test_a_long_list_of_images_in_a_timeout_is_shortened():
     class Hung(Flaky):
         def __getitem__(self, index):
             return arrives.wait()
@@ -282,7 +282,7 @@ def test_a_long_list_of_images_to_wait_for_is_cut():
     arrives.set()
 
 
-def test_the_speed_of_the_input_is_that_of_its_readers():
+def test_input_speed_is_the_speed_of_the_readers():
     class Slow(Flaky):
         def __getitem__(self, index):
             time.sleep(0.01)
@@ -309,7 +309,7 @@ def test_images_in_memory_are_read_without_workers():
     stream.close()
 
 
-def test_one_batch_alone_is_that_of_the_iterator():
+def test_read_batch_equals_the_batch_of_the_iterator():
     plan = make_uniform_plan(20, batch_size=4, seed=2)
     (batch,) = batches(source(array()), plan, 6, 7)
     alone = read_batch(source(array()), plan, 6)
@@ -317,7 +317,7 @@ def test_one_batch_alone_is_that_of_the_iterator():
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (4, 2)])
-def test_steps_must_run_forwards(start, stop):
+def test_start_must_not_exceed_stop(start, stop):
     with pytest.raises(ValueError, match=f"got {start} and {stop}"):
         batches(source(Flaky()), PLAN, start, stop)
 

@@ -1,4 +1,4 @@
-"""P x K plans: what every plan promises, for random classes, P, K and seeds."""
+"""P x K plans: their guarantees for random classes, P, K and seeds."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from jaxmetric.data import batch_indices, make_plan, make_uniform_plan, visit_co
 
 @st.composite
 def plans(draw):
-    """A plan and the class of each image; class -1 is missing."""
+    """Draws a plan and the class of each image; class -1 is missing."""
     sizes = draw(st.lists(st.integers(1, 7), min_size=1, max_size=7))
     class_ids = np.repeat(np.arange(len(sizes)) - draw(st.integers(0, 1)), sizes)
     class_ids = np.random.default_rng(draw(st.integers(0, 99))).permutation(class_ids)
@@ -20,7 +20,7 @@ def plans(draw):
 
 
 def classes_of_batch(plan, class_ids, step):
-    """`[P, K]` classes of the batch."""
+    """Returns the classes of the batch, `[P, K]`."""
     return class_ids[batch_indices(plan, step)].reshape(plan.classes_per_batch, plan.images_per_class)
 
 
@@ -39,7 +39,7 @@ def test_a_batch_has_k_images_of_p_distinct_classes(drawn, step):
 
 @given(plans(), st.integers(0, 10**9))
 @settings(max_examples=50, deadline=None)
-def test_images_are_distinct_where_the_class_has_k(drawn, step):
+def test_images_are_distinct_if_the_class_has_k(drawn, step):
     plan, class_ids = drawn
     K = plan.images_per_class
     for images in batch_indices(plan, step).reshape(-1, K):
@@ -48,7 +48,7 @@ def test_images_are_distinct_where_the_class_has_k(drawn, step):
 
 @given(plans(), st.integers(0, 10**6))
 @settings(max_examples=50, deadline=None)
-def test_every_class_comes_up_in_every_epoch(drawn, epoch):
+def test_every_epoch_visits_every_class(drawn, epoch):
     plan, class_ids = drawn
     length = batches_per_epoch(plan)
     seen = [classes_of_batch(plan, class_ids, epoch * length + i) for i in range(length)]
@@ -57,7 +57,7 @@ def test_every_class_comes_up_in_every_epoch(drawn, epoch):
 
 @given(plans())
 @settings(max_examples=50, deadline=None)
-def test_every_image_comes_up_in_every_ceil_n_over_k_visits_of_its_class(drawn):
+def test_every_ceil_n_over_k_visits_of_a_class_show_all_its_images(drawn):
     plan, class_ids = drawn
     K = plan.images_per_class
     visits = {c: [] for c in set(class_ids)}
@@ -74,7 +74,7 @@ def test_every_image_comes_up_in_every_ceil_n_over_k_visits_of_its_class(drawn):
 
 @given(plans(), st.integers(0, 60))
 @settings(max_examples=50, deadline=None)
-def test_visit_counts_are_those_of_a_replay(drawn, step):
+def test_visit_counts_equal_those_of_a_replay(drawn, step):
     plan, class_ids = drawn
     replayed = np.zeros(len(plan.groups), int)
     values = np.unique(class_ids)
@@ -85,7 +85,7 @@ def test_visit_counts_are_those_of_a_replay(drawn, step):
 
 @given(plans())
 @settings(max_examples=30, deadline=None)
-def test_all_classes_come_up_equally_often_in_the_long_run(drawn):
+def test_all_classes_are_visited_equally_often_in_the_long_run(drawn):
     plan, _ = drawn
     steps = len(plan.groups) * batches_per_epoch(plan)
     assert set(visit_counts(plan, steps)) == {steps * plan.classes_per_batch // len(plan.groups)}
@@ -93,7 +93,7 @@ def test_all_classes_come_up_equally_often_in_the_long_run(drawn):
 
 @given(plans(), st.lists(st.integers(0, 10**6), max_size=5), st.integers(0, 10**6))
 @settings(max_examples=50, deadline=None)
-def test_a_batch_does_not_depend_on_the_batches_asked_for_before(drawn, earlier, step):
+def test_a_batch_does_not_depend_on_earlier_batches(drawn, earlier, step):
     plan, _ = drawn
     expected = batch_indices(plan, step)
     for s in earlier:
@@ -112,13 +112,13 @@ def test_a_uniform_epoch_visits_every_image(images, batch_size, epoch):
 
 
 def test_batches_are_pinned_to_the_seed():
-    """Worked by hand from the definition: the argsort of Philox's raw numbers, seeded by (seed, what, epoch)."""
+    """Computed by hand from the definition: the argsort of Philox's raw numbers, seeded by (seed, purpose, epoch)."""
     plan = make_uniform_plan(6, batch_size=6, seed=7)
     raw = np.random.Philox(np.random.SeedSequence([7, 2, 0, 4])).random_raw(6)
     np.testing.assert_array_equal(batch_indices(plan, 4), np.argsort(raw))
 
 
-def test_another_seed_gives_other_batches():
+def test_different_seeds_give_different_batches():
     class_ids = np.repeat(np.arange(20), 10)
     one, other = (make_plan(class_ids, classes_per_batch=8, images_per_class=4, seed=seed) for seed in (0, 1))
     classes = [class_ids[batch_indices(plan, 0)] for plan in (one, other)]
@@ -167,8 +167,8 @@ def test_other_bad_arguments_are_refused():
 
 @given(plans(), st.integers(0, 40))
 @settings(max_examples=20, deadline=None)
-def test_a_plan_tells_large_classes_apart(drawn, step):
-    """Which agree in their lower 32 bits, or as float64."""
+def test_large_class_ids_are_distinguished_by_a_plan(drawn, step):
+    """The ids agree in their lower 32 bits, or as float64."""
     plan, class_ids = drawn
     for large in (class_ids * 2**40, class_ids + 2**62, (class_ids + 1).astype(np.uint64) + np.uint64(2**63)):
         same = make_plan(
@@ -181,6 +181,6 @@ def test_a_plan_tells_large_classes_apart(drawn, step):
 
 
 @pytest.mark.parametrize("class_ids", [np.array(["a", "b"]), np.array([1.0, 2.0]), np.array([2**70, 1])])
-def test_classes_that_are_no_integers_are_refused(class_ids):
+def test_class_ids_must_be_integers(class_ids):
     with pytest.raises(ValueError, match=r"class_ids must be integers \[N\], got .* \(2,\)"):
         make_plan(class_ids, classes_per_batch=1, images_per_class=2)

@@ -1,4 +1,4 @@
-"""The commands of docs/data.md turn small lists of the published forms into lists that are read."""
+"""The commands of docs/data.md convert small lists in the published formats to readable lists."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("awk") or not shutil.which("fin
 
 
 def commands(heading):
-    """The shell blocks below a heading of the page."""
+    """Runs the shell blocks below a heading of the page."""
     section = re.search(rf"^### {re.escape(heading)}$(.*?)(?=^##|\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     return re.findall(r"^```sh\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
 
@@ -27,7 +27,7 @@ def run(heading, folder, *, block=0):
 
 
 def draw(folder, names):
-    """Images of different content."""
+    """Writes images with different content."""
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4), (i, 255 - i, 7 * i % 256)).save(folder / name)
@@ -39,7 +39,7 @@ def write(file, text):
 
 
 def load(path, **options):
-    """The rows of a list as dictionaries, and what was said of it without the path."""
+    """Returns the rows of a list as dictionaries, and the notes without the path."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         source = load_manifest(path, image_size=4, split="given", **options)
@@ -63,7 +63,7 @@ def test_market_1501(tmp_path):
     }
     whos["bounding_box_test"] += ["0003_c5s1_2_2"]
     draw(folder, [f"{part}/{name}.jpg.png" for part, names in whos.items() for name in names])
-    for file in folder.rglob("*.png"):  # lossless, under the name that the set gives it
+    for file in folder.rglob("*.png"):  # lossless, under the published name
         file.rename(file.with_suffix(""))
     (folder / "query" / "Thumbs.db").write_text("x")
     run("Market-1501", tmp_path)
@@ -99,7 +99,7 @@ def test_stanford_online_products(tmp_path):
     assert said == ["column 'image_id' numbers the rows and is left out; --columns can name it"]
 
 
-def test_in_shop_is_read_as_it_is(tmp_path):
+def test_in_shop_needs_no_conversion(tmp_path):
     listed = [
         (f"img/WOMEN/Dresses/id_0000000{item}/0{i}_1_front.png", f"id_0000000{item}", split)
         for item, splits in ((2, ("train", "train")), (1, ("query", "gallery", "gallery")))
@@ -157,8 +157,8 @@ def test_celeba(tmp_path):
     ]
 
 
-def test_the_attributes_of_celeba_are_read_as_they_are(tmp_path):
-    """A count, and a header that does not name the images."""
+def test_the_attributes_of_celeba_need_no_conversion(tmp_path):
+    """The file has a count, and a header that does not name the images."""
     write(tmp_path / "list_attr_celeba.txt", "2\nMale Young \n000001.png  1 -1\n000002.png -1 -1\n")
     draw(tmp_path, ["000001.png", "000002.png"])
     with warnings.catch_warnings(record=True) as caught:
@@ -169,12 +169,12 @@ def test_the_attributes_of_celeba_are_read_as_they_are(tmp_path):
     assert "the header does not name the first column; it is read as the image column" in str(caught[0].message)
 
 
-def test_a_folder_for_each_identity(tmp_path):
+def test_one_folder_per_identity(tmp_path):
     names = ["ann, the first/a b/1.png", "ann, the first/2.png", "bob/1.png", "bob/2.png"]
     draw(tmp_path / "people", names)
     for file in (tmp_path / "people").rglob("*.png"):
         file.rename(file.with_suffix(".jpg"))
-    run("A folder for each identity", tmp_path)
+    run("One folder per identity", tmp_path)
     with warnings.catch_warnings():
         source = load_manifest(tmp_path / "people" / "people.tsv", image_size=4)
     found = {name: source.columns[0].values[code] for name, code in zip(source.names, source.labels[:, 0], strict=True)}

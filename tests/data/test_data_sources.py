@@ -1,4 +1,4 @@
-"""A source refuses arrays that do not fit together, naming what came."""
+"""A source refuses inconsistent arrays and names them."""
 
 import dataclasses
 
@@ -46,7 +46,7 @@ def good():
         ({"images": np.zeros((2, 4, 4, 3))}, TypeError, "images must be uint8, got float64"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes, error, message):
+def test_inconsistent_arrays_are_refused(changes, error, message):
     with pytest.raises(error, match=message):
         dataclasses.replace(good(), **changes)
 
@@ -55,7 +55,7 @@ def test_size():
     assert (len(good()), good().image_size) == (2, 4)
 
 
-def test_queries_and_gallery_are_splits_beside_the_others():
+def test_query_and_gallery_are_splits():
     assert SPLITS[QUERY] == "query"
     assert SPLITS[GALLERY] == "gallery"
     source = dataclasses.replace(good(), split=np.array([QUERY, GALLERY], np.int8))

@@ -1,4 +1,4 @@
-"""Splits are pure, of the right size, and hold out what they say."""
+"""Splits are pure functions, have the right size, and hold out the right images."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ shares = st.floats(0, 0.49)
 
 @given(class_ids, shares, shares, st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
-def test_within_leaves_something_of_every_class_to_learn_from(ids, validation, test, seed):
+def test_within_leaves_a_learning_image_in_every_class(ids, validation, test, seed):
     split = split_within_classes(ids, validation=validation, test=test, seed=seed)
     for c in set(ids):
         parts = np.bincount(split[ids == c], minlength=3)
@@ -27,7 +27,7 @@ def test_within_leaves_something_of_every_class_to_learn_from(ids, validation, t
     st.lists(st.integers(1, 9), min_size=1, max_size=80), st.floats(0, 0.25), st.floats(0, 0.25), st.integers(0, 2**40)
 )
 @settings(max_examples=60, deadline=None)
-def test_within_holds_its_shares_out_over_all_classes_however_small(sizes, validation, test, seed):
+def test_within_keeps_its_shares_over_small_classes(sizes, validation, test, seed):
     ids = np.repeat(np.arange(len(sizes)), sizes)
     split = split_within_classes(ids, validation=validation, test=test, seed=seed)
     images = sum(size for size in sizes if size > 1)
@@ -36,7 +36,7 @@ def test_within_holds_its_shares_out_over_all_classes_however_small(sizes, valid
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5])
-def test_the_seed_says_which_small_classes_lose_an_image(size):
+def test_the_seed_selects_the_small_classes_that_lose_an_image(size):
     ids = np.repeat(np.arange(60), size)
     shares = np.zeros(60)
     for seed in range(200):
@@ -52,15 +52,15 @@ def test_disjoint_keeps_classes_whole(ids, validation, test, seed):
     assert (split[ids == -1] == 0).all()
 
 
-def test_a_split_depends_on_its_seed_alone():
+def test_a_split_depends_only_on_its_seed():
     ids = np.repeat(np.arange(10), 10)
     for function in (split_within_classes, split_disjoint_classes):
         np.testing.assert_array_equal(function(ids, seed=4), function(ids, seed=4))
         assert (function(ids, seed=4) != function(ids, seed=5)).any()
 
 
-def test_within_spreads_what_it_holds_out():
-    """Of 2 x 2 labels with five images each, four held out show all four combinations' values evenly."""
+def test_within_spreads_held_out_images_over_labels():
+    """With 2 x 2 labels and five images each, four held-out images have all values equally often."""
     labels = np.stack(np.meshgrid([0, 1], [0, 1], np.arange(5), indexing="ij"), -1).reshape(-1, 3)[:, :2]
     split = split_within_classes(np.zeros(20, int), validation=0.2, test=0.2, seed=1, spread=labels)
     for part in (1, 2):
@@ -82,7 +82,7 @@ def test_bad_shares_and_shapes_are_refused():
 
 
 @pytest.mark.parametrize("function", [split_within_classes, split_disjoint_classes])
-def test_large_class_ids_are_told_apart(function):
+def test_large_class_ids_are_distinguished(function):
     """Ids that agree in their lower 32 bits, or as float64."""
     small = np.repeat(np.arange(20), 5)
     for large in (small * 2**40, small + 2**62, small.astype(np.uint64) + np.uint64(2**63)):

@@ -1,4 +1,4 @@
-"""TFDS by name, on a tiny data set written as array_record here, without TensorFlow."""
+"""TFDS sources, on a tiny data set written as array_record without TensorFlow."""
 
 import pickle
 import re
@@ -22,7 +22,7 @@ def encoded(value):
 
 
 class TinyPeople(tfds.core.GeneratorBasedBuilder):
-    """Six images to learn from and three to test on."""
+    """A data set with six training and three test images."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -74,7 +74,7 @@ def test_images_labels_and_the_given_split(data_dir):
 
 
 class TinyLists(tfds.core.GeneratorBasedBuilder):
-    """A set that names queries and gallery, with a split of another name, a copied image and a word for missing."""
+    """A data set with query and gallery, an unknown split, a copied image and a missing word."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -95,7 +95,7 @@ class TinyLists(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": encoded(value), "who": who}
 
 
-def test_what_a_set_leaves_open_is_told(tmp_path):
+def test_doubts_about_a_data_set_are_noted(tmp_path):
     TinyLists(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -111,7 +111,7 @@ def test_what_a_set_leaves_open_is_told(tmp_path):
     assert "3 learning, 1 query, 2 gallery\ncolumns: who (3, 1 missing); TFDS tiny_lists/1.0.0" in describe(source)
 
 
-def test_what_is_no_image_of_8_or_16_bits_is_refused(data_dir, monkeypatch):
+def test_a_feature_that_is_not_an_8_or_16_bit_image_is_refused(data_dir, monkeypatch):
     with pytest.raises(ValueError, match="'town' must be an image of 8 or 16 bits, got Text of"):
         load_tfds("tiny_people", label_keys=("label",), image_key="town", data_dir=data_dir)
     monkeypatch.setattr(tfds.features.Image, "np_dtype", property(lambda feature: np.float32))  # kept in 4 bytes
@@ -119,7 +119,7 @@ def test_what_is_no_image_of_8_or_16_bits_is_refused(data_dir, monkeypatch):
         load_tfds("tiny_people", label_keys=("label",), data_dir=data_dir)
 
 
-def test_images_can_be_sent_to_another_process_and_say_so_when_their_file_is_lost(tmp_path):
+def test_images_can_be_pickled_and_report_a_lost_file(tmp_path):
     TinyPeople(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     images = load_tfds("tiny_people", label_keys=("label",), data_dir=tmp_path, image_size=5).images
     sent = pickle.dumps(images)
@@ -132,14 +132,14 @@ def test_images_can_be_sent_to_another_process_and_say_so_when_their_file_is_los
     assert "\n" not in str(caught.value)
 
 
-def test_disjoint_pools_the_splits_and_holds_classes_out(data_dir):
+def test_disjoint_pools_the_splits_and_holds_out_classes(data_dir):
     source = load_tfds("tiny_people", label_keys=("town",), data_dir=data_dir, split="disjoint")
     classes = source.labels[:, 0]
     assert all(len(set(source.split[classes == c])) == 1 for c in range(3))
     assert set(source.split) == {0, 2}
 
 
-def test_a_set_that_is_not_prepared_comes_with_the_command(data_dir, tmp_path):
+def test_the_error_for_an_unprepared_set_has_the_command(data_dir, tmp_path):
     for name in ("tiny_people", "mnist"):
         command = rf"tfds build {name} --file_format=array_record --data_dir={tmp_path}"
         with pytest.raises(ValueError, match=command) as caught:

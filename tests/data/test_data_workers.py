@@ -1,4 +1,4 @@
-"""Reading in worker processes: the batches of threads, errors in one line, and nothing that hangs or is left behind."""
+"""Reading in worker processes: the same batches as threads, one-line errors, no hanging and no orphans."""
 
 import dataclasses
 import multiprocessing
@@ -23,7 +23,7 @@ LOST, TORN = "c1-3.png", "c2-0.png"
 
 
 class Reporting:
-    """Images whose first pixel tells the process that decoded them, and whether it holds devices."""
+    """Images whose first pixel encodes the process that decoded them, and whether it initialized devices."""
 
     def __init__(self, images):
         self.images = images
@@ -41,7 +41,7 @@ class Reporting:
 
 
 class Obstructed:
-    """Images of which one is never read: its reader is killed, or hangs."""
+    """Images, one of which is never read: its reader is killed or hangs."""
 
     def __init__(self, images, obstacle, at):
         self.images, self.obstacle, self.at = images, obstacle, at
@@ -57,7 +57,7 @@ class Obstructed:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Images that are decoded when they are asked for; two went bad after they were checked."""
+    """Lazy images, two of which became unreadable after the check."""
     folder = tmp_path_factory.mktemp("images")
     names = [f"c{label}-{i}.png" for label in range(CLASSES) for i in range(EACH)]
     random = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def plan(source):
 
 
 def read(source, plan, start, **options):
-    """Batches, what `on_bad` was told with each of them and by which thread, and the state after the last."""
+    """Returns batches, the calls of `on_bad` for each and their threads, and the state after the last."""
     told, rows = [], []
     stream = batches(source, plan, start, STEPS, on_bad=told.append, **options)
     for batch in stream:
@@ -90,7 +90,7 @@ def by_workers(source, plan):
     return read(dataclasses.replace(source, images=Reporting(source.images)), plan, 0, workers=2, threads=2)
 
 
-def test_workers_read_the_batches_of_threads(source, plan, by_workers):
+def test_workers_read_the_same_batches_as_threads(source, plan, by_workers):
     expected, state = read(source, plan, 0, threads=3)
     assert by_workers[1] == state
     for (batch, told, thread), (other, also_told, _) in zip(by_workers[0], expected, strict=True):
@@ -101,7 +101,7 @@ def test_workers_read_the_batches_of_threads(source, plan, by_workers):
         assert thread is threading.main_thread()
 
 
-def test_images_that_workers_cannot_read_are_told_each_time_they_come_up(plan, source, by_workers):
+def test_unreadable_images_in_workers_are_reported_each_time(plan, source, by_workers):
     for step, (_, told, _) in enumerate(by_workers[0]):
         planned = [source.names[i] for i in batch_indices(plan, step) if source.names[i] in (LOST, TORN)]
         assert [message.split(":")[0] for message in told] == planned
@@ -109,7 +109,7 @@ def test_images_that_workers_cannot_read_are_told_each_time_they_come_up(plan, s
     assert [message.split(":")[0] for message in by_workers[1]["unreadable"]] == [LOST, TORN]
 
 
-def test_two_other_processes_read_and_hold_no_device(by_workers):
+def test_two_other_processes_read_without_devices(by_workers):
     corners = np.stack([batch["image"][:, 0, 0] for batch, *_ in by_workers[0]])
     assert (corners[..., 0] == 0).all()
     readers = {tuple(pixel[1:]) for pixel in corners.reshape(-1, 3).tolist()}
@@ -128,13 +128,13 @@ def test_no_worker_outlives_the_iteration(by_workers):
     assert multiprocessing.active_children() == []
 
 
-def test_an_error_in_a_worker_arrives_as_it_is(source, plan):
+def test_an_error_in_a_worker_is_raised_unchanged(source, plan):
     step = next(step for step in range(STEPS) if LOST in [source.names[i] for i in batch_indices(plan, step)])
     with pytest.raises(ImageError, match=f"^{re.escape(LOST)}: no such file as /.*{re.escape(LOST)}$"):
         next(batches(source, plan, step, STEPS, workers=1))
 
 
-def test_a_worker_that_is_killed_ends_in_one_line(source, plan):
+def test_a_killed_worker_ends_with_one_line(source, plan):
     at = int(batch_indices(plan, 0)[1])
     images = Obstructed(source.images, "killed", at)
     stream = batches(dataclasses.replace(source, images=images), plan, 0, STEPS, workers=1)
@@ -143,7 +143,7 @@ def test_a_worker_that_is_killed_ends_in_one_line(source, plan):
         next(stream)
 
 
-def test_a_worker_that_hangs_ends_in_one_line_and_is_killed(source, plan):
+def test_a_hung_worker_ends_with_one_line_and_is_killed(source, plan):
     at = next(int(i) for i in batch_indices(plan, 1) if i not in batch_indices(plan, 0))
     images = Obstructed(source.images, "hung", at)
     stream = batches(
@@ -156,7 +156,7 @@ def test_a_worker_that_hangs_ends_in_one_line_and_is_killed(source, plan):
     assert not worker.is_alive()
 
 
-def test_a_thread_that_hangs_does_not_keep_the_program_from_ending():
+def test_a_hung_thread_does_not_keep_the_program_from_ending():
     script = textwrap.dedent(
         """
         import time
@@ -187,6 +187,6 @@ def test_a_thread_that_hangs_does_not_keep_the_program_from_ending():
     assert re.match(r"2\nno batch came in 2 s: step 1 waits for one of \w, \w\n$", done.stdout)
 
 
-def test_lazy_images_can_be_sent_to_another_process(source):
+def test_lazy_images_can_be_pickled(source):
     copy = pickle.loads(pickle.dumps(source.images))
     np.testing.assert_array_equal(copy[0], source.images[0])

@@ -9,7 +9,7 @@ from jaxmetric.encoders.resnet import convolution
 
 
 def shapes_of(encoder, images_shape):
-    """Shapes of variables and embeddings, without computing either."""
+    """Returns the shapes of variables and embeddings, without computing them."""
     images = jax.ShapeDtypeStruct(images_shape, jnp.float32)
     variables = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), images)
     return variables, jax.eval_shape(lambda v, x: encoder.apply(v, x, train=False), variables, images)
@@ -38,7 +38,7 @@ class Convolution(nn.Module):
 
 
 def torch_convolution(x, kernel, stride):
-    """The definition in torch's documentation: padding size // 2 on every side, cross-correlation."""
+    """Computes the definition in torch's documentation: padding size // 2 on every side, cross-correlation."""
     size = kernel.shape[0]
     padding = size // 2
     x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -53,14 +53,14 @@ def torch_convolution(x, kernel, stride):
 
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
 @pytest.mark.parametrize("side", [8, 9])
-def test_convolution_pads_and_strides_as_torch_does(size, stride, side):
+def test_convolution_pads_and_strides_like_torch(size, stride, side):
     x = random_images(2, side, side, 3)
     kernel = np.random.default_rng(1).normal(size=(size, size, 3, 4)).astype(np.float32)
     out = Convolution(size, stride).apply({"params": {"layer": {"kernel": kernel}}}, x)
     np.testing.assert_allclose(out, torch_convolution(np.asarray(x), kernel, stride), rtol=1e-4, atol=1e-4)
 
 
-# The numbers torchvision publishes; its classifier of 1000 classes is a linear layer as the head's is.
+# The numbers published by torchvision. Its classifier of 1000 classes is a linear layer, like the head.
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032), ("resnet101", 44_549_160)],
@@ -72,7 +72,7 @@ def test_resnets_have_the_published_number_of_parameters(name, parameters):
 
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
-def test_every_encoder_gives_float32_embeddings_of_the_asked_size(name, stem):
+def test_every_encoder_gives_float32_embeddings_of_the_requested_size(name, stem):
     encoder = make_encoder(name, embedding_dim=17, width=4, stem=stem, dtype=jnp.bfloat16)
     variables, embeddings = shapes_of(encoder, (3, 33, 29, 3))
     assert embeddings.shape == (3, 17)
@@ -81,7 +81,7 @@ def test_every_encoder_gives_float32_embeddings_of_the_asked_size(name, stem):
 
 
 @pytest.mark.parametrize(("stem", "side"), [("imagenet", 7), ("small", 28)])
-def test_resnet_reduces_224_pixels_as_its_stem_says(stem, side):
+def test_the_stem_determines_the_size_of_the_feature_map(stem, side):
     trunk = ENCODERS["resnet18"](stem=stem)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     features, _ = jax.eval_shape(lambda x: trunk.init_with_output(jax.random.key(0), x, train=False), images)
@@ -137,7 +137,7 @@ def test_batch_statistics_move_in_training_unless_frozen(tiny, freeze):
     assert bool(jnp.allclose(trained, evaluated, atol=1e-6)) == freeze
 
 
-def test_pooling_spelled():
+def test_pooling_of_a_worked_example():
     # One image, two positions, two channels: channel 0 holds 1 and 3, channel 1 holds 0 and 2.
     features = jnp.array([[[[1.0, 0.0], [3.0, 2.0]]]])
     identity = {"projection": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}, "power": jnp.float32(3)}
@@ -153,7 +153,7 @@ def test_pooling_spelled():
         np.testing.assert_allclose(pooled, [value], rtol=1e-5)
 
 
-def test_gem_of_features_that_are_zero_has_finite_gradients():
+def test_gem_of_zero_features_has_finite_gradients():
     head = EmbeddingHead(2, "gem")
     features = jnp.zeros((1, 2, 2, 3))
     variables = head.init(jax.random.key(0, impl="unsafe_rbg"), features)

@@ -1,4 +1,4 @@
-"""Search and metrics take any array, and ask for no implicit promotion of JAX: tests over all public functions."""
+"""Search and metrics accept any array and need no implicit promotion: tests over all public functions."""
 
 import inspect
 
@@ -67,7 +67,7 @@ def check_equal(found, expected):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, expected)
 
 
-def test_all_public_functions_are_here():
+def test_all_public_functions_are_covered():
     public = {
         name
         for name, each in inspect.getmembers(search, inspect.isfunction)
@@ -85,7 +85,7 @@ def test_nothing_is_promoted_implicitly(name):
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("shape", [(8,), (4, 2)])
-def test_arrays_on_a_mesh_of_explicit_axes_give_what_arrays_on_the_host_do(name, shape):
+def test_explicit_mesh_axes_give_the_same_results_as_host_arrays(name, shape):
     function, *arrays = CALLS[name]
     mesh = jax.make_mesh(shape, ("data", "model")[: len(shape)])
     rows = jax.NamedSharding(mesh, jax.P("data"))
@@ -97,9 +97,9 @@ def test_arrays_on_a_mesh_of_explicit_axes_give_what_arrays_on_the_host_do(name,
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_lists_are_arrays(name):
+def test_lists_are_accepted_as_arrays(name):
     function, *arrays = CALLS[name]
-    if name != "relevance":  # whose call takes a column of its labels
+    if name != "relevance":  # its call takes a single column of labels
         check_equal(function(*(array.tolist() for array in arrays)), function(*arrays))
 
 
@@ -107,8 +107,8 @@ LABELED = ("same_group_rows", "evaluate_embeddings", "label_ranks", "semantic_co
 
 
 @pytest.mark.parametrize("name", LABELED)
-def test_labels_that_agree_in_their_low_bits_are_told_apart(name):
-    """Such as identities made of a time and a counter: 32 bits, or the mantissa of a float64, would merge them."""
+def test_labels_that_agree_in_their_low_bits_are_distinguished(name):
+    """For example, identities built from a time and a counter, which 32 bits or float64 would merge."""
     function, *arrays = CALLS[name]
     expected = function(*arrays)
     wide = {
@@ -135,7 +135,7 @@ def test_labels_that_agree_in_their_low_bits_are_told_apart(name):
         pytest.param([[1, 2], [3]], id="ragged"),
     ],
 )
-def test_labels_that_are_no_integers_are_named(name, labels):
+def test_labels_that_are_not_integers_are_named(name, labels):
     function, *arrays = CALLS[name]
     arrays = [labels if array is LABELS else array for array in arrays]
     with pytest.raises((TypeError, ValueError), match=r"^\w*(labels|groups) (has|is) .*expected") as error:

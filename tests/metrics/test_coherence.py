@@ -56,8 +56,8 @@ def test_centroid_coherence_equals_scipy_over_distinct_label_rows():
     assert semantic_coherence(embeddings, labels)["centroid_spearman"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_embedding_that_spells_its_labels_is_perfectly_coherent():
-    # One-hot labels side by side: the squared distance of a pair is twice its disagreement.
+def test_one_hot_embeddings_are_perfectly_coherent():
+    # For concatenated one-hot labels, the squared distance of a pair is twice its disagreement.
     labels = np.array([[a, b, c] for a in range(3) for b in range(3) for c in range(2)])
     embeddings = np.concatenate([np.eye(3)[labels[:, t]] for t in range(3)], axis=1)
     result = semantic_coherence(embeddings, labels)
@@ -67,14 +67,14 @@ def test_embedding_that_spells_its_labels_is_perfectly_coherent():
     assert semantic_coherence(-embeddings, labels)["spearman"] == pytest.approx(1)
 
 
-def test_rows_with_a_missing_label_count_as_deleted():
+def test_rows_with_a_missing_label_are_ignored():
     embeddings, labels = random_set(2, missing=True)
     complete = (labels >= 0).all(axis=1)
     assert 2 < complete.sum() < len(labels)
     assert semantic_coherence(embeddings, labels) == semantic_coherence(embeddings[complete], labels[complete])
 
 
-def test_sampled_pairs_are_seeded_counted_and_near_the_exact_value():
+def test_sampled_pairs_are_seeded_counted_and_close_to_the_exact_value():
     embeddings, labels = random_set(3, size=200)
     embeddings[:, 0] += labels[:, 0]
     exact = semantic_coherence(embeddings, labels)

@@ -24,7 +24,7 @@ def random_sets(seed=0, queries=17, gallery=31):
 
 
 def recall_and_map_by_loops(queries, query_labels, gallery, gallery_labels, k, excluded):
-    """Recall@k and MAP@R of one column by loops over the sorted gallery."""
+    """Computes Recall@k and MAP@R of one column by loops over the sorted gallery."""
     recalls, precisions = [], []
     for q, query in enumerate(queries):
         others = [g for g in range(len(gallery)) if not (excluded and g == q)]
@@ -39,7 +39,7 @@ def recall_and_map_by_loops(queries, query_labels, gallery, gallery_labels, k, e
 
 @pytest.mark.parametrize("exclude_self", [False, True])
 @pytest.mark.parametrize("neighbors_at_a_time", [40, 2**22])
-def test_retrieval_equals_loops_in_blocks_and_whole(monkeypatch, exclude_self, neighbors_at_a_time):
+def test_retrieval_equals_loops_with_and_without_blocks(monkeypatch, exclude_self, neighbors_at_a_time):
     monkeypatch.setattr(evaluation, "_NEIGHBORS_AT_A_TIME", neighbors_at_a_time)
     queries, query_labels, gallery, gallery_labels = random_sets()
     if exclude_self:
@@ -65,11 +65,11 @@ def test_retrieval_equals_loops_in_blocks_and_whole(monkeypatch, exclude_self, n
 
 
 @pytest.mark.parametrize("exclude_self", [False, True])
-def test_rows_of_the_same_identity_and_camera_are_left_out(exclude_self):
-    """The protocol of re-identification, whose queries may have nothing left to find."""
+def test_rows_of_the_same_identity_and_camera_are_excluded(exclude_self):
+    """In the re-identification protocol, queries may have nothing left to find."""
     rng = np.random.default_rng(5)
     identities, cameras = rng.integers(0, 8, 30), rng.integers(0, 2, 30)
-    identities[:3] = 8  # all by one camera, so that nothing is left for these
+    identities[:3] = 8  # all from one camera, so nothing is left for these
     cameras[:3] = 0
     embeddings = rng.normal(size=(30, 3)) + 0.3 * identities[:, None]
     labels, groups = identities[:, None], np.stack([identities, cameras], axis=1)
@@ -95,7 +95,7 @@ def test_rows_of_the_same_identity_and_camera_are_left_out(exclude_self):
     assert column["undefined"] == 30 - len(precisions) >= 3
 
 
-def test_a_query_that_is_offered_nothing_is_undefined():
+def test_a_query_without_gallery_rows_is_undefined():
     embeddings, labels = np.arange(3.0)[:, None], np.array([[4], [4], [4]])
     exclude = np.array([[0, 1, 2], [1, -1, -1], [2, 1, -1]])
     result = evaluate_embeddings(embeddings, labels, embeddings, labels, ("identity",), exclude=exclude)
@@ -123,7 +123,7 @@ def test_joint_inference_equals_sklearn():
     }
 
 
-def test_coherence_is_that_of_the_queries_among_themselves():
+def test_coherence_is_computed_among_queries():
     queries, query_labels, gallery, gallery_labels = random_sets(2)
     result = evaluate_embeddings(queries, query_labels, gallery, gallery_labels, NAMES)
     first, second = np.triu_indices(len(queries), 1)
@@ -133,7 +133,7 @@ def test_coherence_is_that_of_the_queries_among_themselves():
     assert result["coherence"]["spearman"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_seed_draws_the_pairs_of_the_coherence(monkeypatch):
+def test_the_seed_selects_the_pairs_of_the_coherence(monkeypatch):
     monkeypatch.setattr(evaluation, "semantic_coherence", partial(semantic_coherence, max_pairs=50))
     sets = random_sets(2)
     first, again, other = (evaluate_embeddings(*sets, NAMES, seed=seed)["coherence"] for seed in (1, 1, 2))
@@ -145,12 +145,12 @@ def test_joint_counts_the_queries_defined_in_every_column():
     labels = np.array([[0, 0], [0, -1], [0, 1], [7, 1]])
     gallery_labels = np.array([[0, 0], [0, 0], [0, 1], [1, 1]])
     result = evaluate_embeddings(embeddings, labels, embeddings, gallery_labels, NAMES, k=1)
-    # Query 1 has no gender, and nobody in the gallery is identity 7.
+    # Query 1 has no gender, and the gallery has no image of identity 7.
     assert result["joint"] == {"k": 1, "all_correct": 1.0, "mean_correct": 1.0, "queries": 2}
     assert [result["columns"][name]["undefined"] for name in NAMES] == [1, 1]
 
 
-def test_result_is_json_without_nan_where_nothing_is_defined():
+def test_an_undefined_result_is_json_without_nan():
     labels = np.full((3, 2), -1)
     result = evaluate_embeddings(np.eye(3), labels, np.eye(3), labels, NAMES)
     assert json.loads(json.dumps(result, allow_nan=False)) == result

@@ -23,14 +23,14 @@ def ranks_by_definition(queries, gallery, query_labels, gallery_labels, exclude)
     return ranks
 
 
-# Integer embeddings of few values: distances are exact and most are tied.
+# Integer embeddings with few values: distances are exact and mostly tied.
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), block_size=st.sampled_from([4, 2048]))
 def test_ranks_follow_the_definition(seed, block_size):
     rng = np.random.default_rng(seed)
     queries, gallery = rng.integers(0, 4, (6, 2)), rng.integers(0, 4, (11, 2))
     query_labels = rng.integers(-1, 5, (6, 2))
-    # Columns of 4 and 2 values, every one of which occurs, so that one program serves all examples.
+    # All 4 and 2 values of the columns occur, so that all examples use the same shapes.
     gallery_labels = np.stack([np.r_[0:4, rng.integers(-1, 4, 7)], np.r_[0:2, rng.integers(-1, 2, 9)]], axis=1)
     exclude = rng.integers(-1, 11, 6)
     found = label_ranks(queries, gallery, query_labels, gallery_labels, exclude=exclude, block_size=block_size)
@@ -40,7 +40,7 @@ def test_ranks_follow_the_definition(seed, block_size):
     assert found.num_values == (4, 2)
 
 
-def test_ties_count_against_us():
+def test_ties_count_as_errors():
     gallery = np.array([[1.0], [-1.0], [1.0]])
     found = label_ranks(np.zeros((1, 1)), gallery, np.array([[0]]), np.array([[0], [1], [2]]))
     assert found.ranks.tolist() == [[3]]
@@ -55,8 +55,8 @@ def test_columns_without_any_label_are_undefined():
     assert nothing.ranks.tolist() == [[0], [0]]
 
 
-def test_curve_spelled():
-    # Of four defined queries two rank first, one third, one fourth.
+def test_match_curve_of_a_worked_example():
+    # Among four defined queries, two have rank 1, one rank 3 and one rank 4.
     curve = cumulative_match_curve(np.array([1, 3, 0, 1, 4]), 5)
     np.testing.assert_allclose(curve, [2 / 4, 2 / 4, 3 / 4, 1, 1])
     assert cumulative_match_curve(np.array([0, 0]), 5) is None
@@ -69,7 +69,7 @@ def test_votes_equal_sklearn(weighting):
     labels = rng.integers(0, 2, (80, 3))
     squared, neighbors = nearest_neighbors(queries, gallery, 5)
     predicted = knn_labels(np.sqrt(squared), neighbors, labels, weighting=weighting)
-    # Two values and five voters, so that no vote is tied.
+    # With two values and five voters, no vote is tied.
     expected = KNeighborsClassifier(5, weights=weighting).fit(gallery, labels).predict(queries)
     np.testing.assert_array_equal(predicted, expected)
 

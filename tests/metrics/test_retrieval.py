@@ -17,14 +17,14 @@ METRICS = (lambda found: recall_at_k(found, 3), lambda found: precision_at_k(fou
 
 
 def rankings(seed, queries=5, gallery=9, values=3):
-    """Random neighbor lists over the whole gallery, and labels of which some are missing."""
+    """Makes random neighbor lists over the whole gallery, and labels, some of them missing."""
     rng = np.random.default_rng(seed)
     neighbors = np.stack([rng.permutation(gallery) for _ in range(queries)])
     return neighbors, rng.integers(-1, values + 1, queries), rng.integers(-1, values, gallery)
 
 
 def by_definition(ranked, label, labels):
-    """The four metrics of one query by loops; None if no row of the gallery bears its label."""
+    """Computes the four metrics of one query by loops; None if no gallery row has its label."""
     hits = [label >= 0 and labels[i] == label for i in ranked]
     total = sum(hits)
     if total == 0:
@@ -48,8 +48,8 @@ def test_metrics_follow_their_definitions_and_skip_undefined_queries(seed):
             assert score.mean is None
 
 
-def test_spelled_example():
-    # Three relevant rows, found at ranks 1, 3 and 6.
+def test_metrics_of_a_worked_example():
+    # Three relevant rows, at ranks 1, 3 and 6.
     found = relevance(np.arange(6)[None, :], np.array([4]), np.array([4, 0, 4, 0, 0, 4]))
     assert recall_at_k(found, 1).mean == 1
     assert precision_at_k(found, 4).mean == 2 / 4
@@ -57,7 +57,7 @@ def test_spelled_example():
     assert map_at_r(found).mean == pytest.approx((1 / 1 + 2 / 3) / 3)
 
 
-def test_map_at_r_is_average_precision_where_all_relevant_rows_come_first():
+def test_map_at_r_is_average_precision_if_all_relevant_rows_come_first():
     labels = np.array([1, 1, 1, 0, 0])
     found = relevance(np.arange(5)[None, :], np.array([1]), labels)
     assert map_at_r(found).mean == average_precision_score(labels, -np.arange(5)) == 1
@@ -91,7 +91,7 @@ def test_missing_labels_do_not_match_each_other():
     np.testing.assert_array_equal(found.counts, [0])
 
 
-def test_scores_of_blocks_join_to_the_score_of_all():
+def test_joined_scores_of_blocks_equal_the_score_of_all():
     neighbors, query_labels, gallery_labels = rankings(3, queries=20)
     whole = map_at_r(relevance(neighbors, query_labels, gallery_labels))
     parts = [

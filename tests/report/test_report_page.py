@@ -1,4 +1,4 @@
-"""The page as a whole: well formed, self-contained, safe with hostile text, honest about what is undefined."""
+"""The whole page: well formed, self-contained, safe with hostile text, and explicit about undefined values."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ VOID = {"meta", "link", "input", "br", "img"}
 
 
 class Page(HTMLParser):
-    """Text, attributes and script contents of a page; refuses a tag that is closed out of order."""
+    """Collects text, attributes and scripts of a page; refuses tags closed out of order."""
 
     def __init__(self, source):
         super().__init__()
@@ -129,7 +129,7 @@ def test_page_is_well_formed_for_any_number_of_queries_and_columns(tmp_path, que
     assert len(identifiers) == len(set(identifiers))
 
 
-def test_queries_that_answer_each_other_are_compared_with_all_but_themselves(tmp_path):
+def test_queries_are_compared_with_all_others_but_not_themselves(tmp_path):
     run = make_run(12, gallery=12, exclude=np.arange(12)[:, None], gallery_name="the other images")
     text = Page(report(tmp_path, run)).text
     assert "12 held-out images, each compared with 11 of the other images." in text
@@ -158,7 +158,7 @@ def test_hostile_text_stays_text(tmp_path):
     assert ("div", "aria-label", f"Held-out images against {HOSTILE}") in page.attributes
 
 
-def test_a_name_with_undecodable_bytes_does_not_cost_the_report(tmp_path):
+def test_a_name_with_undecodable_bytes_is_allowed(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
     Page(report(tmp_path, make_run(name=name, query_names=[name] * 5)))
 
@@ -175,13 +175,13 @@ def test_undefined_numbers_are_called_undefined_and_say_why(tmp_path):
     assert all(reason.startswith("Undefined: ") for reason in reasons)
 
 
-def test_records_that_are_not_finite_are_left_out_of_the_curves(tmp_path):
+def test_values_that_are_not_finite_are_not_in_the_curves(tmp_path):
     history = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": float("nan")}, {"step": 3, "loss": None}]
     source = report(tmp_path, make_run(history=history))
     assert "nan" not in " ".join(re.findall(r'points="([^"]*)"', source))
 
 
-def test_missing_labels_and_neighbors_reach_the_page_as_missing(tmp_path):
+def test_missing_labels_and_neighbors_are_missing_on_the_page(tmp_path):
     run = make_run(query_labels=np.full((5, 2), -1), predictions=np.full((5, 2), -1))
     run.neighbors[:, 1:] = -1
     run.neighbor_distances[:, 1:] = np.inf
@@ -190,7 +190,7 @@ def test_missing_labels_and_neighbors_reach_the_page_as_missing(tmp_path):
     assert all(len(query["neighbors"]) == 1 for query in data["queries"])
 
 
-def test_each_image_is_embedded_once_and_the_neighbors_are_the_given_ones(tmp_path):
+def test_each_image_is_embedded_once_with_the_given_neighbors(tmp_path):
     run = make_run(queries=5, gallery=9)
     data = Page(report(tmp_path, run)).data
     used = np.unique(run.neighbors)
@@ -229,7 +229,7 @@ def test_only_shown_gallery_images_are_read(tmp_path):
 
 
 def test_noise_in_300_queries_with_8_neighbors_stays_under_4_megabytes(tmp_path):
-    # Noise compresses worst: no photograph comes near it.
+    # Noise compresses worst, much worse than photographs.
     run = make_run(queries=300, gallery=2000, k=8, size=64)
     assert len(report(tmp_path, run)) < 4_000_000
 
@@ -270,7 +270,7 @@ def test_a_failed_write_keeps_the_old_report_and_leaves_nothing_behind(tmp_path,
         ({"gallery_images": np.zeros((9, 4, 4))}, r"an image is float64 \(4, 4\), expected uint8 \(S, S, 3\)"),
     ],
 )
-def test_a_run_that_does_not_fit_together_is_refused_by_name(tmp_path, changes, message):
+def test_an_inconsistent_run_is_refused_by_name(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         write_report(tmp_path / "report.html", dataclasses.replace(make_run(), **changes))
     assert not os.listdir(tmp_path)

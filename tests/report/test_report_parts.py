@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxmetric.report.figures import Line, agreement_chart, line_chart, log_ticks, nice_ticks, spread
-from jaxmetric.report.key_figures import _chance, _of_100
+from jaxmetric.report.key_figures import _chance, _hits_in_100
 from jaxmetric.report.projection import project
 from jaxmetric.report.run import compared_with
 from jaxmetric.report.thumbnails import sprite_sheets
@@ -84,7 +84,7 @@ def tile(sheets, index, pixels):
     return np.asarray(sheet.convert("RGB").crop((left, top, left + pixels, top + pixels)), float)
 
 
-def test_each_image_stands_on_its_tile_beyond_one_sheet():
+def test_images_are_on_their_tiles_on_several_sheets():
     colors = np.random.default_rng(0).integers(0, 255, (300, 3))
     images = [np.broadcast_to(color, (32, 32, 3)).astype(np.uint8) for color in colors]
     sheets = sprite_sheets(images)
@@ -98,8 +98,8 @@ def test_images_shrink_until_they_fit_the_budget():
     assert sum(map(len, sprite_sheets(images, budget=200_000))) <= 200_000
 
 
-def test_a_projection_takes_one_thread():
-    # t-SNE's own library is loaded by the first projection of a process; its threads are asked for after it has run.
+def test_a_projection_uses_one_thread():
+    # The first projection of a process loads the library of t-SNE, so its threads are checked afterward.
     script = textwrap.dedent("""
         import numpy as np
         from threadpoolctl import threadpool_info
@@ -149,18 +149,18 @@ def test_separate_clusters_stay_separate_on_the_map():
     assert distance[same].max() < distance[~same].min()
 
 
-def test_chance_is_the_mean_share_of_the_querys_value():
+def test_chance_is_the_mean_share_of_the_value_of_a_query():
     run = SimpleNamespace(
         columns=[SimpleNamespace(values=("a", "b", "c"))],
         query_labels=np.array([[0], [1], [1], [2], [-1]]),
         gallery_labels=np.array([[0], [0], [0], [1], [-1]]),
         exclude=None,
     )
-    # a: 3 of 4 known images; b twice: 1 of 4; c has no match and -1 is unknown: both count nothing.
+    # a: 3 of 4 known images; b twice: 1 of 4; c has no match and -1 is unknown, so neither counts.
     assert _chance(run, 0) == pytest.approx((3 / 4 + 1 / 4 + 1 / 4) / 3)
 
 
-def test_chance_does_not_count_what_a_query_leaves_out():
+def test_chance_does_not_count_excluded_rows():
     labels = np.array([[0], [0], [0], [1], [-1]])
     run = SimpleNamespace(
         columns=[SimpleNamespace(values=("a", "b"))],
@@ -168,12 +168,12 @@ def test_chance_does_not_count_what_a_query_leaves_out():
         gallery_labels=labels,
         exclude=np.array([[0, -1], [1, 4], [2, 1], [3, -1], [4, -1]]),
     )
-    # Each leaves itself out. a: 2 of the 3 known others, the same, and 1 of 2; b is alone, and -1 unknown.
+    # Each query excludes itself. a: 2 of the 3 known others, the same, and 1 of 2; b is alone, and -1 is unknown.
     assert _chance(run, 0) == pytest.approx((2 / 3 + 2 / 3 + 1 / 2) / 3)
 
 
 @given(st.data())
-def test_the_number_of_others_is_that_of_the_rows_that_are_left(data):
+def test_compared_with_counts_the_rows_that_are_not_excluded(data):
     gallery, queries = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
     left_out = [data.draw(st.sets(st.integers(0, gallery - 1), max_size=3)) for _ in range(queries)]
     exclude = np.array([[*rows, -1, -1, -1][:3] for rows in left_out])
@@ -182,5 +182,5 @@ def test_the_number_of_others_is_that_of_the_rows_that_are_left(data):
     assert compared_with(exclude, gallery) == expected
 
 
-def test_hits_in_100_say_all_or_none_only_where_it_is_so():
-    assert [_of_100(value) for value in (0.0, 0.001, 0.4, 0.999, 1.0, None)] == ["0", "1", "40", "99", "100", ""]
+def test_hits_in_100_are_0_or_100_only_if_exact():
+    assert [_hits_in_100(value) for value in (0.0, 0.001, 0.4, 0.999, 1.0, None)] == ["0", "1", "40", "99", "100", ""]

@@ -113,7 +113,7 @@ def test_what_takes_longer_than_the_grace_ends_all_the_same():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
     )
     assert done.returncode == 0
-    assert done.stderr == "stopped by SIGTERM: what was under way did not end within 0.2 s; checkpoints stay\n"
+    assert done.stderr == "stopped by SIGTERM: the run did not stop within 0.2 s; checkpoints are kept\n"
 
 
 def test_an_image_lost_during_the_run_is_one_line(tmp_path):

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and what it reads back: checkpoints and metrics."""
+"""Checkpoints and metrics on disk."""
 
 import gc
 import json
@@ -37,7 +37,7 @@ def test_no_checkpoint_restores_nothing(tmp_path):
         assert restore_latest(manager, _state(0, 0.0)) is None
 
 
-def test_the_newest_checkpoint_comes_back_whole_and_two_are_kept(tmp_path):
+def test_the_newest_checkpoint_is_restored_and_two_are_kept(tmp_path):
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         for step in (1, 2, 3):
             save_checkpoint(manager, _state(step, float(step)))
@@ -46,7 +46,7 @@ def test_the_newest_checkpoint_comes_back_whole_and_two_are_kept(tmp_path):
         chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(3, 3.0))
 
 
-def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
+def test_a_saved_step_is_not_saved_again(tmp_path):
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         save_checkpoint(manager, _state(5, 1.0))
         save_checkpoint(manager, _state(5, 2.0))
@@ -54,7 +54,7 @@ def test_a_step_that_is_saved_is_not_saved_again(tmp_path):
         chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(5, 1.0))
 
 
-def test_what_goes_with_a_state_comes_back_with_it(tmp_path):
+def test_extra_values_are_restored_with_the_state(tmp_path):
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         save_checkpoint(manager, _state(1, 1.0), extra={"input": {"next_step": 1, "unreadable": ["a.png: torn"]}})
     with open_checkpoints(tmp_path / "checkpoints") as manager:
@@ -62,7 +62,7 @@ def test_what_goes_with_a_state_comes_back_with_it(tmp_path):
     assert restored.extra == {"input": {"next_step": 1, "unreadable": ["a.png: torn"]}}
 
 
-def test_the_best_checkpoint_outlives_newer_ones(tmp_path):
+def test_the_best_checkpoint_is_kept(tmp_path):
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         for step, score in enumerate((0.3, 0.9, None, 0.5, None), 1):
             save_checkpoint(manager, _state(step, float(step)), score=score)
@@ -72,7 +72,7 @@ def test_the_best_checkpoint_outlives_newer_ones(tmp_path):
         chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(5, 5.0))
 
 
-def test_without_scores_there_is_no_best(tmp_path):
+def test_without_scores_there_is_no_best_checkpoint(tmp_path):
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         save_checkpoint(manager, _state(1, 1.0))
         assert restore_best(manager, _state(0, 0.0)) is None
@@ -99,8 +99,8 @@ def _flipped(whole):
     "damage",
     [pytest.param(lambda whole: b"", marks=pytest.mark.slow), lambda whole: whole[: len(whole) // 2], _flipped],
 )
-def test_whatever_file_of_the_newest_is_damaged_the_one_before_is_taken(two_checkpoints, tmp_path, damage):
-    marks = ("_CHECKPOINT_METADATA", "commit_success.txt")  # orbax's last strokes, which nothing reads
+def test_damage_to_any_file_of_the_newest_restores_the_previous(two_checkpoints, tmp_path, damage):
+    marks = ("_CHECKPOINT_METADATA", "commit_success.txt")  # written last by orbax, and never read
     names = [name for name in _files(two_checkpoints / "checkpoints" / "2") if str(name) not in marks]
     for number, name in enumerate(names):
         folder = tmp_path / str(number)
@@ -120,7 +120,7 @@ def test_whatever_file_of_the_newest_is_damaged_the_one_before_is_taken(two_chec
             chex.assert_trees_all_equal(restore_latest(manager, _state(0, 0.0)).state, _state(2, 20.0))
 
 
-def test_a_large_file_is_looked_through_when_it_is_to_be_restored(tmp_path):
+def test_a_large_file_is_checked_when_it_is_restored(tmp_path):
     def state(value):
         return _state(1, value).replace(opt_state=jax.random.normal(jax.random.key(0), (40_000,)))
 
@@ -138,7 +138,7 @@ def test_a_large_file_is_looked_through_when_it_is_to_be_restored(tmp_path):
 
 
 @pytest.mark.parametrize("note", ["", "[]", '{"files": 3}', None])
-def test_a_note_that_is_damaged_itself_condemns_no_checkpoint(two_checkpoints, tmp_path, note):
+def test_a_damaged_note_does_not_reject_a_checkpoint(two_checkpoints, tmp_path, note):
     shutil.copytree(two_checkpoints, tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / "2.files.json"
     text = path.read_text()
@@ -148,7 +148,7 @@ def test_a_note_that_is_damaged_itself_condemns_no_checkpoint(two_checkpoints, t
         assert int(restore_latest(manager, _state(0, 0.0)).state.step) == 2
 
 
-def test_what_a_killed_save_left_is_not_taken_for_the_checkpoint(tmp_path):
+def test_an_unfinished_save_is_not_a_checkpoint(tmp_path):
     left = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-1"
     left.mkdir(parents=True)
     (left / "array").write_bytes(b"half")
@@ -168,7 +168,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore calls too late
-def test_damage_that_is_not_noted_is_found_by_reading(two_checkpoints, tmp_path):
+def test_damage_without_a_note_is_found_by_reading(two_checkpoints, tmp_path):
     shutil.copytree(two_checkpoints, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "2.files.json").unlink()
     manifest = tmp_path / "run" / "checkpoints" / "2" / "state" / "manifest.ocdbt"
@@ -182,7 +182,7 @@ def test_damage_that_is_not_noted_is_found_by_reading(two_checkpoints, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_where_none_can_be_read_the_last_stays_and_is_an_error(two_checkpoints, tmp_path):
+def test_if_no_checkpoint_is_readable_the_last_stays_and_is_an_error(two_checkpoints, tmp_path):
     shutil.copytree(two_checkpoints, tmp_path / "run")
     for step in ("1", "2"):
         (tmp_path / "run" / "checkpoints" / f"{step}.files.json").unlink()
@@ -198,7 +198,7 @@ def test_where_none_can_be_read_the_last_stays_and_is_an_error(two_checkpoints, 
     gc.collect()
 
 
-def test_a_checkpoint_is_never_there_without_the_note_of_its_files(tmp_path):
+def test_a_checkpoint_never_exists_without_its_note(tmp_path):
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         for step in (1, 2, 3):
             save_checkpoint(manager, _state(step, float(step)))
@@ -208,7 +208,7 @@ def test_a_checkpoint_is_never_there_without_the_note_of_its_files(tmp_path):
             assert f"{step}.files.json" in kept
 
 
-def test_where_all_are_damaged_nothing_is_moved_and_nothing_begins_anew(two_checkpoints, tmp_path):
+def test_if_all_checkpoints_are_damaged_nothing_is_moved(two_checkpoints, tmp_path):
     shutil.copytree(two_checkpoints, tmp_path / "run")
     for step in ("1", "2"):
         (tmp_path / "run" / "checkpoints" / step / "state" / "manifest.ocdbt").write_bytes(b"")
@@ -218,7 +218,7 @@ def test_where_all_are_damaged_nothing_is_moved_and_nothing_begins_anew(two_chec
     assert not (tmp_path / "run" / "unreadable").exists()
 
 
-def test_other_arrays_are_named_and_the_checkpoint_stays(two_checkpoints):
+def test_unexpected_arrays_are_named_and_the_checkpoint_stays(two_checkpoints):
     wide = _state(0, 0.0)
     wide.params["loss"]["centers"] = jnp.zeros((2, 5))
     wide.params["encoder"]["bias"] = jnp.zeros(3)
@@ -230,7 +230,7 @@ def test_other_arrays_are_named_and_the_checkpoint_stays(two_checkpoints):
         assert sorted(manager.all_steps()) == [1, 2]
 
 
-def test_rows_of_class_vectors_are_cut_or_filled_for_other_devices(tmp_path):
+def test_rows_of_class_vectors_are_cut_or_padded_for_other_devices(tmp_path):
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         save_checkpoint(manager, _state(1, 1.0))
     resize = jax.tree.map(lambda x: x.shape == (2, 3), _state(0, 0.0))
@@ -250,7 +250,7 @@ def test_rows_of_class_vectors_are_cut_or_filled_for_other_devices(tmp_path):
         restore_latest(manager, like)
 
 
-def test_a_state_donated_to_the_next_step_while_it_is_written_is_saved_as_it_was(tmp_path):
+def test_a_state_donated_during_a_save_is_saved_unchanged(tmp_path):
     advance = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         state = advance(_state(6, 0.0))
@@ -264,7 +264,7 @@ def test_a_state_donated_to_the_next_step_while_it_is_written_is_saved_as_it_was
     np.testing.assert_array_equal(restored.params["encoder"]["kernel"], 1.0)
 
 
-def test_metrics_are_json_lines_and_undefined_is_null(tmp_path):
+def test_metrics_are_json_lines_with_null_for_undefined(tmp_path):
     with MetricWriter(tmp_path) as writer:
         writer.write(1, {"loss": 0.5})
         writer.write(2, {"validation/coherence": None})
@@ -273,7 +273,7 @@ def test_metrics_are_json_lines_and_undefined_is_null(tmp_path):
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
 
 
-def test_a_run_that_goes_on_drops_what_lies_beyond_its_checkpoint_and_a_torn_line(tmp_path):
+def test_a_resumed_run_drops_later_metrics_and_a_truncated_line(tmp_path):
     with MetricWriter(tmp_path) as writer:
         for step in (1, 2, 3):
             writer.write(step, {"loss": float(step)})
@@ -284,7 +284,7 @@ def test_a_run_that_goes_on_drops_what_lies_beyond_its_checkpoint_and_a_torn_lin
     assert [line["loss"] for line in read_metrics(tmp_path)] == [1.0, 2.0, 30.0]
 
 
-def test_a_disk_without_room_is_one_line_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         save_checkpoint(manager, _state(1, 1.0))
     full = shutil.disk_usage(tmp_path)._replace(free=2**20)
@@ -302,7 +302,7 @@ def test_a_disk_without_room_is_one_line_and_the_last_checkpoint_stays(tmp_path,
 
 
 @pytest.mark.parametrize("damage", ["{", "", b"\xff\xfe"])
-def test_what_is_no_json_is_named(damage, tmp_path):
+def test_a_file_that_is_not_json_is_named(damage, tmp_path):
     path = tmp_path / "data.json"
     path.write_bytes(damage if isinstance(damage, bytes) else damage.encode())
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: damaged, as it is not JSON"):
@@ -316,7 +316,7 @@ def test_a_damaged_line_of_metrics_is_named(tmp_path):
         read_metrics(tmp_path)
 
 
-def test_a_file_of_a_checkpoint_that_is_gone_is_called_missing(tmp_path):
+def test_a_missing_file_of_a_checkpoint_is_named(tmp_path):
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         save_checkpoint(manager, _state(1, 1.0))
     (tmp_path / "checkpoints" / "1" / "state" / "manifest.ocdbt").unlink()
@@ -328,7 +328,7 @@ def test_a_file_of_a_checkpoint_that_is_gone_is_called_missing(tmp_path):
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_what_a_killed_process_was_writing_goes_unless_another_may_be_writing_it(alone, tmp_path):
+def test_unfinished_saves_are_deleted_unless_another_run_may_be_writing(alone, tmp_path):
     with open_checkpoints(tmp_path / "checkpoints") as manager:
         save_checkpoint(manager, _state(1, 1.0))
     unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"

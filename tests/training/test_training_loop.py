@@ -1,4 +1,4 @@
-"""What surrounds the step: means of what it returned, a loss that is no number, a wish to stop."""
+"""Parts of the training loop: mean metrics, checks for finite values, requests to stop."""
 
 import signal
 import time
@@ -23,7 +23,7 @@ def _metrics(loss, finite=True):
     return {"loss": jnp.float32(loss), "finite": jnp.bool(finite)}
 
 
-def test_a_gradient_that_is_not_finite_is_told_from_such_a_loss():
+def test_a_gradient_that_is_not_finite_has_its_own_message():
     window = MetricWindow()
     window.add(3, _metrics(1.0, finite=False), images=4)
     with pytest.raises(NonFiniteLossError, match=r"^the gradient was not finite at step 3$"):
@@ -32,7 +32,7 @@ def test_a_gradient_that_is_not_finite_is_told_from_such_a_loss():
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 @pytest.mark.parametrize("part", ["params", "batch_stats", "opt_state"])
-def test_a_number_anywhere_in_a_state_that_is_not_finite_is_an_error(part, bad):
+def test_any_number_in_a_state_that_is_not_finite_is_an_error(part, bad):
     good = {"a": jnp.zeros(3), "b": [jnp.ones((2, 2))]}
     state = TrainState(step=jnp.int32(7), params=good, batch_stats=good, opt_state=(good, jnp.int32(1)))
     check_finite(state)
@@ -54,7 +54,7 @@ def test_a_summary_is_the_mean_since_the_last_one():
 
 
 @pytest.mark.parametrize("value", [1.0, jnp.nan])
-def test_arrays_of_all_kinds_are_looked_at_or_let_be(value):
+def test_arrays_of_all_dtypes_are_checked_or_skipped(value):
     kinds = (jnp.float32(value), jnp.float16(1), jnp.bfloat16(1), jnp.int32(7), jnp.bool(True), jax.random.key(0))
     state = TrainState(step=jnp.int32(7), params={"a": jnp.float32(1)}, batch_stats={}, opt_state=kinds)
     with jax.numpy_dtype_promotion("strict"):
@@ -76,7 +76,7 @@ def test_the_first_step_whose_loss_is_not_finite_is_named(bad):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_a_wish_and_what_was_before_returns(number):
+def test_a_signal_requests_a_stop_and_handlers_are_restored(number):
     former = signal.getsignal(number)
     with stop_on_signals() as stop:
         assert (stop.signal, stop.agreed()) == (None, False)
@@ -95,7 +95,7 @@ def test_a_second_ctrl_c_interrupts_and_a_second_sigterm_does_not():
         assert stop.signal == "SIGTERM"
 
 
-def test_where_nothing_is_to_be_saved_the_first_ctrl_c_interrupts():
+def test_the_first_ctrl_c_interrupts_if_nothing_must_be_saved():
     with stop_on_signals() as stop, stop.interruptible():
         signal.raise_signal(signal.SIGTERM)
         assert stop.signal == "SIGTERM"
@@ -110,7 +110,7 @@ def test_where_nothing_is_to_be_saved_the_first_ctrl_c_interrupts():
 
 
 @pytest.mark.parametrize(("before", "wish"), [(signal.SIG_DFL, "SIGHUP"), (signal.SIG_IGN, None)])
-def test_a_closed_terminal_is_a_wish_too_unless_it_is_ignored(before, wish):
+def test_a_closed_terminal_requests_a_stop_unless_ignored(before, wish):
     former = signal.signal(signal.SIGHUP, before)
     try:
         with stop_on_signals() as stop:
@@ -121,19 +121,19 @@ def test_a_closed_terminal_is_a_wish_too_unless_it_is_ignored(before, wish):
 
 
 @pytest.mark.parametrize("interruptible", [True, False])
-def test_ctrl_c_that_takes_long_is_answered(interruptible, monkeypatch, capsys):
+def test_a_slow_ctrl_c_prints_a_message(interruptible, monkeypatch, capsys):
     monkeypatch.setattr(loop, "_SOON", 0.05)
     with stop_on_signals() as stop, stop.interruptible() if interruptible else nullcontext():
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         time.sleep(0.5)
-    assert ("stopping after the step under way" in capsys.readouterr().err) != interruptible
+    assert ("stopping after the current step" in capsys.readouterr().err) != interruptible
 
 
-def test_some_steps_are_traced_for_tensorboard_and_perfetto(tmp_path):
+def test_steps_are_traced_for_tensorboard_and_perfetto(tmp_path):
     for number in profiled(range(4), tmp_path, after=1, steps=2):
         jnp.ones(3).block_until_ready()
-        if number in (0, 3):  # not traced, so that another trace may be taken
+        if number in (0, 3):  # not traced, so that another trace is possible
             with jax.profiler.trace(tmp_path / "other"):
                 pass
     (trace,) = (tmp_path / "plugins" / "profile").iterdir()
@@ -141,7 +141,7 @@ def test_some_steps_are_traced_for_tensorboard_and_perfetto(tmp_path):
     assert list(trace.glob("*.xplane.pb"))
 
 
-def test_a_run_that_ends_while_it_is_traced_leaves_the_trace(tmp_path):
+def test_a_run_that_ends_during_a_trace_keeps_the_trace(tmp_path):
     assert list(profiled(range(2), tmp_path, after=1, steps=9)) == [0, 1]
     assert list((tmp_path / "plugins" / "profile").iterdir())
     assert list(profiled(range(2), None)) == [0, 1]

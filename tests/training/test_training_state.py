@@ -1,4 +1,4 @@
-"""The optimizer's parts, and what a fresh state holds."""
+"""The parts of the optimizer, and the initial state."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def _first_update(optimizer, gradient):
     return updates
 
 
-def test_centers_have_a_rate_of_their_own():
+def test_centers_have_their_own_rate():
     updates = _first_update(make_optimizer("adam", optax.constant_schedule(0.1), loss_rate=100.0), 1.0)
     # The first step of Adam is the sign of the gradient, times the rate.
     np.testing.assert_allclose(updates["encoder"]["bias"], -0.1, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Whatever the training step saves of memory or shares out among devices, it is the same step."""
+"""The training step is the same with all memory options and on any number of devices."""
 
 from contextlib import ExitStack
 from functools import cache, partial
@@ -56,7 +56,7 @@ def encoder_step(encoder, *, preprocess=unchanged, **options):
 
 
 def start(encoder):
-    """A state whose batch statistics are not those of a fresh network."""
+    """Makes a state whose batch statistics differ from those of a new network."""
     centers = jaxmetric.init_centers(jax.random.key(1), CLASSES, 2, DIM)
     key = jax.random.key(0, impl="unsafe_rbg")
     state = create_state(key, encoder, image_size=SIDE, loss_params=centers, optimizer=OPTIMIZER)
@@ -73,7 +73,7 @@ def batches():
 
 
 def run(step, state, *, count=1):
-    """The metrics and the state after each step; the state holds the momentum, and so the gradients."""
+    """Returns the metrics and the state after each step; the momentum in the state holds the gradients."""
     driven = drive_shard_map(step, devices=jax.devices()[:count])
     history, state = [], driven.place_state(state)  # one that lies elsewhere at first is compiled for twice
     for batch in batches():
@@ -83,7 +83,7 @@ def run(step, state, *, count=1):
 
 
 def assert_equal_to_rounding(actual, expected, tolerance=1e-5):
-    """Every array differs by this share of its norm at most."""
+    """Asserts that every array differs by at most this share of its norm."""
 
     def check(a, b):
         a, b = np.float64(a), np.float64(b)
@@ -99,7 +99,7 @@ def plain_run(**options):
 
 
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 4])
-def test_with_frozen_batch_norm_chunks_take_the_step_of_the_whole_batch(count):
+def test_with_frozen_batch_norm_chunks_equal_the_whole_batch(count):
     encoder = tiny_encoder(freeze_batch_norm=True)
     step = encoder_step(encoder, preprocess=with_noise, chunks=CHUNKS)
     actual = run(step, start(encoder), count=count)
@@ -111,7 +111,7 @@ def test_with_frozen_batch_norm_chunks_take_the_step_of_the_whole_batch(count):
 def test_batch_norm_normalizes_a_chunk_of_all_devices_at_a_time(count):
     encoder = tiny_encoder()
     alone = make_encoder("tiny", embedding_dim=DIM, width=4, stem="small")
-    # Images in the order of the devices, of which each takes a chunk of its own at a time.
+    # Images in the order of the devices; each device processes one chunk of its own at a time.
     places = np.arange(B).reshape(count, CHUNKS, -1).swapaxes(0, 1).reshape(CHUNKS, -1)
     order = np.argsort(places.ravel())
     state = start(encoder)
@@ -179,8 +179,8 @@ STRICT = [{"numpy_rank_promotion": "raise"}, {"numpy_dtype_promotion": "strict"}
     ("name", "schedule", "dtype", "clip_norm"),
     [("adamw", "cosine", "bfloat16", None), ("adam", "step", "float32", 1.0), ("sgd", "constant", "float32", None)],
 )
-def test_a_step_is_traced_where_jax_promotes_nothing(name, schedule, dtype, clip_norm, options):
-    """Tracing raises whatever running would."""
+def test_a_step_needs_no_implicit_promotion(name, schedule, dtype, clip_norm, options):
+    """Tracing is enough to raise an error."""
     optimizer = make_optimizer(name, make_schedule(schedule, peak=0.1, steps=9, warmup=2), weight_decay=1e-4)
     encoder = tiny_encoder(dtype=jnp.dtype(dtype))
     centers = jax.ShapeDtypeStruct((CLASSES, 2, DIM), jnp.float32)
@@ -205,7 +205,7 @@ def test_a_step_is_traced_where_jax_promotes_nothing(name, schedule, dtype, clip
     assert metrics["loss"].shape == (1,)
 
 
-def test_a_share_that_does_not_divide_into_chunks_is_one_clear_line():
+def test_a_share_that_does_not_divide_into_chunks_is_refused():
     encoder = tiny_encoder()
     driven = drive_shard_map(encoder_step(encoder, chunks=2), devices=jax.devices()[:4])
     with pytest.raises(ValueError, match=r"^a device's share of 3 images does not divide into 2 chunks"):
@@ -225,7 +225,7 @@ def test_options_out_of_range_are_named(options, message):
         encoder_step(tiny_encoder(), **options)
 
 
-def test_rematerialized_blocks_take_the_same_step_with_the_same_parameters():
+def test_rematerialized_blocks_give_the_same_step():
     encoder = tiny_encoder(remat=True)
     state, plain = start(encoder), start(tiny_encoder())
     assert jax.tree.structure(state) == jax.tree.structure(plain)
@@ -234,14 +234,14 @@ def test_rematerialized_blocks_take_the_same_step_with_the_same_parameters():
 
 
 @pytest.mark.slow
-def test_rematerialized_blocks_in_chunks_take_the_same_step_too():
+def test_rematerialized_blocks_in_chunks_give_the_same_step():
     encoder = tiny_encoder(remat=True, freeze_batch_norm=True)
     step = encoder_step(encoder, preprocess=with_noise, chunks=CHUNKS)
     assert_equal_to_rounding(run(step, start(encoder), count=4), plain_run(freeze_batch_norm=True))
 
 
 def kept_by_forward(encoder, images):
-    """Shapes of the activations that the forward pass keeps for the backward pass."""
+    """Returns the shapes of the activations kept for the backward pass."""
     variables = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), images)
 
     def residuals(variables, images):
@@ -255,27 +255,27 @@ def kept_by_forward(encoder, images):
 
 
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
-def test_the_input_of_a_rematerialized_block_is_all_that_is_kept_of_it(name):
-    # XLA for CPUs drops the barriers that keep the two computations apart, so that its memory says nothing here.
+def test_only_the_input_of_a_rematerialized_block_is_kept(name):
+    # XLA for CPUs drops the barriers between forward pass and recomputation, so its memory cannot be used here.
     images = jax.ShapeDtypeStruct((5, 64, 64, 3), jnp.float32)
     make = partial(make_encoder, name, width=8)
     plain, remat = kept_by_forward(make(), images), kept_by_forward(make(remat=True), images)
-    maps = [shape for shape in remat if len(shape) == 4 and shape[1] <= 16]  # behind the stem
+    maps = [shape for shape in remat if len(shape) == 4 and shape[1] <= 16]  # after the stem
     expansion = {"resnet18": 1, "resnet50": 4}[name]
     blocks = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}[name]
     outputs = [(5, 16 >> s, 16 >> s, expansion * 8 << s) for s, count in enumerate(blocks) for _ in range(count)]
-    assert set(maps) == {(5, 16, 16, 8), *outputs[:-1]}  # the stem's output enters the first block
+    assert set(maps) == {(5, 16, 16, 8), *outputs[:-1]}  # the stem's output is the input of the first block
     assert sum(map(np.prod, remat)) < 0.5 * sum(map(np.prod, plain))
 
 
-def test_bfloat16_takes_nearly_the_step_of_float32_and_keeps_float32():
+def test_bfloat16_gives_nearly_the_same_step_and_keeps_a_float32_state():
     encoder = tiny_encoder(dtype=jnp.bfloat16)
     metrics, state = run(encoder_step(encoder, preprocess=with_noise), start(encoder))[0]
     expected_metrics, expected_state = plain_run()[0]
     assert {x.dtype for x in jax.tree.leaves(state) if x.dtype.kind != "i"} == {jnp.dtype("float32")}
     assert metrics["loss"].dtype == jnp.float32
-    # bfloat16 rounds by 2**-9 at most. On the way through 5 convolutions, their norms and back 20 roundings follow one
-    # another: 4 % if all of them erred in one direction.
+    # bfloat16 rounds by at most 2**-9. Through 5 convolutions, their norms and back, there are 20 roundings in
+    # sequence: 4 % if all have the same direction.
     gradient, expected = (
         np.concatenate([x.ravel() for x in jax.tree.leaves(s.opt_state[0].trace)]) for s in (state, expected_state)
     )
@@ -284,7 +284,7 @@ def test_bfloat16_takes_nearly_the_step_of_float32_and_keeps_float32():
     assert gradient @ expected > 0.999 * np.linalg.norm(gradient) * np.linalg.norm(expected)
 
 
-def test_chunks_take_the_memory_of_a_chunk():
+def test_chunks_need_the_memory_of_one_chunk():
     encoder = tiny_encoder()
     state = jax.eval_shape(
         lambda: create_state(
@@ -323,7 +323,7 @@ def linear_batch(num_classes):
 
 
 @pytest.mark.parametrize("share", [0.5, 2.0])
-def test_clipping_scales_a_gradient_above_the_norm_down_to_it(share):
+def test_clipping_scales_down_larger_gradients(share):
     optimizer = optax.sgd(1.0)
     state = linear_state(optimizer, np.asarray(jaxmetric.init_centers(jax.random.key(0), CLASSES, 2, DIM)))
 
@@ -350,7 +350,7 @@ def sharded_soft_triple(key, centers, memory, embeddings, labels):
 
 
 def sharded_state():
-    """Centers of 6 classes and 2 rows of padding."""
+    """Returns centers of 6 classes and 2 rows of padding."""
     centers = np.asarray(jaxmetric.init_centers(jax.random.key(0), NUM_CLASSES, 2, DIM))
     return linear_state(ADAM, np.concatenate([centers, np.ones_like(centers[:2])])), centers
 
@@ -362,7 +362,7 @@ def drive_sharded(state, objective=sharded_soft_triple, **options):
     return drive_shard_map(step, devices=jax.devices()[:SHARDS], state_specs=specs)
 
 
-def test_shards_of_class_vectors_take_the_step_of_all_class_vectors_on_one_device():
+def test_shards_of_class_vectors_give_the_step_of_one_device():
     state, centers = sharded_state()
     expected_state = linear_state(ADAM, centers)
     whole = drive_shard_map(linear_step(ADAM, soft_triple, clip_norm=0.1), devices=jax.devices()[:1])
@@ -379,7 +379,7 @@ def test_shards_of_class_vectors_take_the_step_of_all_class_vectors_on_one_devic
     assert_equal_to_rounding(actual, expected_state, tolerance=1e-4)
 
 
-def test_every_device_hears_of_a_shards_gradient_that_is_not_finite():
+def test_every_device_detects_a_shard_gradient_that_is_not_finite():
     def objective(key, centers, memory, embeddings, labels):
         loss, rest = sharded_soft_triple(key, centers, memory, embeddings, labels)
         cusp = jax.lax.cond(
@@ -393,10 +393,10 @@ def test_every_device_hears_of_a_shards_gradient_that_is_not_finite():
     assert not metrics["finite"]
 
 
-def test_every_device_hears_of_a_shard_that_is_not_finite():
+def test_every_device_detects_a_shard_that_is_not_finite():
     state, _ = sharded_state()
     mean = np.zeros_like(state.params["loss"])
-    mean[-3] = np.nan  # a moment of class 5, on device 2: the loss of this step knows nothing of it
+    mean[-3] = np.nan  # a moment of class 5, on device 2, which does not affect the loss of this step
     adam, rest = state.opt_state
     state = state.replace(opt_state=(adam._replace(mu={**adam.mu, "loss": mean}), rest))
     state, metrics = drive_sharded(state)(state, linear_batch(NUM_CLASSES))
