@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxmetric import _checks as checks
 from jaxmetric.distances import pairwise_lp
-from jaxmetric.losses._engine.reduction import reduce_each
+from jaxmetric.losses._engine.reduction import each_anchor, reduce_anchors
 from jaxmetric.numerics import safe_abs, safe_normalize
 
 # The similarities of that many classes to all others are in memory at a time.
@@ -85,7 +85,7 @@ def zero_mean_regularizer(
     embeddings = checks.check_embeddings(embeddings)
     weights = checks.example_weights(embeddings, where, weights)
     sums = safe_abs(jnp.sum(checks.leave_out(embeddings, weights), axis=1))
-    return reduce_each(sums, weights, "mean")[0]
+    return reduce_anchors(each_anchor(sums, weights), "mean")[0]
 
 
 def center_invariant_regularizer(proxies: jax.Array) -> jax.Array:
@@ -146,7 +146,7 @@ def regular_face_regularizer(proxies: jax.Array) -> jax.Array:
 def _mean_norm(embeddings: jax.Array, weights: jax.Array, *, p: float, power: float) -> jax.Array:
     origin = jnp.zeros((1, embeddings.shape[1]), embeddings.dtype)
     norms = pairwise_lp(origin, embeddings, p=p, power=power)
-    return reduce_each(norms[0], weights, "mean")[0]
+    return reduce_anchors(each_anchor(norms[0], weights), "mean")[0]
 
 
 @jax.jit

@@ -7,41 +7,50 @@ pair with the mean of its kind, `threshold_consistent_margin_loss` averages over
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
-from jaxmetric.losses._engine.comparison import Comparison, Pairwise, compare, pair_weights
-from jaxmetric.losses._engine.reduction import (
-    LossResult,
-    LossStats,
-    check_reduction,
-    each_anchor,
-    each_pair,
-    reduce_anchors,
+from jaxmetric.losses._engine.comparison import (
+    Comparison,
+    Examples,
+    check_graded_pairs,
+    check_pairs,
+    masked_examples,
+    pair_loss,
+    pair_weights,
 )
-from jaxmetric.losses._engine.types import ClassLabels, LabelColumns
+from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, each_pair
+from jaxmetric.losses._engine.types import (
+    ClassLabels,
+    ClassScalars,
+    Distance,
+    LabelColumns,
+    Reduction,
+    ScalarLike,
+    Similarity,
+)
 from jaxmetric.numerics import excess, safe_abs, safe_divide, safe_sqrt, softplus
 from jaxmetric.references import PairMasks, References
 
 
 def contrastive_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: LabelColumns | None,
     *,
-    pos_margin: float = 0.0,
-    neg_margin: float = 1.0,
+    pos_margin: ScalarLike = 0.0,
+    neg_margin: ScalarLike = 1.0,
     power: int = 2,
-    distance: Pairwise = "euclidean",
+    distance: Distance = "euclidean",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The contrastive loss: alike examples come together, others move apart until a margin.
@@ -88,50 +97,42 @@ def contrastive_loss(
     References:
       R. Hadsell, S. Chopra, Y. LeCun, Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("pos_margin", pos_margin)
     checks.check_scalar("neg_margin", neg_margin)
     if isinstance(checks.check_scalar("power", power), jax.core.Tracer) or power not in (1, 2):
         raise ValueError(f"power is {power!r}, expected 1 or 2")
     # `pairwise_euclidean` calls distances near rounding 0; squared, the same distances still attract.
     squared = power == 2 and isinstance(distance, str) and distance == "euclidean"
-    comparison = compare(
-        embeddings,
-        labels,
-        distance="squared_euclidean" if squared else distance,
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
-        multi_output=True,
-        label_weights=label_weights,
+    distance = "squared_euclidean" if squared else distance
+    batch = check_graded_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, distance=distance
     )
-    per_anchor = _contrastive(comparison, pos_margin, neg_margin, power=power, squared=squared)
-    return reduce_anchors(per_anchor, reduction, has_aux)
+    return pair_loss(_contrastive, batch, pos_margin, neg_margin, power=power, squared=squared)
 
 
-@partial(jax.jit, static_argnames=("power", "squared"))
-def _contrastive(c: Comparison, pos_margin: float, neg_margin: float, *, power: int, squared: bool) -> LossStats:
+def _contrastive(
+    c: Comparison, pos_margin: ScalarLike, neg_margin: ScalarLike, *, power: int, squared: bool
+) -> LossStats:
     distances = safe_sqrt(c.values) if squared else c.values
     close, apart = jax.nn.relu(distances - pos_margin), jax.nn.relu(neg_margin - distances)
     if power == 2:
         close, apart = jnp.square(close) / 2, jnp.square(apart) / 2
-    return _alike_and_not(close, apart, c)
+    return _positive_and_negative_sums(close, apart, c)
 
 
 def snr_contrastive_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: LabelColumns | None,
     *,
-    pos_margin: float = 0.0,
-    neg_margin: float = 1.0,
-    zero_mean: float = 0.0,
+    pos_margin: ScalarLike = 0.0,
+    neg_margin: ScalarLike = 1.0,
+    zero_mean: ScalarLike = 0.0,
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The contrastive loss of signal-to-noise-ratio distances.
@@ -176,44 +177,34 @@ def snr_contrastive_loss(
       T. Yuan, W. Deng, J. Tang, Y. Tang, B. Chen, Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric
       Learning, CVPR 2019, arXiv 1904.02616.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("pos_margin", pos_margin)
     checks.check_scalar("neg_margin", neg_margin)
     checks.check_scalar("zero_mean", zero_mean, least=0)
-    comparison = compare(
-        embeddings,
-        labels,
-        distance="snr",
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
-        multi_output=True,
-        label_weights=label_weights,
+    batch = check_graded_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, distance="snr"
     )
-    return reduce_anchors(_snr_contrastive(comparison, pos_margin, neg_margin, zero_mean), reduction, has_aux)
+    return pair_loss(_snr_contrastive, batch, pos_margin, neg_margin, zero_mean)
 
 
-@jax.jit
-def _snr_contrastive(c: Comparison, pos_margin: float, neg_margin: float, zero_mean: float) -> LossStats:
+def _snr_contrastive(c: Comparison, pos_margin: ScalarLike, neg_margin: ScalarLike, zero_mean: ScalarLike) -> LossStats:
     mean = zero_mean * safe_abs(jnp.sum(c.anchors, axis=1, keepdims=True))
     close, apart = jax.nn.relu(c.values - pos_margin), jax.nn.relu(neg_margin - c.values)
-    return _alike_and_not(close + mean, apart + mean, c)
+    return _positive_and_negative_sums(close + mean, apart + mean, c)
 
 
 def siglip_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: LabelColumns | None,
     *,
-    scale: jax.Array | float = 10.0,
-    bias: jax.Array | float = -10.0,
-    similarity: Pairwise = "cosine",
+    scale: ScalarLike = 10.0,
+    bias: ScalarLike = -10.0,
+    similarity: Similarity = "cosine",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The sigmoid loss of SigLIP: whether a pair is alike is a logistic regression on its similarity.
@@ -259,25 +250,15 @@ def siglip_loss(
       X. Zhai, B. Mustafa, A. Kolesnikov, L. Beyer, Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv
       2303.15343.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("scale", scale, above=0)
     checks.check_scalar("bias", bias)
-    comparison = compare(
-        embeddings,
-        labels,
-        similarity=similarity,
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
-        multi_output=True,
-        label_weights=label_weights,
+    batch = check_graded_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, similarity=similarity
     )
-    return reduce_anchors(_siglip(comparison, scale, bias), reduction, has_aux)
+    return pair_loss(_siglip, batch, scale, bias)
 
 
-@jax.jit
-def _siglip(c: Comparison, scale: jax.Array, bias: jax.Array) -> LossStats:
+def _siglip(c: Comparison, scale: ScalarLike, bias: ScalarLike) -> LossStats:
     logits = scale * c.values + bias
     # p softplus(-z) + n softplus(z) by one softplus, that of the larger share, which keeps the digits of small losses.
     signed = jnp.where(c.positives > c.negatives, -logits, logits)
@@ -290,18 +271,18 @@ def _siglip(c: Comparison, scale: jax.Array, bias: jax.Array) -> LossStats:
 
 
 def margin_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
-    beta: jax.Array | float,
+    beta: ClassScalars = 1.2,
     *,
-    margin: float = 0.2,
-    nu: float = 0.0,
-    distance: Pairwise = "euclidean",
+    margin: ScalarLike = 0.2,
+    nu: ScalarLike = 0.0,
+    distance: Distance = "euclidean",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The margin loss: a learned boundary lies between the distances of alike and of other examples.
@@ -347,26 +328,28 @@ def margin_loss(
       C.-Y. Wu, R. Manmatha, A. J. Smola, P. Krähenbühl, Sampling Matters in Deep Embedding Learning, ICCV 2017, arXiv
       1706.07567.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("margin", margin, least=0)
     checks.check_scalar("nu", nu, least=0)
     beta = _check_beta(beta)
-    comparison = compare(
+    batch = check_pairs(
         embeddings,
         labels,
+        references,
+        pairs,
+        where,
+        weights,
+        reduction,
+        has_aux,
         distance=distance,
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
         needs_labels=beta.ndim > 0,
     )
-    boundary = _boundaries(comparison, beta)
-    return reduce_anchors(_margin(comparison, boundary, margin, nu), reduction, has_aux)
+    if beta.ndim:
+        _check_boundaries(batch.examples, beta)
+    return pair_loss(_margin, batch, beta, margin, nu)
 
 
-@jax.jit
-def _margin(c: Comparison, beta: jax.Array, margin: float, nu: float) -> LossStats:
+def _margin(c: Comparison, beta: jax.Array, margin: ScalarLike, nu: ScalarLike) -> LossStats:
+    beta = _boundaries(c, beta)
     boundary = beta[:, None]
     near, far = pair_weights(c, c.positives), c.reference_weights[None, :] * c.negatives.astype(c.values.dtype)
     num_far = jnp.sum(far, axis=1)
@@ -389,17 +372,22 @@ def _check_beta(beta: Any) -> jax.Array:
     return beta
 
 
+def _check_boundaries(examples: Examples, beta: jax.Array) -> None:
+    """Raises for concrete labels of valid examples that have no boundary in `beta` `[C]`."""
+    counted = masked_examples(examples).weights > 0
+    checks.check_class_range(examples.labels[:, 0], counted, beta.size, "beta")
+
+
 def _boundaries(c: Comparison, beta: jax.Array) -> jax.Array:
-    """The boundary of each anchor, `[A]`; NaN where a traced label has none."""
+    """Returns the boundary of each anchor, `[A]`; NaN where a traced label has none."""
     beta = beta.astype(c.values.dtype)
     if beta.ndim == 0:
         return jnp.broadcast_to(beta, c.anchor_weights.shape)
-    checks.check_class_range(c.anchor_labels, c.anchor_weights > 0, beta.size, "beta")
     labels = jnp.where(c.anchor_weights > 0, c.anchor_labels, 0)
     return jnp.where((labels >= 0) & (labels < beta.size), beta[jnp.clip(labels, 0, beta.size - 1)], jnp.nan)
 
 
-def _alike_and_not(close: jax.Array, apart: jax.Array, c: Comparison) -> LossStats:
+def _positive_and_negative_sums(close: jax.Array, apart: jax.Array, c: Comparison) -> LossStats:
     """Sums `close` over the pairs that are alike and `apart` over those that are not."""
     alike = each_pair(close, pair_weights(c, c.positives))
     unlike = each_pair(apart, pair_weights(c, c.negatives))
@@ -407,17 +395,17 @@ def _alike_and_not(close: jax.Array, apart: jax.Array, c: Comparison) -> LossSta
 
 
 def intra_pair_variance_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    pos_eps: float = 0.01,
-    neg_eps: float = 0.01,
-    similarity: Pairwise = "cosine",
+    pos_eps: ScalarLike = 0.01,
+    neg_eps: ScalarLike = 0.01,
+    similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The intra-pair variance loss: pairs of a kind are about as similar as each other.
@@ -458,38 +446,36 @@ def intra_pair_variance_loss(
     References:
       B. Yu, D. Tao, Deep Metric Learning With Tuplet Margin Loss, ICCV 2019.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("pos_eps", pos_eps, least=0)
     checks.check_scalar("neg_eps", neg_eps, least=0)
-    comparison = compare(
-        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
-    return reduce_anchors(_intra_pair_variance(comparison, pos_eps, neg_eps), reduction, has_aux)
+    return pair_loss(_intra_pair_variance, batch, pos_eps, neg_eps)
 
 
-@jax.jit
-def _intra_pair_variance(c: Comparison, pos_eps: float, neg_eps: float) -> LossStats:
+def _intra_pair_variance(c: Comparison, pos_eps: ScalarLike, neg_eps: ScalarLike) -> LossStats:
     near, far = pair_weights(c, c.positives), pair_weights(c, c.negatives)
     below = jax.nn.relu((1 - pos_eps) * _average(c.values, near) - c.values)
     above = jax.nn.relu(c.values - (1 + neg_eps) * _average(c.values, far))
-    contributions = _parts(jnp.square(below), near) + _parts(jnp.square(above), far)
-    return _of_batch(contributions, near + far)
+    contributions = _contributions(jnp.square(below), near) + _contributions(jnp.square(above), far)
+    return _batch_average_stats(contributions, near + far)
 
 
 def threshold_consistent_margin_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    pos_margin: float = 0.9,
-    neg_margin: float = 0.5,
-    pos_weight: float = 1.0,
-    neg_weight: float = 1.0,
-    similarity: Pairwise = "cosine",
+    pos_margin: ScalarLike = 0.9,
+    neg_margin: ScalarLike = 0.5,
+    pos_weight: ScalarLike = 1.0,
+    neg_weight: ScalarLike = 1.0,
+    similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The threshold-consistent margin loss: one threshold of similarity should fit all classes.
@@ -532,44 +518,43 @@ def threshold_consistent_margin_loss(
       Q. Zhang, L. Xu, Q. Tang, J. Fang, Y. N. Wu, J. Tighe, Y. Xing, Threshold-Consistent Margin Loss for Open-World
       Deep Metric Learning, ICLR 2024, arXiv 2307.04047.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("pos_margin", pos_margin)
     checks.check_scalar("neg_margin", neg_margin)
     checks.check_scalar("pos_weight", pos_weight, least=0)
     checks.check_scalar("neg_weight", neg_weight, least=0)
-    comparison = compare(
-        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
-    per_anchor = _threshold_consistent(comparison, pos_margin, neg_margin, pos_weight, neg_weight)
-    return reduce_anchors(per_anchor, reduction, has_aux)
+    return pair_loss(_threshold_consistent, batch, pos_margin, neg_margin, pos_weight, neg_weight)
 
 
-@jax.jit
 def _threshold_consistent(
-    c: Comparison, pos_margin: float, neg_margin: float, pos_weight: float, neg_weight: float
+    c: Comparison, pos_margin: ScalarLike, neg_margin: ScalarLike, pos_weight: ScalarLike, neg_weight: ScalarLike
 ) -> LossStats:
     # What is hard is asked for in the negative, so that a similarity of NaN stays.
     near = pair_weights(c, c.positives & ~(c.values > pos_margin))
     far = pair_weights(c, c.negatives & ~(c.values < neg_margin))
-    contributions = pos_weight * _parts(pos_margin - c.values, near) + neg_weight * _parts(c.values - neg_margin, far)
-    return _of_batch(contributions, pair_weights(c, c.positives | c.negatives))
+    contributions = pos_weight * _contributions(pos_margin - c.values, near) + neg_weight * _contributions(
+        c.values - neg_margin, far
+    )
+    return _batch_average_stats(contributions, pair_weights(c, c.positives | c.negatives))
 
 
 def ranked_list_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    margin: float = 0.4,
-    alpha: float | None = None,
-    pos_temperature: float = 0.0,
-    neg_temperature: float = 10.0,
-    neg_weight: float = 0.5,
-    distance: Pairwise = "euclidean",
+    margin: ScalarLike = 0.4,
+    alpha: ScalarLike | None = None,
+    pos_temperature: ScalarLike = 0.0,
+    neg_temperature: ScalarLike = 10.0,
+    neg_weight: ScalarLike = 0.5,
+    distance: Distance = "euclidean",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The ranked list loss: an anchor's negatives lie beyond a boundary, its positives within a smaller one.
@@ -616,22 +601,22 @@ def ranked_list_loss(
       X. Wang, Y. Hua, E. Kodirov, G. Hu, R. Garnier, N. M. Robertson, Ranked List Loss for Deep Metric Learning, CVPR
       2019, arXiv 1903.03238. The weights of positives: the extended version, IEEE TPAMI 2021.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("margin", margin, least=0)
     alpha = 1 + margin / 2 if alpha is None else checks.check_scalar("alpha", alpha)
     checks.check_scalar("pos_temperature", pos_temperature, least=0)
     checks.check_scalar("neg_temperature", neg_temperature, least=0)
     checks.check_scalar("neg_weight", neg_weight, least=0, most=1)
-    comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
-    )
-    per_anchor = _ranked_list(comparison, margin, alpha, pos_temperature, neg_temperature, neg_weight)
-    return reduce_anchors(per_anchor, reduction, has_aux)
+    batch = check_pairs(embeddings, labels, references, pairs, where, weights, reduction, has_aux, distance=distance)
+    return pair_loss(_ranked_list, batch, margin, alpha, pos_temperature, neg_temperature, neg_weight)
 
 
-@jax.jit
 def _ranked_list(
-    c: Comparison, margin: float, alpha: float, pos_temperature: float, neg_temperature: float, neg_weight: float
+    c: Comparison,
+    margin: ScalarLike,
+    alpha: ScalarLike,
+    pos_temperature: ScalarLike,
+    neg_temperature: ScalarLike,
+    neg_weight: ScalarLike,
 ) -> LossStats:
     near = _worst_first(c.values - (alpha - margin), c.positives, c.reference_weights, pos_temperature)
     far = _worst_first(alpha - c.values, c.negatives, c.reference_weights, neg_temperature)
@@ -639,7 +624,7 @@ def _ranked_list(
     return each_anchor((1 - neg_weight) * near + neg_weight * far, jnp.where(compared, c.anchor_weights, 0))
 
 
-def _worst_first(beyond: jax.Array, selected: jax.Array, weights: jax.Array, temperature: float) -> jax.Array:
+def _worst_first(beyond: jax.Array, selected: jax.Array, weights: jax.Array, temperature: ScalarLike) -> jax.Array:
     """`[A]`: the average of each anchor's positive excesses `[A, R]`, each weighing exp(temperature excess)."""
     wrong = selected & ~(beyond <= 0)
     beyond = jnp.where(wrong, beyond, 0)
@@ -651,15 +636,15 @@ def _worst_first(beyond: jax.Array, selected: jax.Array, weights: jax.Array, tem
 
 def _average(values: jax.Array, weights: jax.Array) -> jax.Array:
     """The weighted average of all values that weigh something; 0 if none does."""
-    return jnp.sum(_parts(values, weights))
+    return jnp.sum(_contributions(values, weights))
 
 
-def _parts(values: jax.Array, weights: jax.Array) -> jax.Array:
+def _contributions(values: jax.Array, weights: jax.Array) -> jax.Array:
     """What each value contributes to the weighted average of all."""
     return jnp.where(weights > 0, safe_divide(weights, jnp.sum(weights)) * values, 0)
 
 
-def _of_batch(contributions: jax.Array, weights: jax.Array) -> LossStats:
+def _batch_average_stats(contributions: jax.Array, weights: jax.Array) -> LossStats:
     """The sums for each anchor of a loss which is one number of the whole batch, made of `[A, R]` contributions."""
     total = jnp.sum(contributions, axis=1)
     valid = safe_divide(jnp.sum(weights, axis=1), jnp.sum(weights))

@@ -11,37 +11,36 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
-from jaxmetric.losses._engine.class_columns import Column
-from jaxmetric.losses._engine.class_shard import ClassVectors, check_class_vectors, count_classes, held
+from jaxmetric.losses._engine.class_columns import Column, ColumnResult, check_classes, class_loss, per_example_loss
+from jaxmetric.losses._engine.class_shard import ClassVectors, check_class_vectors, count_classes, local_vectors
 from jaxmetric.losses._engine.class_softmax import (
-    class_vector_loss,
+    cross_entropy,
     nearest_center,
     normalized_dot_product,
-    of_examples,
     right_and_others,
-    softmax_loss,
     sum_over_classes,
 )
-from jaxmetric.losses._engine.reduction import LossResult, LossStats
-from jaxmetric.losses._engine.types import ClassCenters, ClassLabels
+from jaxmetric.losses._engine.reduction import LossResult
+from jaxmetric.losses._engine.types import ClassCenters, ClassLabels, ClassWeights, Reduction, ScalarLike
 from jaxmetric.numerics import excess, safe_normalize, safe_sqrt
 
 
 def soft_triple_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     centers: ClassCenters,
     *,
-    scale: float = 20.0,
-    gamma: float = 0.1,
-    margin: float = 0.01,
-    tau: float = 0.2,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    scale: ScalarLike = 20.0,
+    gamma: ScalarLike = 0.1,
+    margin: ScalarLike = 0.01,
+    tau: ScalarLike = 0.2,
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The SoftTriple loss, its regulariser included.
@@ -92,50 +91,48 @@ def soft_triple_loss(
     checks.check_scalar("margin", margin)
     checks.check_scalar("tau", tau, least=0)
     leave_out = not isinstance(tau, jax.core.Tracer) and tau == 0
-    return class_vector_loss(
-        _soft_triple,
-        {"scale": scale, "gamma": gamma, "margin": margin, "tau": None if leave_out else tau},
+    batch = check_classes(
+        "centers",
+        centers,
         embeddings,
         labels,
-        centers,
-        name="centers",
-        num_axes=3,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
+        class_weights,
+        where,
+        weights,
+        reduction,
+        has_aux,
+        centers_per_class=True,
     )
+    return class_loss(_soft_triple, batch, scale, gamma, margin, None if leave_out else tau)
 
 
 def _soft_triple(
     embeddings: jax.Array,
     column: Column,
-    *,
-    scale: jax.Array,
-    gamma: jax.Array,
-    margin: jax.Array,
-    tau: jax.Array | None,
-) -> tuple[jax.Array, LossStats]:
+    scale: ScalarLike,
+    gamma: ScalarLike,
+    margin: ScalarLike,
+    tau: ScalarLike | None,
+) -> ColumnResult:
     centers, penalty = column.vectors, jnp.zeros((), embeddings.dtype)
     if tau is not None:
         regularizer, centers = _regularizer(centers)
         penalty = tau * regularizer
     right, others = right_and_others(_relaxed_similarity, centers, column.labels, scale * embeddings, scale * gamma)
-    return of_examples(softmax_loss(right - scale * margin, others) + penalty, column)
+    return per_example_loss(cross_entropy(right - scale * margin, others) + penalty, column)
 
 
 def hard_triple_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     centers: ClassCenters,
     *,
-    scale: float = 20.0,
-    margin: float = 0.01,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    scale: ScalarLike = 20.0,
+    margin: ScalarLike = 0.01,
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The HardTriple loss: SoftTriple with the nearest centre of each class only.
@@ -176,27 +173,24 @@ def hard_triple_loss(
     """
     checks.check_scalar("scale", scale, above=0)
     checks.check_scalar("margin", margin)
-    return class_vector_loss(
-        _hard_triple,
-        {"scale": scale, "margin": margin},
+    batch = check_classes(
+        "centers",
+        centers,
         embeddings,
         labels,
-        centers,
-        name="centers",
-        num_axes=3,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
+        class_weights,
+        where,
+        weights,
+        reduction,
+        has_aux,
+        centers_per_class=True,
     )
+    return class_loss(_hard_triple, batch, scale, margin)
 
 
-def _hard_triple(
-    embeddings: jax.Array, column: Column, *, scale: jax.Array, margin: jax.Array
-) -> tuple[jax.Array, LossStats]:
+def _hard_triple(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
     right, others = right_and_others(nearest_center, column.vectors, column.labels, scale * embeddings)
-    return of_examples(softmax_loss(right - scale * margin, others), column)
+    return per_example_loss(cross_entropy(right - scale * margin, others), column)
 
 
 @jax.jit
@@ -232,7 +226,7 @@ def soft_triple_regularizer(centers: ClassVectors) -> jax.Array:
 
 def _regularizer(centers: ClassVectors) -> tuple[jax.Array, ClassVectors]:
     """The regulariser, and the centres passed on: see `sum_over_classes`."""
-    _, num_centers, dim = held(centers).shape
+    _, num_centers, dim = local_vectors(centers).shape
     total, centers = sum_over_classes(_distances_within_class, centers, (), (), rows=num_centers + dim)
     return total / (count_classes(centers) * max(num_centers * (num_centers - 1), 1)), centers
 

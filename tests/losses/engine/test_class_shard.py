@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 import jaxmetric
 from jaxmetric import ClassShard
-from jaxmetric.losses import class_chunks, class_vectors
+from jaxmetric.losses._engine import class_chunks, class_columns
 from jaxmetric.parallel import AXIS_NAME, average, gather
 
 # 13 classes over 8 devices: six hold two, one holds one and a row of padding, the last padding alone.
@@ -165,10 +165,10 @@ def test_so_they_are_under_pmap_and_vmap(driver):
 def test_so_they_are_where_each_device_works_in_chunks(monkeypatch, name):
     monkeypatch.setattr(class_chunks, "WHOLE", 1)
     monkeypatch.setattr(class_chunks, "CHUNK", 1)
-    class_vectors._reduced.clear_cache()  # the sizes of chunks are no argument of it
+    class_columns._reduced.clear_cache()  # the sizes of chunks are no argument of it
     assert_sharded_equals_whole(on_vmap, name, class_weights=None)
     assert_sharded_equals_whole(on_checked_shard_map, name, checked_step_of_device, class_weights=None)
-    class_vectors._reduced.clear_cache()
+    class_columns._reduced.clear_cache()
 
 
 def test_columns_of_labels_each_have_their_shard():
