@@ -85,6 +85,7 @@ ROWS = {
         class_vectors=True,
         empty=(),
     ),
+    "binomial deviance": of_one_column(jaxmetric.binomial_deviance_loss, empty=()),
     "intra-pair variance": of_one_column(jaxmetric.intra_pair_variance_loss, empty=()),
     "threshold-consistent margin": of_one_column(jaxmetric.threshold_consistent_margin_loss, empty=()),
     "ranked list": of_one_column(jaxmetric.ranked_list_loss, empty=())._replace(constants_inside=True),

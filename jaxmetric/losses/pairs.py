@@ -1,13 +1,14 @@
 """Losses over pairs: two examples of one class lie close, others far apart.
 
 `contrastive_loss` and `snr_contrastive_loss` are hinges with fixed margins, `siglip_loss` is a logistic regression on
-the similarity, and `margin_loss` learns the boundary between close and far. `intra_pair_variance_loss` compares each
-pair with the mean of its kind, `threshold_consistent_margin_loss` averages over the pairs beyond a threshold, and
-`ranked_list_loss` over those of each anchor, the worst weighing most.
+the similarity, `binomial_deviance_loss` another in which negatives cost more, and `margin_loss` learns the boundary
+between close and far. `intra_pair_variance_loss` compares each pair with the mean of its kind,
+`threshold_consistent_margin_loss` averages over the pairs beyond a threshold, and `ranked_list_loss` over those of each
+anchor, the worst weighing most.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def contrastive_loss(
     *,
     pos_margin: ScalarLike = 0.0,
     neg_margin: ScalarLike = 1.0,
-    power: int = 2,
+    power: Literal[1, 2] = 2,
     distance: Distance = "euclidean",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
@@ -295,7 +296,7 @@ def margin_loss(
     Args:
       embeddings: `[B, D]` floats, normalised by the network; None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers, in [0, C) if `beta` is `[C]`; None if `pairs` says what is alike.
-      beta: a scalar or `[C]`, static or learned; the paper starts from 1.2.
+      beta: a scalar or `[C]`, static or learned; the default is the boundary from which the paper starts.
       margin: alpha >= 0.
       nu: >= 0, the weight of the regulariser, which draws a learned beta down.
       distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
@@ -320,7 +321,7 @@ def margin_loss(
     Example:
       >>> import jax.numpy as jnp
       >>> embeddings, labels = jnp.array([[0.0], [1.1], [3.0]]), jnp.array([4, 4, 9])
-      >>> loss = margin_loss(embeddings, labels, 1.2)
+      >>> loss = margin_loss(embeddings, labels)
       >>> round(float(loss), 3)  # anchors 0 and 1, positives at 1.1: .1 each; negatives at 3 and 1.9: 0; four pairs
       0.05
 
@@ -538,6 +539,75 @@ def _threshold_consistent(
         c.values - neg_margin, far
     )
     return _batch_average_stats(contributions, pair_weights(c, c.positives | c.negatives))
+
+
+def binomial_deviance_loss(
+    embeddings: ArrayLike | None,
+    labels: ClassLabels | None,
+    *,
+    alpha: ScalarLike = 2.0,
+    beta: ScalarLike = 0.5,
+    neg_cost: ScalarLike = 25.0,
+    similarity: Similarity = "cosine",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The binomial deviance loss: a logistic loss of each pair's similarity, in which negatives cost more.
+
+    :math:`\mathrm{E}_{ap} \log\big(1 + e^{-\alpha (s_{ap} - \beta)}\big) +
+    \mathrm{E}_{an} \log\big(1 + e^{\alpha (s_{an} - \beta)\, c}\big)`: the mean over positive pairs plus the mean over
+    negative pairs, which is the paper's sum with the weights 1 / n of each kind.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      alpha: the steepness, > 0.
+      beta: the similarity between positives and negatives.
+      neg_cost: c > 0, the cost of negatives.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      references: what to compare the batch with; itself if not given.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` weights >= 0; a pair weighs the product of its members'.
+      reduction: `"mean"`, which is the formula; `"mean_active"` and `"sum"`, which are the same, as the loss is one
+        number of the whole batch; or `"none"`: what each anchor's pairs contribute to it.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` parts of it); 0, with zero gradients, if there is no pair.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), jnp.array([4, 4, 9])
+      >>> loss = binomial_deviance_loss(embeddings, labels, neg_cost=1.0)
+      >>> round(float(loss), 4)  # similarities 1 and 0: log(1 + exp(-1)) of either kind
+      0.6265
+
+    References:
+      D. Yi, Z. Lei, S. Liao, S. Z. Li, Deep Metric Learning for Person Re-Identification, ICPR 2014.
+    """
+    checks.check_scalar("alpha", alpha, above=0)
+    checks.check_scalar("beta", beta)
+    checks.check_scalar("neg_cost", neg_cost, above=0)
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
+    )
+    return pair_loss(_binomial_deviance, batch, alpha, beta, neg_cost)
+
+
+def _binomial_deviance(c: Comparison, alpha: ScalarLike, beta: ScalarLike, neg_cost: ScalarLike) -> LossStats:
+    beyond = alpha * (c.values - beta)
+    near, far = pair_weights(c, c.positives), pair_weights(c, c.negatives)
+    contributions = _contributions(softplus(-beyond), near) + _contributions(softplus(neg_cost * beyond), far)
+    return _batch_average_stats(contributions, near + far)
 
 
 def ranked_list_loss(

@@ -5,7 +5,7 @@ each class. `center_loss` pulls examples to the center of their class, and `mani
 similarities between embeddings and proxies.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -246,7 +246,9 @@ def _proxy_anchor(embeddings: jax.Array, column: Column, scale: ScalarLike, marg
     return None, LossStats(jnp.where(known, total, jnp.nan), jnp.where(jnp.any(valid), total_weight, 0), active)
 
 
-def _anchor_terms(vectors: jax.Array, index: jax.Array, operands: tuple, fixed: tuple) -> tuple[jax.Array, ...]:
+def _anchor_terms(
+    vectors: jax.Array, index: jax.Array, operands: tuple[Any, ...], fixed: tuple[Any, ...]
+) -> tuple[jax.Array, ...]:
     """For each class its positive and its negative term, whether the batch has it, and whether its loss is positive."""
     (embeddings, margin), (labels, counts, class_weights) = operands, fixed
     logits = normalized_dot_product(vectors, embeddings)

@@ -132,7 +132,8 @@ def sampled_quadruplet_loss(
       labels: `[B]` or `[B, T]` integers.
       num_quadruplets: how many to draw, static, at least 1.
       margin: alpha, in squared distance.
-      where: `[B]` booleans: which examples are valid. (Single missing labels: see `quadruplet_loss`.)
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid. An example with a missing
+        label is left out of the draw; `quadruplet_loss` uses its other labels.
       weights: `[B]` example weights >= 0: quadruplets are drawn in proportion to the product of their pairs'.
       reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per quadruplet.
       has_aux: whether to return `(loss, LossStats)`.

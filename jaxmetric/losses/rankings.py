@@ -12,7 +12,7 @@ anchors and references.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_ancho
 from jaxmetric.losses._engine.types import ClassLabels, Distance, Reduction, ScalarLike, Similarity
 from jaxmetric.numerics import safe_divide
 from jaxmetric.references import PairMasks, References
+
+PnpVariant: TypeAlias = Literal["O", "Ds", "Dq", "Iu", "Ib"]
 
 
 def smooth_ap_loss(
@@ -93,7 +95,7 @@ def pnp_loss(
     embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    variant: str = "O",
+    variant: PnpVariant = "O",
     alpha: ScalarLike = 1.0,
     b: ScalarLike = 2.0,
     temperature: ScalarLike = 0.01,

@@ -596,7 +596,7 @@ def dynamic_soft_margin_loss(
     weights: ArrayLike | None = None,
     reduction: Reduction = "mean",
     has_aux: bool = False,
-) -> LossResult:
+) -> jax.Array | tuple[jax.Array, DynamicMarginStats]:
     r"""The triplet loss with a margin that is the distribution of the triplets.
 
     The mean of :math:`F(z)\, z` over triplets, :math:`z = d(a, p) - d(a, n)`, with F(z) the share of triplets, in
