@@ -33,7 +33,7 @@ losses: list[jax.Array] = [
     jaxmetric.binomial_deviance_loss(x, y, reduction="none"),
     jaxmetric.ntxent_loss(x, y, similarity=jaxmetric.pairwise_dot_product),
     jaxmetric.n_pairs_loss(x, y),
-    jaxmetric.circle_loss(x, None, pairs=(np.ones((8, 8), bool), np.ones((8, 8), bool))),
+    jaxmetric.circle_loss(x, None, pairs=(np.eye(8) > 0, np.eye(8) == 0)),
     jaxmetric.smooth_ap_loss(x, y),
     jaxmetric.histogram_loss(x, y, num_bins=10),
     jaxmetric.quadruplet_loss(x, columns, agreement="any", balance="levels"),

@@ -16,13 +16,13 @@ from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 from jaxmetric.losses._engine.comparison import (
-    FUNCTIONS,
     SYMMETRIC_DISTANCES,
     Comparison,
     PairBatch,
     check_pairs,
     compare,
     function_values,
+    named_function,
     negatives_between_references,
     pair_loss,
     zero_sums,
@@ -493,9 +493,7 @@ def centroid_triplet_loss(
     checks.check_choice("mining", mining, get_args(HardOrAll))
     if not isinstance(distance, str) and not callable(distance):
         raise TypeError(f"distance is {type(distance).__name__}, expected a name or a function: it is of centroids")
-    if isinstance(distance, str):
-        checks.check_choice("distance", distance, FUNCTIONS["distance"])
-    function = FUNCTIONS["distance"][distance] if isinstance(distance, str) else distance
+    function = named_function("distance", distance) if isinstance(distance, str) else distance
     batch = check_pairs(
         embeddings, labels, references, None, where, weights, reduction, has_aux, needs_values=False, needs_labels=True
     )

@@ -1,6 +1,6 @@
 """The loss of a configuration: a weighted sum of jaxmetric's losses, with their parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -128,7 +128,7 @@ def _quadruplet(
             where=known.all(axis=1),
             has_aux=True,
         )
-    quadruplet_loss = losses.quadruplet_loss
+    quadruplet_loss: Callable[..., Any] = losses.quadruplet_loss
     if loss.quadruplet_anchors:
         quadruplet_loss = partial(
             losses.anchored_quadruplet_loss,

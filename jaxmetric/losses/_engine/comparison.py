@@ -222,7 +222,9 @@ def check_pairs(
         )
     if labels is None or references is not None or isinstance(pairs, tuple):
         _check_labels_or_masks(labels, references, pairs, needs_labels)
-    examples = check_examples(embeddings, labels, where, weights, multi_output=multi_output, matrix=matrix)
+    examples = check_examples(
+        embeddings, labels, where, weights, multi_output=multi_output, matrix=matrix, unlabeled=True
+    )
     others = own = contradictory = None
     masks: jax.Array | tuple[jax.Array, jax.Array] | None = None
     if references is not None:
@@ -293,6 +295,15 @@ def check_graded_pairs(
     )
 
 
+def named_function(name: str, pairwise: str) -> PairwiseFunction:
+    """Returns the distance or similarity of a name, or raises and lists the names there are."""
+    if pairwise not in FUNCTIONS[name]:
+        raise ValueError(
+            f"{name} is {pairwise!r}, expected one of {', '.join(FUNCTIONS[name])}, a function or an array"
+        )
+    return FUNCTIONS[name][pairwise]
+
+
 def check_matrix(name: str, matrix: Any) -> jax.Array:
     """Returns a matrix of distances or similarities that was given in place of a name."""
     matrix = checks.check_array(name, matrix, "a name, a function or an array of floats", jnp.floating)
@@ -311,13 +322,18 @@ def check_examples(
     matrix: jax.Array | None = None,
     axis: int = 0,
     prefix: str = "",
+    unlabeled: bool = False,
 ) -> Examples:
-    """Checks the arrays of the batch, or of the references; a `matrix` has them along an `axis`."""
+    """Checks the arrays of the batch, or of the references.
+
+    A `matrix` of pairs given in place of embeddings has the examples along an `axis`. If they may be `unlabeled`, labels
+    of None become zeros.
+    """
     if embeddings is None and matrix is not None:
         rows = jnp.zeros((matrix.shape[axis], 0), matrix.dtype)
     else:
         rows = checks.check_embeddings(embeddings, f"{prefix}embeddings")
-    if labels is None:
+    if labels is None and unlabeled:
         labels = jnp.zeros(rows.shape[0], jnp.int32)
     if not multi_output:
         labels = checks.check_class_labels(rows, labels, f"{prefix}labels")[:, None]
@@ -348,7 +364,9 @@ def check_reference_examples(
     references: References, examples: Examples, matrix: jax.Array | None, *, multi_output: bool
 ) -> Examples:
     """Checks the references, whose rows must be like those of the batch."""
-    others = check_examples(*references[:4], multi_output=multi_output, matrix=matrix, axis=1, prefix="references.")
+    others = check_examples(
+        *references[:4], multi_output=multi_output, matrix=matrix, axis=1, prefix="references.", unlabeled=True
+    )
     for part in ("labels",) if matrix is not None else ("embeddings", "labels"):
         ours, theirs = getattr(examples, part).shape[1:], getattr(others, part).shape[1:]
         if ours != theirs:

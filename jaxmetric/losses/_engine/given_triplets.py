@@ -10,13 +10,13 @@ from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 from jaxmetric.losses._engine.comparison import (
-    FUNCTIONS,
     Examples,
     check_examples,
     check_matrix,
     check_reference_examples,
     function_values,
     masked_examples,
+    named_function,
 )
 from jaxmetric.losses._engine.types import Distance, PairwiseFunction
 from jaxmetric.references import References, check_references
@@ -57,7 +57,7 @@ def triplet_distances(
     check_references(references)
     if references is not None and references.labels is not None:
         raise ValueError("references.labels and triplets are both given, expected one of them")
-    batch = others = check_examples(embeddings, None, where, weights, multi_output=False, matrix=matrix)
+    batch = others = check_examples(embeddings, None, where, weights, multi_output=False, matrix=matrix, unlabeled=True)
     if references is not None:
         others = check_reference_examples(references, batch, matrix, multi_output=False)
     if between and matrix is not None and references is not None:
@@ -84,10 +84,7 @@ def triplet_distances(
 
 def _distances_of_rows(distance: Distance, x: jax.Array, y: jax.Array, valid: jax.Array) -> jax.Array:
     """Returns the distances `[N]` of each row of `x` and the same row of `y`."""
-    if isinstance(distance, str) and distance not in FUNCTIONS["distance"]:
-        names = ", ".join(FUNCTIONS["distance"])
-        raise ValueError(f"distance is {distance!r}, expected one of {names}, a function or an array")
-    function = FUNCTIONS["distance"][distance] if isinstance(distance, str) else cast(PairwiseFunction, distance)
+    function = named_function("distance", distance) if isinstance(distance, str) else cast(PairwiseFunction, distance)
     values = partial(function_values, "distance", function)
     return jax.vmap(lambda x, y, valid: values(x[None], y[None], valid[None], valid[None])[0, 0])(x, y, valid)
 

@@ -437,7 +437,7 @@ def test_bad_input_is_named(kwargs, error, message):
     [
         ({"num_quadruplets": 0}, ValueError, "num_quadruplets is 0, expected a static integer of at least 1"),
         ({"num_quadruplets": 2.0}, TypeError, "num_quadruplets is 2.0, expected a static integer"),
-        ({"where": jnp.ones((4, 3), bool)}, ValueError, r"where has shape \(4, 3\), expected \[B\]"),
+        ({"where": jnp.ones((4, 9), bool)}, ValueError, r"where has shape \(4, 9\), expected \(4,\) or \(4, \d\)"),
         ({"where": jnp.ones(3, bool)}, ValueError, r"where has shape \(3,\), expected \(4,\)"),
         ({"reduction": "all"}, ValueError, "reduction is 'all', expected one of mean, mean_active, sum, none"),
         ({"margin": jnp.ones(2)}, ValueError, r"margin has shape \(2,\), expected a scalar"),
