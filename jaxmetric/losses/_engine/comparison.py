@@ -216,10 +216,8 @@ def check_pairs(
         raise TypeError("distance or similarity is None, expected a name, a function or an array")
     named = isinstance(pairwise, str)
     matrix = None if pairwise is None or named or callable(pairwise) else check_matrix(name, pairwise)
-    if named and pairwise not in FUNCTIONS[name]:
-        raise ValueError(
-            f"{name} is {pairwise!r}, expected one of {', '.join(FUNCTIONS[name])}, a function or an array"
-        )
+    if named:
+        named_function(name, cast(str, pairwise))
     if labels is None or references is not None or isinstance(pairs, tuple):
         _check_labels_or_masks(labels, references, pairs, needs_labels)
     examples = check_examples(
@@ -326,8 +324,8 @@ def check_examples(
 ) -> Examples:
     """Checks the arrays of the batch, or of the references.
 
-    A `matrix` of pairs given in place of embeddings has the examples along an `axis`. If they may be `unlabeled`, labels
-    of None become zeros.
+    A `matrix` of pairs given in place of embeddings has the examples along an `axis`. If they may be `unlabeled`,
+    labels of None become zeros.
     """
     if embeddings is None and matrix is not None:
         rows = jnp.zeros((matrix.shape[axis], 0), matrix.dtype)
