@@ -1,6 +1,6 @@
 """Deep metric learning in JAX.
 
-Losses, distances, neighbours and metrics are pure functions of arrays and need jax and numpy alone; the subpackages
+Losses, distances, neighbors and metrics are pure functions of arrays and need jax and numpy alone; the subpackages
 `encoders`, `data`, `training` and `report` need the extra `jaxmetric[experiments]` and are imported on their own.
 """
 

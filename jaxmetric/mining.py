@@ -430,7 +430,7 @@ def angular(
 ) -> jax.Array:
     r"""Keeps the pairs of the triplets whose negative sees anchor and positive under a large angle.
 
-    With the centre :math:`c = (a + p) / 2`, a triplet is kept if :math:`\arctan(|a - p| / (2 |n - c|))` is above the
+    With the center :math:`c = (a + p) / 2`, a triplet is kept if :math:`\arctan(|a - p| / (2 |n - c|))` is above the
     angle. Of the triplets only O(A R + R^2) numbers are in memory at a time; the time is O(A R^2).
 
     Args:

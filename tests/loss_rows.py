@@ -98,7 +98,7 @@ ROWS = {
     "multi-similarity": of_columns(jaxmetric.multi_similarity_loss),
     "circle": of_one_column(jaxmetric.circle_loss)._replace(constants_inside=True),
     "lifted structure": of_one_column(jaxmetric.lifted_structure_loss),
-    "generalised lifted structure": of_one_column(jaxmetric.generalized_lifted_structure_loss),
+    "generalized lifted structure": of_one_column(jaxmetric.generalized_lifted_structure_loss),
     "smooth AP": of_one_column(jaxmetric.smooth_ap_loss),
     "PNP": of_one_column(jaxmetric.pnp_loss),
     "recall at k": of_one_column(jaxmetric.recall_at_k_loss),

@@ -1,6 +1,6 @@
 """Softmax losses with a margin on the angle to the right class, and P2SGrad, which has none.
 
-Each differs from the normalised softmax in what stands for the logit of the right class; `theta` is the angle between
+Each differs from the normalized softmax in what stands for the logit of the right class; `theta` is the angle between
 an example and a class vector. None takes an arccos, whose gradient has no bound near theta = 0: cos(theta + m) comes
 from the addition theorem, cos(m theta) from Chebyshev's polynomials.
 """
@@ -50,9 +50,9 @@ def arcface_loss(
     in the authors' code: the loss always grows with the angle.
 
     Args:
-      embeddings: `[B, D]` floats, normalised here.
+      embeddings: `[B, D]` floats, normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       scale: s > 0.
       margin: m, in radians, from 0 to pi.
@@ -98,18 +98,18 @@ def sub_center_arcface_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""Sub-centre ArcFace: ArcFace with several centres per class, of which the nearest counts.
+    r"""Sub-center ArcFace: ArcFace with several centers per class, of which the nearest counts.
 
     :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s \cos(\theta_y + m)`, :math:`z_c = s \cos \theta_c` and
     :math:`\cos \theta_c = \max_k x^\top w_c^k` for vectors of length 1. A class's noisy examples gather around other
-    centres than the dominant one.
+    centers than the dominant one.
 
     Beyond :math:`\theta_y = \pi - m` it goes on as `arcface_loss` does.
 
     Args:
-      embeddings: `[B, D]` floats, normalised here.
+      embeddings: `[B, D]` floats, normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, K, D]` centres, normalised here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
+      centers: `[C, K, D]` centers, normalized here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
         columns of labels, whose losses add up.
       scale: s > 0.
       margin: m, in radians, from 0 to pi.
@@ -130,7 +130,7 @@ def sub_center_arcface_loss(
       >>> import jax.numpy as jnp
       >>> centers = jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [-1.0, 0.0]]])
       >>> loss = sub_center_arcface_loss(jnp.array([[0.0, 1.0]]), jnp.array([0]), centers, scale=1.0, margin=0.0)
-      >>> round(float(loss), 4)  # cosines 1, of the second centre, and 0: log(1 + exp(-1))
+      >>> round(float(loss), 4)  # cosines 1, of the second center, and 0: log(1 + exp(-1))
       0.3133
 
     References:
@@ -170,12 +170,12 @@ def cosface_loss(
     r"""CosFace: the cosine with the vector of an example's class is larger than those with others, by a margin.
 
     :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s (\cos \theta_y - m)` and :math:`z_c = s \cos \theta_c` for
-    the other classes: `normalized_softmax_loss` of normalised embeddings.
+    the other classes: `normalized_softmax_loss` of normalized embeddings.
 
     Args:
-      embeddings: `[B, D]` floats, normalised here.
+      embeddings: `[B, D]` floats, normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       scale: s > 0.
       margin: m, taken off the cosine.
@@ -230,7 +230,7 @@ def sphereface_loss(
     Args:
       embeddings: `[B, D]` floats; their lengths are part of the loss.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       scale: s > 0; 1 in the paper.
       margin: m >= 1, a static integer; 1 is no margin.
@@ -285,7 +285,7 @@ def large_margin_softmax_loss(
     Args:
       embeddings: `[B, D]` floats; their lengths are part of the loss.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, not normalised, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, not normalized, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       scale: s > 0; 1 in the paper.
       margin: m >= 1, a static integer; 1 is the ordinary softmax.
@@ -335,9 +335,9 @@ def p2sgrad_loss(
     instead of a loss, :math:`\sum_c (\cos \theta_c - [c = y])\, \nabla \cos \theta_c`. It has no hyper-parameters.
 
     Args:
-      embeddings: `[B, D]` floats, normalised here.
+      embeddings: `[B, D]` floats, normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
       where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.

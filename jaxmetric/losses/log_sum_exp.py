@@ -44,11 +44,11 @@ def ntxent_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The normalised temperature-scaled cross entropy, also known as InfoNCE: each positive against all negatives.
+    r"""The normalized temperature-scaled cross entropy, also known as InfoNCE: each positive against all negatives.
 
     The mean over pairs of an anchor a and a positive p of
     :math:`-\log \frac{\exp(s_{ap} / \tau)}{\exp(s_{ap} / \tau) + \sum_n \exp(s_{an} / \tau)}`, s the similarity, n the
-    negatives of a. With two views of each picture as the two examples of a class it is the loss of SimCLR.
+    negatives of a. With two views of each image as the two examples of a class it is the loss of SimCLR.
 
     With several columns of labels, every pair is a positive of the weight of the share :math:`\pi` of its labels that
     agree, and among the negatives n != p each counts :math:`1 - \pi_{an}` times.
@@ -112,10 +112,10 @@ def n_pairs_loss(
     :math:`\log\big(1 + \sum_n \exp(f_a^\top f_n - f_a^\top f_p)\big)`, n the negatives of a.
 
     The paper's N-pair-mc loss is this one of N anchors against the N other halves of their pairs as `references`. Its
-    regulariser of the embeddings' lengths is not included: without one, or with a weak one, they grow.
+    regularizer of the embeddings' lengths is not included: without one, or with a weak one, they grow.
 
     Args:
-      embeddings: `[B, D]` floats, not normalised; None if `similarity` is an array.
+      embeddings: `[B, D]` floats, not normalized; None if `similarity` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       similarity: `"dot"`, `"cosine"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
       references: what the anchors are compared with; the batch itself if None.
@@ -289,7 +289,7 @@ def nca_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""Neighbourhood components analysis: a neighbour drawn at random, near ones more likely, is of one's own class.
+    r"""Neighborhood components analysis: a neighbor drawn at random, near ones more likely, is of one's own class.
 
     The mean over anchors i of
     :math:`-\log \frac{\sum_{p \in P(i)} \exp(-\gamma\, d_{ip})}{\sum_{a \ne i} \exp(-\gamma\, d_{ia})}`, P(i) the
@@ -353,7 +353,7 @@ def instance_loss(
     labels distinct it spreads the embeddings over the sphere; a label that occurs more than once makes one class of
     its examples, of which the softmax may choose any.
 
-    The paper learns the vectors of the classes, one per picture of the training set; this is its form within a batch.
+    The paper learns the vectors of the classes, one per image of the training set; this is its form within a batch.
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
@@ -662,7 +662,7 @@ def generalized_lifted_structure_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The generalised lifted structure loss: the soft maximum over positives against that over negatives.
+    r"""The generalized lifted structure loss: the soft maximum over positives against that over negatives.
 
     The mean over anchors a of :math:`\big[\log \sum_p e^{D_{ap}} + \log \sum_n e^{m - D_{an}}\big]_+`, p the positives
     and n the negatives of a.

@@ -149,7 +149,7 @@ def snr_contrastive_loss(
         of them that agrees.
       pos_margin: m+; the paper's formula has none.
       neg_margin: m-, alpha of the paper.
-      zero_mean: lambda >= 0, the weight of the regulariser. It is part of every pair's loss, so that `"mean"` contains
+      zero_mean: lambda >= 0, the weight of the regularizer. It is part of every pair's loss, so that `"mean"` contains
         its mean over the anchors, and every pair counts for `"mean_active"`.
       label_weights: T static weights of the labels.
       references: what to compare the batch with; itself if not given.
@@ -211,7 +211,7 @@ def siglip_loss(
     r"""The sigmoid loss of SigLIP: whether a pair is alike is a logistic regression on its similarity.
 
     An anchor i loses :math:`-\sum_j \log \sigma(z_{ij}(t\,s_{ij} + b))` over all references j, with
-    :math:`z_{ij} = 1` if their labels agree and -1 if not. Unlike a softmax it needs no sum over the batch to normalise
+    :math:`z_{ij} = 1` if their labels agree and -1 if not. Unlike a softmax it needs no sum over the batch to normalize
     with. The scale t and the bias b are usually learned: pass them as parameters.
 
     Args:
@@ -294,11 +294,11 @@ def margin_loss(
     so that O(B^2) time and memory suffice.
 
     Args:
-      embeddings: `[B, D]` floats, normalised by the network; None if `distance` is an array.
+      embeddings: `[B, D]` floats, normalized by the network; None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers, in [0, C) if `beta` is `[C]`; None if `pairs` says what is alike.
       beta: a scalar or `[C]`, static or learned; the default is the boundary from which the paper starts.
       margin: alpha >= 0.
-      nu: >= 0, the weight of the regulariser, which draws a learned beta down.
+      nu: >= 0, the weight of the regularizer, which draws a learned beta down.
       distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
       references: what to compare the batch with; itself if not given.
@@ -483,7 +483,7 @@ def threshold_consistent_margin_loss(
 
     :math:`\lambda^+ \frac{\sum_{ap} (m^+ - s_{ap})\, [s_{ap} \le m^+]}{\sum_{ap} [s_{ap} \le m^+]} +
     \lambda^- \frac{\sum_{an} (s_{an} - m^-)\, [s_{an} \ge m^-]}{\sum_{an} [s_{an} \ge m^-]}`: the mean excess of the
-    hard pairs, and of them alone. A regulariser beside another loss.
+    hard pairs, and of them alone. A regularizer beside another loss.
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
@@ -636,7 +636,7 @@ def ranked_list_loss(
     code: they say how much a pair is pulled, and are not themselves to be made smaller.
 
     Args:
-      embeddings: `[B, D]` floats, normalised by the network; None if `distance` is an array.
+      embeddings: `[B, D]` floats, normalized by the network; None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       margin: m >= 0, between the two boundaries.
       alpha: the boundary of the negatives; 1 + margin / 2 if not given.

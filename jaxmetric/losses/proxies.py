@@ -46,15 +46,15 @@ def normalized_softmax_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""Softmax cross entropy over the similarities to one normalised vector per class.
+    r"""Softmax cross entropy over the similarities to one normalized vector per class.
 
     :math:`-\log \mathrm{softmax}(\lambda\,(x^\top w_c - \delta\,[c = y]))_y` with :math:`|w_c| = 1`: SoftTriple with a
-    single centre per class.
+    single center per class.
 
     Args:
-      embeddings: `[B, D]` floats; normalised ones make the similarities cosines.
+      embeddings: `[B, D]` floats; normalized ones make the similarities cosines.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       scale: lambda > 0, the inverse temperature.
       margin: delta, taken off the similarity to the right class.
@@ -113,9 +113,9 @@ def proxy_nca_loss(
     already. With `temperature=1/9` that is the loss of Proxy-NCA++.
 
     Args:
-      embeddings: `[B, D]` floats, normalised here.
+      embeddings: `[B, D]` floats, normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       temperature: sigma > 0.
       positive_in_denominator: whether the right class is in Z.
@@ -193,9 +193,9 @@ def proxy_anchor_loss(
     classes.
 
     Args:
-      embeddings: `[B, D]` floats, normalised here.
+      embeddings: `[B, D]` floats, normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       scale: alpha > 0.
       margin: delta.
@@ -281,14 +281,14 @@ def center_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The centre loss: an example lies at the centre of its class.
+    r"""The center loss: an example lies at the center of its class.
 
     :math:`\frac{1}{2} |x - c_y|^2`, to be added, with a small weight, to a loss that tells classes apart.
 
     Args:
       embeddings: `[B, D]` floats.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, D]` class centres, not normalised, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      centers: `[C, D]` class centers, not normalized, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
       where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
@@ -406,7 +406,7 @@ def _manifold(
 
 
 def _transitions(points: jax.Array, valid: jax.Array) -> jax.Array:
-    """The normalised affinities of all pairs of valid points; 0 for those of a point with itself and of others."""
+    """The normalized affinities of all pairs of valid points; 0 for those of a point with itself and of others."""
     cosines = jax.nn.relu(pairwise_cosine_similarity(points))
     pairs = valid[:, None] & valid[None, :] & ~jnp.eye(valid.size, dtype=bool)
     affinities = jnp.where(pairs, jnp.exp(cosines / _TEMPERATURE), 0)

@@ -57,7 +57,7 @@ def quadruplet_loss(
     unknown columns; a pair comes before another only if its largest disagreement is below the other's smallest.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not.
+      embeddings: `[B, D]` floats, normalized or not.
       labels: `[B]` or `[B, T]` integers.
       margin: alpha, in squared distance.
       agreement: `"count"` orders pairs by how many labels agree; `"any"` only puts those that agree on everything
@@ -327,7 +327,7 @@ def anchored_quadruplet_loss(
 
     Args:
       key: a `jax.random` key, the same on all devices.
-      embeddings: `[B, D]` floats, normalised or not, the same on all devices.
+      embeddings: `[B, D]` floats, normalized or not, the same on all devices.
       labels: `[B]` or `[B, T]` integers.
       num_anchors: A, for each device, static; at least 2, and N A at most B.
       margin: alpha, in squared distance.

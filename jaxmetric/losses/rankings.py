@@ -51,7 +51,7 @@ def smooth_ap_loss(
     `pairs=~jnp.eye(B, dtype=bool)` leaves it out. A query without another positive has no loss.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
+      embeddings: `[B, D]` floats, normalized or not; None if `similarity` is an array.
       labels: `[B]` or `[B, 1]` integers, in any order and number; None if `pairs` says what is alike.
       temperature: tau > 0, in similarity; the smaller, the nearer to average precision and the sparser the gradient.
       similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
@@ -122,7 +122,7 @@ def pnp_loss(
     leaves it out. A query without another positive has no loss.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
+      embeddings: `[B, D]` floats, normalized or not; None if `similarity` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       variant: f, one of the five above.
       alpha: > 0, of `"Dq"`.
@@ -189,7 +189,7 @@ def recall_at_k_loss(
     The query itself is not ranked. A perfect ranking does not have the loss 0: the positive on place k counts 1/2.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
+      embeddings: `[B, D]` floats, normalized or not; None if `similarity` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       ks: K, static numbers >= 1.
       temperature: tau_2 > 0, in similarity.
@@ -250,7 +250,7 @@ def fast_ap_loss(
     the cumulative ones, + those of positives; a distance counts at the two nodes around it, by its nearness to each.
 
     Args:
-      embeddings: `[B, D]` normalised floats, whose squared distances lie in [0, 4]: larger ones count as 4 and have no
+      embeddings: `[B, D]` normalized floats, whose squared distances lie in [0, 4]: larger ones count as 4 and have no
         gradient. None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       num_bins: L, a static number >= 1.
@@ -447,7 +447,7 @@ def histogram_loss(
     As a mean over negative pairs, of the frequency :math:`\phi^+` of positive pairs which are less similar.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
+      embeddings: `[B, D]` floats, normalized or not; None if `similarity` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       num_bins: R, a static number >= 1: 2 over the width of a bin.
       similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array. Similarities

@@ -94,7 +94,7 @@ def triplet_loss(
     and a negative n of another; d is the squared Euclidean distance, if no other is asked for.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not; None if `distance` is an array.
+      embeddings: `[B, D]` floats, normalized or not; None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike, or `triplets` lists the triplets.
       margin: alpha, in units of the distance.
       mining: `"all"` takes every triplet, exactly, in O(B^2) memory, and in O(B^2 log B) time or, with `soft_margin` or
@@ -256,7 +256,7 @@ def chen_quadruplet_loss(
     and l whose classes differ from each other and from that of a.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not; None if `distance` is an array.
+      embeddings: `[B, D]` floats, normalized or not; None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers.
       margin: alpha_1, in units of the distance.
       second_margin: alpha_2, in units of the distance; smaller than alpha_1, as the second term is auxiliary.
@@ -458,7 +458,7 @@ def centroid_triplet_loss(
     the other examples of the anchor's class and :math:`c_n` that of another class, the nearest of them.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not. Centroids are not normalised.
+      embeddings: `[B, D]` floats, normalized or not. Centroids are not normalized.
       labels: `[B]` or `[B, 1]` integers.
       margin: alpha, in units of the distance.
       mining: `"hard"` takes the nearest centroid of another class, `"all"` every one of them.

@@ -37,7 +37,7 @@ def vicreg_loss(
     in v, this is as its authors' code computes them, and what their 25, 25 and 1 weigh.
 
     Args:
-      embeddings: `[B, D]` floats, not normalised: Z.
+      embeddings: `[B, D]` floats, not normalized: Z.
       other: `[B, D]` floats, the other view of the same examples in the same order: Z'.
       invariance: lambda >= 0.
       variance: mu >= 0.

@@ -199,7 +199,7 @@ def test_ntxent_of_an_unlikely_positive_is_capped_there():
 
 
 def test_anchors_without_a_positive_count_there_and_not_here():
-    """As in the code of its authors, multi-similarity needs both; the same holds of the generalised lifted structure.
+    """As in the code of its authors, multi-similarity needs both; the same holds of the generalized lifted structure.
 
     Theirs takes the logarithm of an empty sum for 0, so that an example alone in its class is pushed away from all.
     """

@@ -79,13 +79,13 @@ def _inverse_lengths(vectors: jax.Array) -> jax.Array:
 
 
 def nearest_center(centers: jax.Array, embeddings: jax.Array) -> jax.Array:
-    """`[c, B]`: of the inner products with the K normalised centres of each class the largest."""
+    """`[c, B]`: of the inner products with the K normalized centers of each class the largest."""
     return _nearest(normalized_dot_product(centers, embeddings))
 
 
 @jax.custom_vjp
 def _nearest(similarity: jax.Array) -> jax.Array:
-    # Centre by centre, which makes one loop over the similarities [c, K, B].
+    # Center by center, which makes one loop over the similarities [c, K, B].
     return reduce(jnp.maximum, [similarity[:, k] for k in range(similarity.shape[1])])
 
 
@@ -96,7 +96,7 @@ def _nearest_fwd(similarity: jax.Array) -> Any:
 
 def _nearest_bwd(saved: Any, cotangent: jax.Array) -> Any:
     similarity, nearest = saved
-    # Centres that are equally near share it.
+    # Centers that are equally near share it.
     counts = sum((similarity[:, k] == nearest).astype(nearest.dtype) for k in range(similarity.shape[1]))
     return (jnp.where(similarity == nearest[:, None], (cotangent / counts)[:, None], 0),)
 

@@ -17,7 +17,7 @@ from jaxmetric.parallel import AXIS_NAME, average, gather
 N, B, D, K, C, FEATURES = 8, 16, 4, 2, 13, 5
 SIZE = -(-C // N)
 
-# Name: the loss, the number of centres of a class, and the hyper-parameters to differentiate by.
+# Name: the loss, the number of centers of a class, and the hyper-parameters to differentiate by.
 LOSSES = {
     "soft triple": (jaxmetric.soft_triple_loss, K, {"scale": 5.0, "gamma": 0.3, "margin": 0.1, "tau": 0.5}),
     "hard triple": (jaxmetric.hard_triple_loss, K, {"scale": 5.0, "margin": 0.1}),
