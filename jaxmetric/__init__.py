@@ -1,7 +1,7 @@
 """Deep metric learning in JAX.
 
-Losses, distances, neighbours and metrics are pure functions of arrays and need jax and numpy alone; the subpackages
-`encoders`, `data`, `training` and `report` need the extra `jaxmetric[train]` and are imported on their own.
+Losses, distances, neighbors and metrics are pure functions of arrays and need jax and numpy alone; the subpackages
+`encoders`, `data`, `training`, `report` and `run` need the extra `jaxmetric[train]` and are imported on their own.
 """
 
 import importlib
@@ -25,6 +25,7 @@ from jaxmetric.losses import (
     anchored_quadruplet_loss,
     angular_loss,
     arcface_loss,
+    binomial_deviance_loss,
     center_loss,
     centroid_triplet_loss,
     chen_quadruplet_loss,
@@ -104,6 +105,7 @@ __all__ = [
     "anchored_quadruplet_loss",
     "angular_loss",
     "arcface_loss",
+    "binomial_deviance_loss",
     "center_invariant_regularizer",
     "center_loss",
     "centroid_triplet_loss",

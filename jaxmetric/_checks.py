@@ -1,4 +1,4 @@
-"""The checks at the public edge of losses, miners and regularisers: they run at trace time and raise one line each."""
+"""Checks of the arguments of losses, miners and regularizers. They run at trace time and raise one line each."""
 
 import math
 from collections.abc import Iterable
@@ -8,22 +8,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxmetric.numerics import as_float, replicated
 
-_NUMBER_CLASSES = "number the classes from 0, by np.unique(..., return_inverse=True)[1]"
+NUMBER_CLASSES = "; number the classes from 0, by np.unique(..., return_inverse=True)[1]"
 
 
-def check_array(name: str, value: Any, expected: str) -> jax.Array:
-    """Returns numbers or booleans as an array that every device of its mesh holds whole."""
-    if not isinstance(value, jax.Array):
-        value = _from_host(name, value, expected)
-    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
-        raise TypeError(f"{name} has dtype {value.dtype}, expected {expected}")
-    return replicated(value)
+def check_array(name: str, value: Any, expected: str, kind: Any = None) -> jax.Array:
+    """Returns an array of numbers or booleans, whole on every device of its mesh.
+
+    Args:
+      name: what messages call the argument.
+      value: anything.
+      expected: what messages ask for.
+      kind: a dtype, or an abstract one such as `jnp.floating`; None for any number or boolean.
+    """
+    array = value if isinstance(value, jax.Array) else _array_from_host(name, value, expected)
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended) or not (kind is None or jnp.issubdtype(array.dtype, kind)):
+        raise TypeError(f"{name} has dtype {given_dtype(value, array)}, expected {expected}")
+    return replicated(array)
 
 
-def _from_host(name: str, value: Any, expected: str) -> jax.Array:
+def _array_from_host(name: str, value: Any, expected: str) -> jax.Array:
     if value is None or is_dataclass(value):
         raise TypeError(f"{name} is {'None' if value is None else f'a {type(value).__name__}'}, expected {expected}")
     if isinstance(value, np.ma.MaskedArray):
@@ -40,51 +47,41 @@ def _from_host(name: str, value: Any, expected: str) -> jax.Array:
 
 
 def given_dtype(value: Any, array: jax.Array) -> Any:
-    """The dtype of an argument as it was given, which the `array` made of it need not have."""
+    """Returns the dtype of an argument as it was given, from which that of the `array` made of it may differ."""
     return getattr(value, "dtype", array.dtype)
 
 
 def check_floats(name: str, value: Any) -> jax.Array:
     """Returns an array of floats, of any precision."""
-    array = check_array(name, value, "a floating-point dtype")
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} has dtype {given_dtype(value, array)}, expected a floating-point dtype")
-    return array
-
-
-def check_labels(name: str, value: Any) -> jax.Array:
-    """Returns labels as `check_integers` does; messages say how to make integers of other labels."""
-    return check_integers(name, value, f"; {_NUMBER_CLASSES}")
+    return check_array(name, value, "a floating-point dtype", jnp.floating)
 
 
 def check_integers(name: str, value: Any, cure: str = "") -> jax.Array:
     """Returns integers in int32, or in int64 where jax has 64-bit numbers enabled.
 
     Raises for integers that this type cannot hold. JAX alone would keep their low 32 bits, which makes one class of
-    several.
+    several. The `cure` ends the messages, such as `NUMBER_CLASSES` for labels.
     """
-    if not isinstance(value, jax.core.Tracer):
-        _check_width(name, value, cure)
-    array = check_array(name, value, f"integers{cure}")
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} has dtype {given_dtype(value, array)}, expected integers{cure}")
-    return array.astype(label_dtype())
+    if not isinstance(value, jax.Array) or jnp.issubdtype(value.dtype, jnp.unsignedinteger):
+        _check_integer_range(name, value, cure)
+    array = check_array(name, value, f"integers{cure}", jnp.integer)
+    return array.astype(jax.dtypes.canonicalize_dtype(np.int64))
 
 
 def label_dtype() -> np.dtype:
-    """int32, or int64 where jax has 64-bit numbers enabled."""
+    """Returns int32, or int64 where jax has 64-bit numbers enabled."""
     return jax.dtypes.canonicalize_dtype(np.int64)
 
 
-def _check_width(name: str, value: Any, cure: str) -> None:
+def _check_integer_range(name: str, value: Any, cure: str) -> None:
     limits = np.iinfo(label_dtype())
-    if isinstance(value, jax.Array) and not (jnp.issubdtype(value.dtype, jnp.unsignedinteger)):
+    if isinstance(value, jax.core.Tracer):
         return
     try:
         # NumPy would make floats of a list that mixes small integers with some above 63 bits.
         array = np.array(value, object) if isinstance(value, (list, tuple)) else np.asarray(value)
     except (TypeError, ValueError, jax.errors.TracerArrayConversionError):
-        return  # what is no array is named by `check_array`
+        return  # `check_array` names what is not an array
     whole = array.dtype.kind in "iu" or (array.dtype == object and all(isinstance(each, int) for each in array.flat))
     if array.size and whole:
         for extreme in (array.min(), array.max()):
@@ -102,7 +99,7 @@ def check_booleans(name: str, value: Any, hint: str = "") -> jax.Array:
 
 def check_embeddings(embeddings: Any, name: str = "embeddings") -> jax.Array:
     """Returns `[B, D]` embeddings in float32 (or float64)."""
-    embeddings = check_floats(name, embeddings)
+    embeddings = check_array(name, embeddings, "a floating-point dtype", jnp.floating)
     if embeddings.ndim != 2 or embeddings.shape[1] == 0:
         raise ValueError(f"{name} has shape {embeddings.shape}, expected [B, D] with D >= 1")
     return as_float(embeddings)
@@ -120,7 +117,7 @@ def check_rows(embeddings: jax.Array, **arrays: Any) -> None:
 
 def check_class_labels(embeddings: jax.Array, labels: Any, name: str = "labels") -> jax.Array:
     """Returns one integer label for each embedding, `[B]`, from `[B]` or `[B, 1]`."""
-    labels = check_labels(name, labels)
+    labels = check_integers(name, labels, NUMBER_CLASSES)
     if labels.shape not in ((embeddings.shape[0],), (embeddings.shape[0], 1)):
         raise ValueError(
             f"{name} has shape {labels.shape}, expected one column of {embeddings.shape[0]} as embeddings "
@@ -130,10 +127,10 @@ def check_class_labels(embeddings: jax.Array, labels: Any, name: str = "labels")
 
 
 def check_class_range(labels: Any, counted: Any, num_classes: int, name: str) -> None:
-    """Raises for labels `[B]` outside [0, C) that are `counted` `[B]`, unless either is traced."""
+    """Raises for labels outside [0, C) that are `counted` (all if None), unless either is traced."""
     if isinstance(labels, jax.core.Tracer) or isinstance(counted, jax.core.Tracer):
         return
-    labels = np.asarray(labels)[np.asarray(counted)]
+    labels = np.asarray(labels) if counted is None else np.asarray(labels)[np.asarray(counted)]
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         raise ValueError(
             f"labels span [{labels.min()}, {labels.max()}], expected classes in [0, {num_classes}) as {name}; "
@@ -141,20 +138,39 @@ def check_class_range(labels: Any, counted: Any, num_classes: int, name: str) ->
         )
 
 
-def example_weights(embeddings: jax.Array, where: Any, weights: Any, prefix: str = "") -> jax.Array:
+def check_mask_and_weights(
+    embeddings: jax.Array, where: Any, weights: Any, prefix: str = ""
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Returns `where` and `weights` as `[B]` arrays, each None where it was not given."""
+    size = embeddings.shape[0]
+    if where is not None:
+        where = check_booleans(f"{prefix}where", where)
+        if where.shape not in ((size,), (size, 1)):
+            raise ValueError(f"{prefix}where has shape {where.shape}, expected ({size},) as embeddings")
+        where = where.reshape(size)
+    if weights is not None:
+        weights = check_numbers(f"{prefix}weights", weights, embeddings.dtype)
+        if weights.shape not in ((size,), (size, 1)):
+            raise ValueError(f"{prefix}weights has shape {weights.shape}, expected ({size},) as embeddings")
+        weights = weights.reshape(size)
+        if where is not None:  # whatever the weight of a masked example is
+            weights = jnp.where(where, weights, 0)
+        weights = check_weights(f"{prefix}weights", weights)
+    return where, weights
+
+
+def masked_weights(embeddings: jax.Array, where: jax.Array | None, weights: jax.Array | None) -> jax.Array:
     """Returns one weight for each embedding, `[B]`: `weights` (default 1), 0 where `where` is False."""
-    count = embeddings.shape[0]
-    where = None if where is None else check_booleans(f"{prefix}where", where)
-    given = None if weights is None else check_numbers(f"{prefix}weights", weights, embeddings.dtype)
-    for name, array in (("where", where), ("weights", given)):
-        if array is not None and array.shape not in ((count,), (count, 1)):
-            raise ValueError(f"{prefix}{name} has shape {array.shape}, expected ({count},) as embeddings")
-    result = jnp.ones(count, embeddings.dtype) if given is None else given.reshape(count)
-    result = result if where is None else jnp.where(where.reshape(count), result, 0)
-    return result if weights is None else check_weights(f"{prefix}weights", result)
+    result = jnp.ones(embeddings.shape[0], embeddings.dtype) if weights is None else weights
+    return result if where is None else jnp.where(where, result, 0)
 
 
-def check_numbers(name: str, value: Any, dtype: jax.typing.DTypeLike) -> jax.Array:
+def example_weights(embeddings: jax.Array, where: Any, weights: Any) -> jax.Array:
+    """Checks `where` and `weights` and returns one weight for each embedding, `[B]`, 0 for a masked one."""
+    return masked_weights(embeddings, *check_mask_and_weights(embeddings, where, weights))
+
+
+def check_numbers(name: str, value: Any, dtype: DTypeLike) -> jax.Array:
     """Returns numbers in a floating-point dtype. Concrete ones that would become 0 in it are an error."""
     array = check_array(name, value, "numbers")
     rounded = array.astype(dtype)
@@ -195,30 +211,27 @@ def check_scalar(
         value, (int, float, np.number, jax.Array, np.ndarray)
     ):
         raise TypeError(f"{name} is {value!r}, expected a number")
-    if not isinstance(value, jax.core.Tracer):
-        number = _in_single_precision(value)
-        bounds = [
-            (f"above {above}", above is None or number > above),
-            (f"of at least {least}", least is None or number >= least),
-            (f"below {below}", below is None or number < below),
-            (f"of at most {most}", most is None or number <= most),
-        ]
-        if not (math.isfinite(number) and all(holds for _, holds in bounds)):
-            asked = [words for words, _ in bounds if not words.endswith("None")]
-            given = f"{value}" if isinstance(value, int) else f"{float(value):g}"
-            is_lost = (number == 0 and value != 0) or (math.isinf(number) and abs(value) != math.inf)
-            rounded = f", which is {number:g} in float32" if is_lost else ""
-            raise ValueError(f"{name} is {given}{rounded}, expected {' '.join([unit, ' and '.join(asked)]).rstrip()}")
-    return value
-
-
-def _in_single_precision(value: Any) -> float:
-    """A number as float32, the precision in which losses are computed; in float64 where that is enabled."""
+    if isinstance(value, jax.core.Tracer):
+        return value
+    # Losses are computed in float32, or in float64 where that is enabled.
     with np.errstate(over="ignore"):
         try:
-            return float(value) if label_dtype() == np.int64 else float(np.float32(value))
+            number = float(value) if jax.dtypes.canonicalize_dtype(np.int64) == np.int64 else float(np.float32(value))
         except OverflowError:  # an integer beyond the floats
-            return math.inf
+            number = math.inf
+    bounds = [
+        (f"above {above}", above is None or number > above),
+        (f"of at least {least}", least is None or number >= least),
+        (f"below {below}", below is None or number < below),
+        (f"of at most {most}", most is None or number <= most),
+    ]
+    if not (math.isfinite(number) and all(holds for _, holds in bounds)):
+        asked = [words for words, _ in bounds if not words.endswith("None")]
+        given = f"{value}" if isinstance(value, int) else f"{float(value):g}"
+        is_lost = (number == 0 and value != 0) or (math.isinf(number) and abs(value) != math.inf)
+        rounded = f", which is {number:g} in float32" if is_lost else ""
+        raise ValueError(f"{name} is {given}{rounded}, expected {' '.join([unit, ' and '.join(asked)]).rstrip()}")
+    return value
 
 
 def check_static_integer(name: str, value: Any, *, least: int) -> int:
@@ -238,6 +251,13 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
 
 
+def check_reduction(reduction: Any, *, unreduced: bool) -> None:
+    """Raises unless `reduction` is the name of one; `"none"` is one of them where a loss can be `unreduced`."""
+    reductions = ("mean", "mean_active", "sum", "none") if unreduced else ("mean", "mean_active", "sum")
+    if reduction not in reductions:
+        raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(reductions)}")
+
+
 def check_flag(name: str, value: Any) -> None:
     """Raises unless `value` is True or False, static."""
     if not isinstance(value, bool):
@@ -245,7 +265,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def leave_out(embeddings: jax.Array, weights: jax.Array) -> jax.Array:
-    """Returns the embeddings with zeros where the weight is 0, so that nothing in a masked row reaches the loss."""
+    """Returns the embeddings with zeros where the weight is 0: the content of a masked row never reaches the loss."""
     return jnp.where(weights[:, None] > 0, embeddings, 0)
 
 
@@ -253,7 +273,7 @@ def check_class_parameters(name: str, vectors: Any, num_axes: int) -> jax.Array:
     """Returns class vectors, `[C, D]` or (with three axes) `[C, K, D]`, in float32 (or float64)."""
     if is_dataclass(vectors):
         raise TypeError(f"{name} is a {type(vectors).__name__}, expected an array")
-    vectors = check_floats(name, vectors)
+    vectors = check_array(name, vectors, "a floating-point dtype", jnp.floating)
     if vectors.ndim != num_axes or 0 in vectors.shape:
         expected = "[C, D]" if num_axes == 2 else "[C, K, D]"
         raise ValueError(f"{name} has shape {vectors.shape}, expected {expected} without an empty axis")

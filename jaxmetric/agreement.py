@@ -6,11 +6,12 @@ lowest and the highest level it can have; the two differ only where a label is m
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 
@@ -69,10 +70,12 @@ def label_agreement(
       H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
       Multi-output Classification Problems, 2020.
     """
-    labels, known = _columns("labels", labels, "where", where)
+    labels, known = known_labels(labels, where)
     if other is None and other_where is not None:
         raise ValueError("other_where marks the valid labels of `other`, which was not given")
-    rows, rows_known = (labels, known) if other is None else _columns("other", other, "other_where", other_where)
+    rows, rows_known = (labels, known)
+    if other is not None:
+        rows, rows_known = filled_where(*check_label_columns("other", other, "other_where", other_where))
     if rows.shape[1] != labels.shape[1]:
         raise ValueError(f"other has {rows.shape[1]} label columns, labels has {labels.shape[1]}")
     scale = column_scale(labels.shape[1], label_weights, ordinal)
@@ -83,6 +86,29 @@ def label_agreement(
         both = known[:, t, None] & rows_known[None, :, t]
         agreement += jnp.where(both, 1 - difference, 0).astype(dtype) * jnp.asarray(weight, dtype)
     return agreement
+
+
+class Disagreement(NamedTuple):
+    """How labels are compared: the static options of `disagreement_levels`."""
+
+    agreement: str = "count"
+    label_weights: tuple[float, ...] | None = None
+    ordinal: tuple[int | None, ...] | None = None
+
+
+def check_disagreement(
+    num_columns: int,
+    agreement: str,
+    label_weights: Sequence[float] | None,
+    ordinal: Sequence[int | None] | None,
+) -> Disagreement:
+    """Checks how a loss was asked to compare labels of T columns."""
+    checks.check_choice("agreement", agreement, ("count", "any"))
+    if label_weights is not None or ordinal is not None:
+        column_scale(num_columns, label_weights, ordinal)  # raises what is wrong with them
+    return Disagreement(
+        agreement, None if label_weights is None else tuple(label_weights), None if ordinal is None else tuple(ordinal)
+    )
 
 
 def disagreement_levels(
@@ -145,7 +171,7 @@ def _number_below(edges: np.ndarray, x: jax.Array) -> jax.Array:
     return sum(((x > edge).astype(jnp.int32) for edge in edges), jnp.zeros(x.shape, jnp.int32))
 
 
-def known_labels(labels: jax.Array, where: jax.Array | None, name: str = "labels") -> tuple[jax.Array, jax.Array]:
+def known_labels(labels: ArrayLike, where: ArrayLike | None, name: str = "labels") -> tuple[jax.Array, jax.Array]:
     """Returns labels as `[B, T]` and, as booleans of that shape, which of them are valid.
 
     Args:
@@ -153,23 +179,29 @@ def known_labels(labels: jax.Array, where: jax.Array | None, name: str = "labels
       where: `None`, `[B]` or `[B, T]` booleans.
       name: what error messages call the labels.
     """
-    return _columns(name, labels, "where", where)
+    return filled_where(*check_label_columns(name, labels, "where", where))
 
 
-def _columns(name: str, labels: jax.Array, where_name: str, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    labels = checks.check_labels(name, labels)
+def check_label_columns(name: str, labels: Any, where_name: str, where: Any) -> tuple[jax.Array, jax.Array | None]:
+    """Returns labels as `[B, T]`, and `where` as `[B, 1]` or `[B, T]`, or None."""
+    labels = checks.check_integers(name, labels, checks.NUMBER_CLASSES)
     if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] == 0):
         raise ValueError(f"{name} has shape {labels.shape}, expected [B] or [B, T] with T >= 1")
     if labels.ndim == 1:
         labels = labels[:, None]
     if where is None:
-        return labels, jnp.ones(labels.shape, bool)
+        return labels, None
     where = checks.check_booleans(where_name, where)
     if where.shape not in (labels.shape[:1], labels.shape):
         raise ValueError(
             f"{where_name} has shape {where.shape}, expected {labels.shape[:1]} or {labels.shape} as {name}"
         )
-    return labels, jnp.broadcast_to(where.reshape(labels.shape[0], -1), labels.shape)
+    return labels, where.reshape(labels.shape[0], -1)
+
+
+def filled_where(labels: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Returns `[B, T]` labels, and which of them are valid in that shape."""
+    return labels, jnp.ones(labels.shape, bool) if where is None else jnp.broadcast_to(where, labels.shape)
 
 
 def column_scale(

@@ -24,7 +24,7 @@ from jaxmetric import _checks as checks
 from jaxmetric.agreement import known_labels
 from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.numerics import as_float
-from jaxmetric.references import References, check_references, own_pairs
+from jaxmetric.references import References, check_own_rows, check_references, own_pairs
 
 
 def label_pairs(
@@ -55,12 +55,13 @@ def label_pairs(
     """
     check_references(references)
     labels, valid = _column("labels", labels, where)
-    others, others_valid = labels, valid
+    others, others_valid, own = labels, valid, jnp.eye(labels.size, dtype=bool)
     if references is not None:
         others, others_valid = _column("references.labels", references.labels, references.where)
         if references.weights is not None:
             others_valid &= checks.check_array("references.weights", references.weights, "numbers").reshape(-1) != 0
-    compared = valid[:, None] & others_valid[None, :] & ~own_pairs(references, labels.size, others.size)
+        own = own_pairs(check_own_rows(references, labels.size), labels.size, others.size)
+    compared = valid[:, None] & others_valid[None, :] & ~own
     same = labels[:, None] == others[None, :]
     return compared & same, compared & ~same
 
@@ -429,7 +430,7 @@ def angular(
 ) -> jax.Array:
     r"""Keeps the pairs of the triplets whose negative sees anchor and positive under a large angle.
 
-    With the centre :math:`c = (a + p) / 2`, a triplet is kept if :math:`\arctan(|a - p| / (2 |n - c|))` is above the
+    With the center :math:`c = (a + p) / 2`, a triplet is kept if :math:`\arctan(|a - p| / (2 |n - c|))` is above the
     angle. Of the triplets only O(A R + R^2) numbers are in memory at a time; the time is O(A R^2).
 
     Args:

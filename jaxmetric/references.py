@@ -1,14 +1,15 @@
-"""A second set of examples, against which a loss compares those of the batch."""
+"""A second set of examples, with which a loss compares the examples of the batch."""
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 
-# `pairs=` of a loss: which pairs may be used, [A, R]; or, in place of labels, which are positives and which negatives.
-PairMasks: TypeAlias = jax.Array | tuple[jax.Array, jax.Array]
+# `pairs=` of a loss: which pairs may be used, [A, R]; or, in place of labels, the positives and the negatives.
+PairMasks: TypeAlias = ArrayLike | tuple[ArrayLike, ArrayLike]
 
 
 class References(NamedTuple):
@@ -20,39 +21,43 @@ class References(NamedTuple):
     Attributes:
       embeddings: `[R, D]` floats.
       labels: `[R]` or `[R, T]` integers, in the code of the batch's labels; None where `pairs=(positives, negatives)`
-        says what is alike.
+        says which pairs are alike.
       where: `[R]` booleans, or `[R, T]` for single missing labels: which are valid; all if None.
       weights: `[R]` weights >= 0; 1 if None.
-      own: `[B]` integers: the row at which each example of the batch stands among the references itself, so that it is
-        not compared with itself; -1, or None for all, where it does not.
+      own: `[B]` integers: the row of each example of the batch among the references, so that it is not compared with
+        itself; -1 for an example that is not among them, as all are if it is None.
     """
 
-    embeddings: jax.Array
-    labels: jax.Array | None
-    where: jax.Array | None = None
-    weights: jax.Array | None = None
-    own: jax.Array | None = None
+    embeddings: ArrayLike | None
+    labels: ArrayLike | None
+    where: ArrayLike | None = None
+    weights: ArrayLike | None = None
+    own: ArrayLike | None = None
 
 
-def check_references(references: References | None) -> None:
-    """Raises TypeError for anything else."""
+def check_references(references: Any) -> None:
+    """Raises TypeError unless `references` is None or a `References`."""
     if references is not None and not isinstance(references, References):
         raise TypeError(f"references is a {type(references).__name__}, expected jaxmetric.References")
 
 
-def own_pairs(references: References | None, batch: int, num_references: int) -> jax.Array:
-    """Returns `[B, R]` booleans: which reference is the example itself; within a batch the diagonal.
+def check_own_rows(references: References, batch: int) -> jax.Array | None:
+    """Returns `references.own` as `[B]` integers, or None.
 
     Raises:
       ValueError: if `references.own` has another shape than `[B]`.
       TypeError: if it has no integer dtype.
     """
-    if references is None:
-        own = jnp.arange(batch)
-    elif references.own is None:
-        own = jnp.full(batch, -1)
-    else:
-        own = checks.check_integers("references.own", references.own)
-        if own.shape != (batch,):
-            raise ValueError(f"references.own has shape {own.shape}, expected {(batch,)} as labels")
+    if references.own is None:
+        return None
+    own = checks.check_integers("references.own", references.own)
+    if own.shape != (batch,):
+        raise ValueError(f"references.own has shape {own.shape}, expected {(batch,)} as labels")
+    return own
+
+
+def own_pairs(own: jax.Array | None, batch: int, num_references: int) -> jax.Array:
+    """Returns `[B, R]` booleans: which reference is the example itself."""
+    if own is None:
+        return jnp.zeros((batch, num_references), bool)
     return own[:, None] == jnp.arange(num_references, dtype=own.dtype)[None, :]

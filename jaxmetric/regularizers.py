@@ -2,8 +2,8 @@
 
     loss = contrastive_loss(embeddings, labels) + 0.01 * lp_regularizer(embeddings)
 
-Those of embeddings are means over the valid examples, those of class vectors means over the classes. The regulariser of
-SoftTriple, which merges the superfluous centres of a class, stands beside its loss: `soft_triple_regularizer`.
+Those of embeddings are means over the valid examples, those of class vectors means over the classes. The regularizer of
+SoftTriple, which merges the superfluous centers of a class, stands beside its loss: `soft_triple_regularizer`.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxmetric import _checks as checks
 from jaxmetric.distances import pairwise_lp
-from jaxmetric.losses._engine.reduction import reduce_each
+from jaxmetric.losses._engine.reduction import each_anchor, reduce_anchors
 from jaxmetric.numerics import safe_abs, safe_normalize
 
 # The similarities of that many classes to all others are in memory at a time.
@@ -85,7 +85,7 @@ def zero_mean_regularizer(
     embeddings = checks.check_embeddings(embeddings)
     weights = checks.example_weights(embeddings, where, weights)
     sums = safe_abs(jnp.sum(checks.leave_out(embeddings, weights), axis=1))
-    return reduce_each(sums, weights, "mean")[0]
+    return reduce_anchors(each_anchor(sums, weights), "mean")[0]
 
 
 def center_invariant_regularizer(proxies: jax.Array) -> jax.Array:
@@ -116,16 +116,16 @@ def center_invariant_regularizer(proxies: jax.Array) -> jax.Array:
 
 
 def regular_face_regularizer(proxies: jax.Array) -> jax.Array:
-    r"""How near each class vector's nearest neighbour is: pushes the classes apart, evenly over the sphere.
+    r"""How near each class vector's nearest neighbor is: pushes the classes apart, evenly over the sphere.
 
-    :math:`\frac{1}{C} \sum_c \max_{k \ne c} \cos(w_c, w_k)`, in O(C D) memory: the neighbours are found block by block,
+    :math:`\frac{1}{C} \sum_c \max_{k \ne c} \cos(w_c, w_k)`, in O(C D) memory: the neighbors are found block by block,
     and only the cosines with them are differentiated.
 
     Args:
-      proxies: `[C, D]` class vectors, normalised here.
+      proxies: `[C, D]` class vectors, normalized here.
 
     Returns:
-      A scalar in [-1, 1]; 0 for a single class. Only the first among equally near neighbours has a gradient.
+      A scalar in [-1, 1]; 0 for a single class. Only the first among equally near neighbors has a gradient.
 
     Raises:
       ValueError: if the shape is not `[C, D]`.
@@ -146,7 +146,7 @@ def regular_face_regularizer(proxies: jax.Array) -> jax.Array:
 def _mean_norm(embeddings: jax.Array, weights: jax.Array, *, p: float, power: float) -> jax.Array:
     origin = jnp.zeros((1, embeddings.shape[1]), embeddings.dtype)
     norms = pairwise_lp(origin, embeddings, p=p, power=power)
-    return reduce_each(norms[0], weights, "mean")[0]
+    return reduce_anchors(each_anchor(norms[0], weights), "mean")[0]
 
 
 @jax.jit

@@ -134,7 +134,7 @@ def same_group_rows(query_groups: jax.Array | np.ndarray, gallery_groups: jax.Ar
 
 
 def _check_groups(name: str, groups: jax.Array | np.ndarray) -> np.ndarray:
-    groups = check_integers(name, groups)
+    groups = host_integers(name, groups)
     if groups.ndim not in (1, 2) or groups.shape[1:] == (0,):
         raise ValueError(f"{name} has shape {groups.shape}, expected [N] or [N, T] with T >= 1")
     return groups if groups.ndim == 2 else groups[:, None]
@@ -292,7 +292,7 @@ def host_array(name: str, values: Any) -> np.ndarray:
         ) from None
 
 
-def check_integers(name: str, labels: Any) -> np.ndarray:
+def host_integers(name: str, labels: Any) -> np.ndarray:
     """Return labels as int64 on the host; otherwise raise a one-line error that says how to convert them."""
     labels = host_array(name, labels)
     if not np.issubdtype(labels.dtype, np.integer):

@@ -1,6 +1,6 @@
-"""Self-supervision: several views of the same pictures instead of labels.
+"""Self-supervision: several views of the same images instead of labels.
 
-Two views are positives of each other if they show the same picture. `self_supervised` makes of any loss over pairs or
+Two views are positives of each other if they show the same image. `self_supervised` makes of any loss over pairs or
 triplets one over views; `view_labels` is the labelling behind it.
 """
 
@@ -15,7 +15,7 @@ from jaxmetric.references import References
 
 
 def view_labels(batch: int, num_views: int) -> jax.Array:
-    """Returns `[num_views * batch]` labels of views that are stacked one after the other: the number of the picture.
+    """Returns `[num_views * batch]` labels of views that are stacked one after the other: the number of the image.
 
     Example:
       >>> view_labels(3, 2).tolist()
@@ -25,9 +25,9 @@ def view_labels(batch: int, num_views: int) -> jax.Array:
 
 
 def self_supervised(loss: Callable[..., Any], *, symmetric: bool = True) -> Callable[..., Any]:
-    """Makes a loss of embeddings and labels into a loss of two or more views of the same pictures.
+    """Makes a loss of embeddings and labels into a loss of two or more views of the same images.
 
-    Symmetric, every view is an anchor and is compared with all the others, of its own picture and of the others.
+    Symmetric, every view is an anchor and is compared with all the others, of its own image and of the others.
     Asymmetric, only the first view's embeddings are anchors, and they are compared with the other views alone, not with
     each other.
 
@@ -37,7 +37,7 @@ def self_supervised(loss: Callable[..., Any], *, symmetric: bool = True) -> Call
 
     Returns:
       A function `(first, second, ..., where=None, weights=None, **hyper_parameters)` of `[B, D]` views, whose rows show
-      the same pictures in the same order. `where` and `weights` are of the pictures, `[B]`. With `reduction="none"` it
+      the same images in the same order. `where` and `weights` are of the images, `[B]`. With `reduction="none"` it
       returns one value for each anchor, view after view.
 
     Raises:

@@ -88,7 +88,9 @@ def variants(name: str, seed: int = 0) -> dict[str, Options]:
 def numbers(name: str) -> dict[str, np.float32]:
     """The hyper-parameters of a loss that may be traced, at their defaults."""
     keywords = inspect.signature(ROWS[name].loss).parameters.values()
-    return {p.name: np.float32(p.default) for p in keywords if isinstance(p.default, float)}
+    return {
+        p.name: np.float32(p.default) for p in keywords if p.kind is p.KEYWORD_ONLY and isinstance(p.default, float)
+    }
 
 
 def choices(name: str, option: str) -> list[str]:

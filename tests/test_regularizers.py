@@ -25,7 +25,7 @@ DEFINITIONS = {
     "L1": (partial(lp_regularizer, p=1), lambda x: np.mean(np.sum(np.abs(x), axis=1))),
     "L infinity": (partial(lp_regularizer, p=math.inf), lambda x: np.mean(np.max(np.abs(x), axis=1))),
     "zero mean": (zero_mean_regularizer, lambda x: np.mean(np.abs(np.sum(x, axis=1)))),
-    "centre invariance": (
+    "center invariance": (
         center_invariant_regularizer,
         lambda x: np.mean((np.sum(x**2, 1) - np.mean(np.sum(x**2, 1))) ** 2) / 4,
     ),
@@ -91,7 +91,7 @@ def test_weights_are_counts():
     assert zero_mean_regularizer(x, weights=np.float32([2, 1, 1])) == (1 + 1 + 2 + 3) / 4
 
 
-def test_a_single_class_has_no_neighbour():
+def test_a_single_class_has_no_neighbor():
     value, gradient = jax.value_and_grad(regular_face_regularizer)(jnp.ones((1, 3)))
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)

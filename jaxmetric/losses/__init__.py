@@ -27,6 +27,7 @@ from jaxmetric.losses.log_sum_exp import (
     tuplet_margin_loss,
 )
 from jaxmetric.losses.pairs import (
+    binomial_deviance_loss,
     contrastive_loss,
     intra_pair_variance_loss,
     margin_loss,
@@ -72,6 +73,7 @@ __all__ = [
     "anchored_quadruplet_loss",
     "angular_loss",
     "arcface_loss",
+    "binomial_deviance_loss",
     "center_loss",
     "centroid_triplet_loss",
     "chen_quadruplet_loss",

@@ -1,47 +1,44 @@
 """Softmax losses with a margin on the angle to the right class, and P2SGrad, which has none.
 
-Each differs from the normalised softmax in what stands for the logit of the right class; `theta` is the angle between
+Each differs from the normalized softmax in what stands for the logit of the right class; `theta` is the angle between
 an example and a class vector. None takes an arccos, whose gradient has no bound near theta = 0: cos(theta + m) comes
 from the addition theorem, cos(m theta) from Chebyshev's polynomials.
 """
 
 import math
-from functools import cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
-from jaxmetric.losses._engine.class_columns import Column
+from jaxmetric.losses._engine.class_columns import Column, ColumnResult, check_classes, class_loss, per_example_loss
+from jaxmetric.losses._engine.class_shard import gather_class_rows
 from jaxmetric.losses._engine.class_softmax import (
-    ColumnLoss,
     Score,
-    class_vector_loss,
+    cross_entropy,
     dot_product,
     nearest_center,
     normalized_dot_product,
-    of_examples,
     right_and_others,
-    softmax_loss,
     sum_over_classes,
 )
-from jaxmetric.losses._engine.reduction import LossResult, LossStats
-from jaxmetric.losses._engine.types import ClassCenters, ClassLabels, ClassProxies
+from jaxmetric.losses._engine.reduction import LossResult
+from jaxmetric.losses._engine.types import ClassCenters, ClassLabels, ClassProxies, ClassWeights, Reduction, ScalarLike
 from jaxmetric.numerics import safe_normalize, safe_sqrt
 
 
 def arcface_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     proxies: ClassProxies,
     *,
-    scale: float = 64.0,
-    margin: float = 0.5,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    scale: ScalarLike = 64.0,
+    margin: ScalarLike = 0.5,
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""ArcFace: the angle between an example and its class vector is smaller than those to others, by a margin.
@@ -53,9 +50,9 @@ def arcface_loss(
     in the authors' code: the loss always grows with the angle.
 
     Args:
-      embeddings: `[B, D]` floats, normalised here.
+      embeddings: `[B, D]` floats, normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       scale: s > 0.
       margin: m, in radians, from 0 to pi.
@@ -83,48 +80,36 @@ def arcface_loss(
       arXiv 1801.07698.
     """
     checks.check_scalar("scale", scale, above=0)
-    _check_angle(margin)
-    return class_vector_loss(
-        _arcface,
-        {"scale": scale, "margin": margin},
-        embeddings,
-        labels,
-        proxies,
-        name="proxies",
-        num_axes=2,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
-    )
+    checks.check_scalar("margin", margin, least=0, most=math.pi, unit="radians")
+    batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
+    return class_loss(_arcface, batch, scale, margin)
 
 
 def sub_center_arcface_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     centers: ClassCenters,
     *,
-    scale: float = 64.0,
-    margin: float = 0.5,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    scale: ScalarLike = 64.0,
+    margin: ScalarLike = 0.5,
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""Sub-centre ArcFace: ArcFace with several centres per class, of which the nearest counts.
+    r"""Sub-center ArcFace: ArcFace with several centers per class, of which the nearest counts.
 
     :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s \cos(\theta_y + m)`, :math:`z_c = s \cos \theta_c` and
     :math:`\cos \theta_c = \max_k x^\top w_c^k` for vectors of length 1. A class's noisy examples gather around other
-    centres than the dominant one.
+    centers than the dominant one.
 
     Beyond :math:`\theta_y = \pi - m` it goes on as `arcface_loss` does.
 
     Args:
-      embeddings: `[B, D]` floats, normalised here.
+      embeddings: `[B, D]` floats, normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, K, D]` centres, normalised here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
+      centers: `[C, K, D]` centers, normalized here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
         columns of labels, whose losses add up.
       scale: s > 0.
       margin: m, in radians, from 0 to pi.
@@ -145,7 +130,7 @@ def sub_center_arcface_loss(
       >>> import jax.numpy as jnp
       >>> centers = jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [-1.0, 0.0]]])
       >>> loss = sub_center_arcface_loss(jnp.array([[0.0, 1.0]]), jnp.array([0]), centers, scale=1.0, margin=0.0)
-      >>> round(float(loss), 4)  # cosines 1, of the second centre, and 0: log(1 + exp(-1))
+      >>> round(float(loss), 4)  # cosines 1, of the second center, and 0: log(1 + exp(-1))
       0.3133
 
     References:
@@ -153,45 +138,44 @@ def sub_center_arcface_loss(
       Web Faces, ECCV 2020.
     """
     checks.check_scalar("scale", scale, above=0)
-    _check_angle(margin)
-    return class_vector_loss(
-        _sub_center_arcface,
-        {"scale": scale, "margin": margin},
+    checks.check_scalar("margin", margin, least=0, most=math.pi, unit="radians")
+    batch = check_classes(
+        "centers",
+        centers,
         embeddings,
         labels,
-        centers,
-        name="centers",
-        num_axes=3,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
+        class_weights,
+        where,
+        weights,
+        reduction,
+        has_aux,
+        centers_per_class=True,
     )
+    return class_loss(_sub_center_arcface, batch, scale, margin)
 
 
 def cosface_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     proxies: ClassProxies,
     *,
-    scale: float = 64.0,
-    margin: float = 0.35,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    scale: ScalarLike = 64.0,
+    margin: ScalarLike = 0.35,
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""CosFace: the cosine with the vector of an example's class is larger than those with others, by a margin.
 
     :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s (\cos \theta_y - m)` and :math:`z_c = s \cos \theta_c` for
-    the other classes: `normalized_softmax_loss` of normalised embeddings.
+    the other classes: `normalized_softmax_loss` of normalized embeddings.
 
     Args:
-      embeddings: `[B, D]` floats, normalised here.
+      embeddings: `[B, D]` floats, normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       scale: s > 0.
       margin: m, taken off the cosine.
@@ -220,33 +204,21 @@ def cosface_loss(
     """
     checks.check_scalar("scale", scale, above=0)
     checks.check_scalar("margin", margin)
-    return class_vector_loss(
-        _cosface,
-        {"scale": scale, "margin": margin},
-        embeddings,
-        labels,
-        proxies,
-        name="proxies",
-        num_axes=2,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
-    )
+    batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
+    return class_loss(_cosface, batch, scale, margin)
 
 
 def sphereface_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     proxies: ClassProxies,
     *,
-    scale: float = 1.0,
+    scale: ScalarLike = 1.0,
     margin: int = 4,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""SphereFace: m times the angle to the class vector is smaller than the angles to others.
@@ -258,7 +230,7 @@ def sphereface_loss(
     Args:
       embeddings: `[B, D]` floats; their lengths are part of the loss.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       scale: s > 0; 1 in the paper.
       margin: m >= 1, a static integer; 1 is no margin.
@@ -286,33 +258,22 @@ def sphereface_loss(
       2017, arXiv 1704.08063.
     """
     checks.check_scalar("scale", scale, above=0)
-    return class_vector_loss(
-        _sphereface(checks.check_static_integer("margin", margin, least=1)),
-        {"scale": scale},
-        embeddings,
-        labels,
-        proxies,
-        name="proxies",
-        num_axes=2,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
-    )
+    checks.check_static_integer("margin", margin, least=1)
+    batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
+    return class_loss(_sphereface, batch, scale, margin=int(margin))
 
 
 def large_margin_softmax_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     proxies: ClassProxies,
     *,
-    scale: float = 1.0,
+    scale: ScalarLike = 1.0,
     margin: int = 4,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The large-margin softmax (L-softmax): SphereFace with class vectors whose lengths count.
@@ -324,7 +285,7 @@ def large_margin_softmax_loss(
     Args:
       embeddings: `[B, D]` floats; their lengths are part of the loss.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, not normalised, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, not normalized, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       scale: s > 0; 1 in the paper.
       margin: m >= 1, a static integer; 1 is the ordinary softmax.
@@ -352,31 +313,20 @@ def large_margin_softmax_loss(
       1612.02295.
     """
     checks.check_scalar("scale", scale, above=0)
-    return class_vector_loss(
-        _large_margin_softmax(checks.check_static_integer("margin", margin, least=1)),
-        {"scale": scale},
-        embeddings,
-        labels,
-        proxies,
-        name="proxies",
-        num_axes=2,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
-    )
+    checks.check_static_integer("margin", margin, least=1)
+    batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
+    return class_loss(_large_margin_softmax, batch, scale, margin=int(margin))
 
 
 def p2sgrad_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     proxies: ClassProxies,
     *,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""P2SGrad: cosines with class vectors are 1 for the right class and 0 for others, in the mean square.
@@ -385,9 +335,9 @@ def p2sgrad_loss(
     instead of a loss, :math:`\sum_c (\cos \theta_c - [c = y])\, \nabla \cos \theta_c`. It has no hyper-parameters.
 
     Args:
-      embeddings: `[B, D]` floats, normalised here.
+      embeddings: `[B, D]` floats, normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
       where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
@@ -412,74 +362,54 @@ def p2sgrad_loss(
       Models, CVPR 2019, arXiv 1905.02479. As a mean square: X. Wang, J. Yamagishi, A Comparative Study on Recent Neural
       Spoofing Countermeasures for Synthetic Speech Detection, Interspeech 2021, arXiv 2103.11326.
     """
-    return class_vector_loss(
-        _p2sgrad,
-        {},
-        embeddings,
-        labels,
-        proxies,
-        name="proxies",
-        num_axes=2,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
-    )
+    batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
+    return class_loss(_p2sgrad, batch)
 
 
-def _arcface(
-    embeddings: jax.Array, column: Column, *, scale: jax.Array, margin: jax.Array, score: Score = normalized_dot_product
-) -> tuple[jax.Array, LossStats]:
+def _arcface(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
+    return _arcface_of_score(normalized_dot_product, embeddings, column, scale, margin)
+
+
+def _sub_center_arcface(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
+    return _arcface_of_score(nearest_center, embeddings, column, scale, margin)
+
+
+def _arcface_of_score(
+    score: Score, embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike
+) -> ColumnResult:
     right, others = right_and_others(score, column.vectors, column.labels, scale * safe_normalize(embeddings))
-    return of_examples(softmax_loss(scale * _cos_of_sum(right / scale, margin), others), column)
+    return per_example_loss(cross_entropy(scale * _cos_of_sum(right / scale, margin), others), column)
 
 
-def _sub_center_arcface(
-    embeddings: jax.Array, column: Column, *, scale: jax.Array, margin: jax.Array
-) -> tuple[jax.Array, LossStats]:
-    return _arcface(embeddings, column, scale=scale, margin=margin, score=nearest_center)
-
-
-def _cos_of_sum(cosine: jax.Array, margin: jax.Array) -> jax.Array:
+def _cos_of_sum(cosine: jax.Array, margin: ScalarLike) -> jax.Array:
     """cos(theta + margin); beyond theta = pi - margin, where that would rise again, cos(theta) - margin sin(margin)."""
     sine = safe_sqrt((1 - cosine) * (1 + cosine))
     rises = cosine < -jnp.cos(margin)
     return jnp.where(rises, cosine - margin * jnp.sin(margin), cosine * jnp.cos(margin) - sine * jnp.sin(margin))
 
 
-def _cosface(
-    embeddings: jax.Array, column: Column, *, scale: jax.Array, margin: jax.Array
-) -> tuple[jax.Array, LossStats]:
+def _cosface(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
     logits = scale * safe_normalize(embeddings)
     right, others = right_and_others(normalized_dot_product, column.vectors, column.labels, logits)
-    return of_examples(softmax_loss(right - scale * margin, others), column)
+    return per_example_loss(cross_entropy(right - scale * margin, others), column)
 
 
-@cache
-def _sphereface(margin: int) -> ColumnLoss:
-    def of_column(embeddings: jax.Array, column: Column, *, scale: jax.Array) -> tuple[jax.Array, LossStats]:
-        _, others = right_and_others(normalized_dot_product, column.vectors, column.labels, scale * embeddings)
-        right = scale * _length(embeddings) * _psi(_cosines(embeddings, column), margin)
-        return of_examples(softmax_loss(right, others), column)
-
-    return of_column
+def _sphereface(embeddings: jax.Array, column: Column, scale: ScalarLike, *, margin: int) -> ColumnResult:
+    _, others = right_and_others(normalized_dot_product, column.vectors, column.labels, scale * embeddings)
+    right = scale * _length(embeddings) * _psi(_cosines(embeddings, column), margin)
+    return per_example_loss(cross_entropy(right, others), column)
 
 
-@cache
-def _large_margin_softmax(margin: int) -> ColumnLoss:
-    def of_column(embeddings: jax.Array, column: Column, *, scale: jax.Array) -> tuple[jax.Array, LossStats]:
-        _, others = right_and_others(dot_product, column.vectors, column.labels, scale * embeddings)
-        length = _length(embeddings) * _length(column.of_labels(column.vectors))
-        right = scale * length * _psi(_cosines(embeddings, column), margin)
-        return of_examples(softmax_loss(right, others), column)
-
-    return of_column
+def _large_margin_softmax(embeddings: jax.Array, column: Column, scale: ScalarLike, *, margin: int) -> ColumnResult:
+    _, others = right_and_others(dot_product, column.vectors, column.labels, scale * embeddings)
+    length = _length(embeddings) * _length(gather_class_rows(column.vectors, column.labels))
+    right = scale * length * _psi(_cosines(embeddings, column), margin)
+    return per_example_loss(cross_entropy(right, others), column)
 
 
 def _cosines(embeddings: jax.Array, column: Column) -> jax.Array:
     """`[B]` cosines of the angles between embeddings and the vectors of their classes."""
-    of_class = column.of_labels(column.vectors)
+    of_class = gather_class_rows(column.vectors, column.labels)
     return jnp.sum(safe_normalize(embeddings) * safe_normalize(of_class), axis=1)
 
 
@@ -499,17 +429,13 @@ def _length(vectors: jax.Array) -> jax.Array:
     return jnp.sum(vectors * safe_normalize(vectors), axis=-1)
 
 
-def _p2sgrad(embeddings: jax.Array, column: Column) -> tuple[jax.Array, LossStats]:
+def _p2sgrad(embeddings: jax.Array, column: Column) -> ColumnResult:
     values, _ = sum_over_classes(
         _halved_squares, column.vectors, safe_normalize(embeddings), column.labels, rows=column.labels.size
     )
-    return of_examples(values, column)
+    return per_example_loss(values, column)
 
 
 def _halved_squares(vectors: jax.Array, index: jax.Array, embeddings: jax.Array, labels: jax.Array) -> jax.Array:
     cosine = normalized_dot_product(vectors, embeddings)
     return jnp.square(cosine - (index[:, None] == labels[None, :]).astype(cosine.dtype)) / 2
-
-
-def _check_angle(margin: Any) -> None:
-    checks.check_scalar("margin", margin, least=0, most=math.pi, unit="radians")

@@ -12,42 +12,43 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 from jaxmetric.losses._engine.comparison import (
     Comparison,
-    Pairwise,
-    between_references,
-    compare,
+    check_graded_pairs,
+    check_pairs,
     negatives_between_references,
+    pair_loss,
     pair_weights,
     weights_of_complete_anchors,
 )
-from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
-from jaxmetric.losses._engine.types import ClassLabels, LabelColumns
+from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, each_pair
+from jaxmetric.losses._engine.types import ClassLabels, Distance, LabelColumns, Reduction, ScalarLike, Similarity
 from jaxmetric.numerics import masked_logsumexp, safe_divide, safe_sqrt, softplus
 from jaxmetric.references import PairMasks, References
 
 
 def ntxent_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: LabelColumns | None,
     *,
-    temperature: float = 0.07,
-    similarity: Pairwise = "cosine",
+    temperature: ScalarLike = 0.07,
+    similarity: Similarity = "cosine",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The normalised temperature-scaled cross entropy, also known as InfoNCE: each positive against all negatives.
+    r"""The normalized temperature-scaled cross entropy, also known as InfoNCE: each positive against all negatives.
 
     The mean over pairs of an anchor a and a positive p of
     :math:`-\log \frac{\exp(s_{ap} / \tau)}{\exp(s_{ap} / \tau) + \sum_n \exp(s_{an} / \tau)}`, s the similarity, n the
-    negatives of a. With two views of each picture as the two examples of a class it is the loss of SimCLR.
+    negatives of a. With two views of each image as the two examples of a class it is the loss of SimCLR.
 
     With several columns of labels, every pair is a positive of the weight of the share :math:`\pi` of its labels that
     agree, and among the negatives n != p each counts :math:`1 - \pi_{an}` times.
@@ -87,30 +88,22 @@ def ntxent_loss(
       Predictive Coding, 2018.
     """
     checks.check_scalar("temperature", temperature, above=0)
-    comparison = compare(
-        embeddings,
-        labels,
-        similarity=similarity,
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
-        multi_output=True,
-        label_weights=label_weights,
+    batch = check_graded_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, similarity=similarity
     )
-    return reduce_anchors(_ntxent(comparison, temperature), reduction, has_aux)
+    return pair_loss(_ntxent, batch, temperature)
 
 
 def n_pairs_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    similarity: Pairwise = "dot",
+    similarity: Similarity = "dot",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The (N+1)-tuplet loss of the N-pairs paper, over all anchors, positives and negatives of the batch.
@@ -119,10 +112,10 @@ def n_pairs_loss(
     :math:`\log\big(1 + \sum_n \exp(f_a^\top f_n - f_a^\top f_p)\big)`, n the negatives of a.
 
     The paper's N-pair-mc loss is this one of N anchors against the N other halves of their pairs as `references`. Its
-    regulariser of the embeddings' lengths is not included: without one, or with a weak one, they grow.
+    regularizer of the embeddings' lengths is not included: without one, or with a weak one, they grow.
 
     Args:
-      embeddings: `[B, D]` floats, not normalised; None if `similarity` is an array.
+      embeddings: `[B, D]` floats, not normalized; None if `similarity` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       similarity: `"dot"`, `"cosine"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
       references: what the anchors are compared with; the batch itself if None.
@@ -153,24 +146,24 @@ def n_pairs_loss(
     References:
       K. Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, NeurIPS 2016.
     """
-    comparison = compare(
-        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
-    return reduce_anchors(_n_pairs(comparison), reduction, has_aux)
+    return pair_loss(_n_pairs, batch)
 
 
 def tuplet_margin_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    margin: float = 0.1,
-    scale: float = 64.0,
-    similarity: Pairwise = "cosine",
+    margin: ScalarLike = 0.1,
+    scale: ScalarLike = 64.0,
+    similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The tuplet margin loss: each positive against all negatives, by angles, with some slack for the positive.
@@ -214,24 +207,24 @@ def tuplet_margin_loss(
     """
     checks.check_scalar("margin", margin, least=0, below=math.pi / 2, unit="radians")
     checks.check_scalar("scale", scale, above=0)
-    comparison = compare(
-        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
-    return reduce_anchors(_tuplet_margin(comparison, margin, scale), reduction, has_aux)
+    return pair_loss(_tuplet_margin, batch, margin, scale)
 
 
 def supcon_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: LabelColumns | None,
     *,
-    temperature: float = 0.1,
-    similarity: Pairwise = "cosine",
+    temperature: ScalarLike = 0.1,
+    similarity: Similarity = "cosine",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The supervised contrastive loss, L_out: all positives of an anchor share one softmax over all other examples.
@@ -277,34 +270,26 @@ def supcon_loss(
       Contrastive Learning, NeurIPS 2020.
     """
     checks.check_scalar("temperature", temperature, above=0)
-    comparison = compare(
-        embeddings,
-        labels,
-        similarity=similarity,
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
-        multi_output=True,
-        label_weights=label_weights,
+    batch = check_graded_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, similarity=similarity
     )
-    return reduce_anchors(_supcon(comparison, temperature), reduction, has_aux)
+    return pair_loss(_supcon, batch, temperature)
 
 
 def nca_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    softmax_scale: float = 1.0,
-    distance: Pairwise = "squared_euclidean",
+    softmax_scale: ScalarLike = 1.0,
+    distance: Distance = "squared_euclidean",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""Neighbourhood components analysis: a neighbour drawn at random, near ones more likely, is of one's own class.
+    r"""Neighborhood components analysis: a neighbor drawn at random, near ones more likely, is of one's own class.
 
     The mean over anchors i of
     :math:`-\log \frac{\sum_{p \in P(i)} \exp(-\gamma\, d_{ip})}{\sum_{a \ne i} \exp(-\gamma\, d_{ia})}`, P(i) the
@@ -343,23 +328,21 @@ def nca_loss(
       J. Goldberger, S. Roweis, G. Hinton, R. Salakhutdinov, Neighbourhood Components Analysis, NeurIPS 2004.
     """
     checks.check_scalar("softmax_scale", softmax_scale, above=0)
-    comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
-    )
-    return reduce_anchors(_nca(comparison, softmax_scale), reduction, has_aux)
+    batch = check_pairs(embeddings, labels, references, pairs, where, weights, reduction, has_aux, distance=distance)
+    return pair_loss(_nca, batch, softmax_scale)
 
 
 def instance_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    gamma: float = 64.0,
-    similarity: Pairwise = "cosine",
+    gamma: ScalarLike = 64.0,
+    similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The instance loss: each example is a class of its own, and its embedding the vector of that class.
@@ -370,7 +353,7 @@ def instance_loss(
     labels distinct it spreads the embeddings over the sphere; a label that occurs more than once makes one class of
     its examples, of which the softmax may choose any.
 
-    The paper learns the vectors of the classes, one per picture of the training set; this is its form within a batch.
+    The paper learns the vectors of the classes, one per image of the training set; this is its form within a batch.
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
@@ -405,14 +388,13 @@ def instance_loss(
       Instance Loss, ACM TOMM 2020.
     """
     checks.check_scalar("gamma", gamma, above=0)
-    comparison = compare(
-        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
-    return reduce_anchors(_instance(comparison, gamma), reduction, has_aux)
+    return pair_loss(_instance, batch, gamma)
 
 
-@jax.jit
-def _ntxent(c: Comparison, temperature: float) -> LossStats:
+def _ntxent(c: Comparison, temperature: ScalarLike) -> LossStats:
     logits = c.values / temperature
     against = masked_logsumexp(logits, c.negatives > 0, weights=c.negatives)
     # A pair that is alike in a share pi is also among its own negatives, 1 - pi times: what is missing to 1 is pi.
@@ -421,13 +403,11 @@ def _ntxent(c: Comparison, temperature: float) -> LossStats:
     return each_pair(losses, pair_weights(c, c.positives))
 
 
-@jax.jit
 def _n_pairs(c: Comparison) -> LossStats:
     return _each_positive_against_negatives(c, c.values, c.values)
 
 
-@jax.jit
-def _tuplet_margin(c: Comparison, margin: float, scale: float) -> LossStats:
+def _tuplet_margin(c: Comparison, margin: ScalarLike, scale: ScalarLike) -> LossStats:
     # cos(theta - margin) by the sum formula: an arc cosine has no finite gradient at 1.
     sines = safe_sqrt((1 - c.values) * (1 + c.values))
     slack = c.values * jnp.cos(margin) + sines * jnp.sin(margin)
@@ -440,17 +420,15 @@ def _each_positive_against_negatives(c: Comparison, positive: jax.Array, negativ
     return each_pair(softplus(against[:, None] - positive), pair_weights(c, c.positives))
 
 
-@jax.jit
-def _supcon(c: Comparison, temperature: float) -> LossStats:
+def _supcon(c: Comparison, temperature: ScalarLike) -> LossStats:
     logits = c.values / temperature
     shares = c.positives * c.reference_weights[None, :]
-    of_positives = safe_divide(jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1), jnp.sum(shares, axis=1))
-    losses = masked_logsumexp(logits, c.positives + c.negatives > 0) - of_positives
+    mean_positive = safe_divide(jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1), jnp.sum(shares, axis=1))
+    losses = masked_logsumexp(logits, c.positives + c.negatives > 0) - mean_positive
     return each_anchor(losses, weights_of_complete_anchors(c))
 
 
-@jax.jit
-def _nca(c: Comparison, softmax_scale: float) -> LossStats:
+def _nca(c: Comparison, softmax_scale: ScalarLike) -> LossStats:
     logits = -softmax_scale * c.values
     exists = jnp.any(c.positives, axis=1)
     alike = jnp.where(exists, masked_logsumexp(logits, c.positives), 0)
@@ -458,8 +436,7 @@ def _nca(c: Comparison, softmax_scale: float) -> LossStats:
     return each_anchor(losses, jnp.where(exists, c.anchor_weights, 0))
 
 
-@jax.jit
-def _instance(c: Comparison, gamma: float) -> LossStats:
+def _instance(c: Comparison, gamma: ScalarLike) -> LossStats:
     logits = gamma * c.values
     alike = jnp.logaddexp(masked_logsumexp(logits, c.positives), gamma)
     losses = softplus(masked_logsumexp(logits, c.negatives) - alike)
@@ -467,19 +444,19 @@ def _instance(c: Comparison, gamma: float) -> LossStats:
 
 
 def multi_similarity_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: LabelColumns | None,
     *,
-    alpha: float = 2.0,
-    beta: float = 50.0,
-    base: float = 0.5,
-    similarity: Pairwise = "cosine",
+    alpha: ScalarLike = 2.0,
+    beta: ScalarLike = 50.0,
+    base: ScalarLike = 0.5,
+    similarity: Similarity = "cosine",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The multi-similarity loss: soft maxima of how dissimilar the positives and how similar the negatives are.
@@ -530,32 +507,24 @@ def multi_similarity_loss(
     checks.check_scalar("alpha", alpha, above=0)
     checks.check_scalar("beta", beta, above=0)
     checks.check_scalar("base", base)
-    comparison = compare(
-        embeddings,
-        labels,
-        similarity=similarity,
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
-        multi_output=True,
-        label_weights=label_weights,
+    batch = check_graded_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, similarity=similarity
     )
-    return reduce_anchors(_multi_similarity(comparison, alpha, beta, base), reduction, has_aux)
+    return pair_loss(_multi_similarity, batch, alpha, beta, base)
 
 
 def circle_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    margin: float = 0.4,
-    gamma: float = 80.0,
-    similarity: Pairwise = "cosine",
+    margin: ScalarLike = 0.4,
+    gamma: ScalarLike = 80.0,
+    similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The circle loss: each similarity is pulled the harder the farther it is from where it should be.
@@ -601,23 +570,23 @@ def circle_loss(
     """
     checks.check_scalar("margin", margin)
     checks.check_scalar("gamma", gamma, above=0)
-    comparison = compare(
-        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
-    return reduce_anchors(_circle(comparison, margin, gamma), reduction, has_aux)
+    return pair_loss(_circle, batch, margin, gamma)
 
 
 def lifted_structure_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    margin: float = 1.0,
-    distance: Pairwise = "euclidean",
+    margin: ScalarLike = 1.0,
+    distance: Distance = "euclidean",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The lifted structure loss: each positive pair against the negatives of both of its members.
@@ -664,34 +633,36 @@ def lifted_structure_loss(
       2016.
     """
     checks.check_scalar("margin", margin)
-    comparison = compare(
+    batch = check_pairs(
         embeddings,
         labels,
+        references,
+        pairs,
+        where,
+        weights,
+        reduction,
+        has_aux,
         distance=distance,
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
         needs_labels=references is not None,
+        between=references is not None,
     )
-    others = None if references is None else between_references("distance", distance, comparison, references)
-    return reduce_anchors(_lifted_structure(comparison, others, margin), reduction, has_aux)
+    return pair_loss(_lifted_structure, batch, margin)
 
 
 def generalized_lifted_structure_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    margin: float = 1.0,
-    distance: Pairwise = "euclidean",
+    margin: ScalarLike = 1.0,
+    distance: Distance = "euclidean",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The generalised lifted structure loss: the soft maximum over positives against that over negatives.
+    r"""The generalized lifted structure loss: the soft maximum over positives against that over negatives.
 
     The mean over anchors a of :math:`\big[\log \sum_p e^{D_{ap}} + \log \sum_n e^{m - D_{an}}\big]_+`, p the positives
     and n the negatives of a.
@@ -729,14 +700,11 @@ def generalized_lifted_structure_loss(
       A. Hermans, L. Beyer, B. Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017.
     """
     checks.check_scalar("margin", margin)
-    comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
-    )
-    return reduce_anchors(_generalized_lifted_structure(comparison, margin), reduction, has_aux)
+    batch = check_pairs(embeddings, labels, references, pairs, where, weights, reduction, has_aux, distance=distance)
+    return pair_loss(_generalized_lifted_structure, batch, margin)
 
 
-@jax.jit
-def _multi_similarity(c: Comparison, alpha: float, beta: float, base: float) -> LossStats:
+def _multi_similarity(c: Comparison, alpha: ScalarLike, beta: ScalarLike, base: ScalarLike) -> LossStats:
     beyond = c.values - base
     alike = masked_logsumexp(-alpha * beyond, c.positives > 0, weights=c.positives)
     unlike = masked_logsumexp(beta * beyond, c.negatives > 0, weights=c.negatives)
@@ -744,8 +712,7 @@ def _multi_similarity(c: Comparison, alpha: float, beta: float, base: float) -> 
     return each_anchor(losses, weights_of_complete_anchors(c))
 
 
-@jax.jit
-def _circle(c: Comparison, margin: float, gamma: float) -> LossStats:
+def _circle(c: Comparison, margin: ScalarLike, gamma: ScalarLike) -> LossStats:
     constant = jax.lax.stop_gradient(c.values)
     pull, push = jax.nn.relu(1 + margin - constant), jax.nn.relu(constant + margin)
     alike = masked_logsumexp(-gamma * pull * (c.values - (1 - margin)), c.positives)
@@ -753,17 +720,15 @@ def _circle(c: Comparison, margin: float, gamma: float) -> LossStats:
     return each_anchor(softplus(alike + unlike), weights_of_complete_anchors(c))
 
 
-@jax.jit
-def _lifted_structure(c: Comparison, others: jax.Array | None, margin: float) -> LossStats:
-    of_anchors = of_positives = masked_logsumexp(margin - c.values, c.negatives)
-    if others is not None:
-        of_positives = masked_logsumexp(margin - others, negatives_between_references(c))
-    losses = jax.nn.relu(c.values + jnp.logaddexp(of_anchors[:, None], of_positives[None, :]))
+def _lifted_structure(c: Comparison, margin: ScalarLike) -> LossStats:
+    against_anchors = against_positives = masked_logsumexp(margin - c.values, c.negatives)
+    if c.between is not None:
+        against_positives = masked_logsumexp(margin - c.between, negatives_between_references(c))
+    losses = jax.nn.relu(c.values + jnp.logaddexp(against_anchors[:, None], against_positives[None, :]))
     return each_pair(jnp.square(losses) / 2, pair_weights(c, c.positives))
 
 
-@jax.jit
-def _generalized_lifted_structure(c: Comparison, margin: float) -> LossStats:
+def _generalized_lifted_structure(c: Comparison, margin: ScalarLike) -> LossStats:
     alike = masked_logsumexp(c.values, c.positives)
     unlike = masked_logsumexp(margin - c.values, c.negatives)
     return each_anchor(jax.nn.relu(alike + unlike), weights_of_complete_anchors(c))

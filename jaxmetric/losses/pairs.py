@@ -1,47 +1,57 @@
 """Losses over pairs: two examples of one class lie close, others far apart.
 
 `contrastive_loss` and `snr_contrastive_loss` are hinges with fixed margins, `siglip_loss` is a logistic regression on
-the similarity, and `margin_loss` learns the boundary between close and far. `intra_pair_variance_loss` compares each
-pair with the mean of its kind, `threshold_consistent_margin_loss` averages over the pairs beyond a threshold, and
-`ranked_list_loss` over those of each anchor, the worst weighing most.
+the similarity, `binomial_deviance_loss` another in which negatives cost more, and `margin_loss` learns the boundary
+between close and far. `intra_pair_variance_loss` compares each pair with the mean of its kind,
+`threshold_consistent_margin_loss` averages over the pairs beyond a threshold, and `ranked_list_loss` over those of each
+anchor, the worst weighing most.
 """
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
-from jaxmetric.losses._engine.comparison import Comparison, Pairwise, compare, pair_weights
-from jaxmetric.losses._engine.reduction import (
-    LossResult,
-    LossStats,
-    check_reduction,
-    each_anchor,
-    each_pair,
-    reduce_anchors,
+from jaxmetric.losses._engine.comparison import (
+    Comparison,
+    Examples,
+    check_graded_pairs,
+    check_pairs,
+    masked_examples,
+    pair_loss,
+    pair_weights,
 )
-from jaxmetric.losses._engine.types import ClassLabels, LabelColumns
+from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, each_pair
+from jaxmetric.losses._engine.types import (
+    ClassLabels,
+    ClassScalars,
+    Distance,
+    LabelColumns,
+    Reduction,
+    ScalarLike,
+    Similarity,
+)
 from jaxmetric.numerics import excess, safe_abs, safe_divide, safe_sqrt, softplus
 from jaxmetric.references import PairMasks, References
 
 
 def contrastive_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: LabelColumns | None,
     *,
-    pos_margin: float = 0.0,
-    neg_margin: float = 1.0,
-    power: int = 2,
-    distance: Pairwise = "euclidean",
+    pos_margin: ScalarLike = 0.0,
+    neg_margin: ScalarLike = 1.0,
+    power: Literal[1, 2] = 2,
+    distance: Distance = "euclidean",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The contrastive loss: alike examples come together, others move apart until a margin.
@@ -88,50 +98,42 @@ def contrastive_loss(
     References:
       R. Hadsell, S. Chopra, Y. LeCun, Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("pos_margin", pos_margin)
     checks.check_scalar("neg_margin", neg_margin)
     if isinstance(checks.check_scalar("power", power), jax.core.Tracer) or power not in (1, 2):
         raise ValueError(f"power is {power!r}, expected 1 or 2")
     # `pairwise_euclidean` calls distances near rounding 0; squared, the same distances still attract.
     squared = power == 2 and isinstance(distance, str) and distance == "euclidean"
-    comparison = compare(
-        embeddings,
-        labels,
-        distance="squared_euclidean" if squared else distance,
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
-        multi_output=True,
-        label_weights=label_weights,
+    distance = "squared_euclidean" if squared else distance
+    batch = check_graded_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, distance=distance
     )
-    per_anchor = _contrastive(comparison, pos_margin, neg_margin, power=power, squared=squared)
-    return reduce_anchors(per_anchor, reduction, has_aux)
+    return pair_loss(_contrastive, batch, pos_margin, neg_margin, power=power, squared=squared)
 
 
-@partial(jax.jit, static_argnames=("power", "squared"))
-def _contrastive(c: Comparison, pos_margin: float, neg_margin: float, *, power: int, squared: bool) -> LossStats:
+def _contrastive(
+    c: Comparison, pos_margin: ScalarLike, neg_margin: ScalarLike, *, power: int, squared: bool
+) -> LossStats:
     distances = safe_sqrt(c.values) if squared else c.values
     close, apart = jax.nn.relu(distances - pos_margin), jax.nn.relu(neg_margin - distances)
     if power == 2:
         close, apart = jnp.square(close) / 2, jnp.square(apart) / 2
-    return _alike_and_not(close, apart, c)
+    return _positive_and_negative_sums(close, apart, c)
 
 
 def snr_contrastive_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: LabelColumns | None,
     *,
-    pos_margin: float = 0.0,
-    neg_margin: float = 1.0,
-    zero_mean: float = 0.0,
+    pos_margin: ScalarLike = 0.0,
+    neg_margin: ScalarLike = 1.0,
+    zero_mean: ScalarLike = 0.0,
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The contrastive loss of signal-to-noise-ratio distances.
@@ -147,7 +149,7 @@ def snr_contrastive_loss(
         of them that agrees.
       pos_margin: m+; the paper's formula has none.
       neg_margin: m-, alpha of the paper.
-      zero_mean: lambda >= 0, the weight of the regulariser. It is part of every pair's loss, so that `"mean"` contains
+      zero_mean: lambda >= 0, the weight of the regularizer. It is part of every pair's loss, so that `"mean"` contains
         its mean over the anchors, and every pair counts for `"mean_active"`.
       label_weights: T static weights of the labels.
       references: what to compare the batch with; itself if not given.
@@ -176,50 +178,40 @@ def snr_contrastive_loss(
       T. Yuan, W. Deng, J. Tang, Y. Tang, B. Chen, Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric
       Learning, CVPR 2019, arXiv 1904.02616.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("pos_margin", pos_margin)
     checks.check_scalar("neg_margin", neg_margin)
     checks.check_scalar("zero_mean", zero_mean, least=0)
-    comparison = compare(
-        embeddings,
-        labels,
-        distance="snr",
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
-        multi_output=True,
-        label_weights=label_weights,
+    batch = check_graded_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, distance="snr"
     )
-    return reduce_anchors(_snr_contrastive(comparison, pos_margin, neg_margin, zero_mean), reduction, has_aux)
+    return pair_loss(_snr_contrastive, batch, pos_margin, neg_margin, zero_mean)
 
 
-@jax.jit
-def _snr_contrastive(c: Comparison, pos_margin: float, neg_margin: float, zero_mean: float) -> LossStats:
+def _snr_contrastive(c: Comparison, pos_margin: ScalarLike, neg_margin: ScalarLike, zero_mean: ScalarLike) -> LossStats:
     mean = zero_mean * safe_abs(jnp.sum(c.anchors, axis=1, keepdims=True))
     close, apart = jax.nn.relu(c.values - pos_margin), jax.nn.relu(neg_margin - c.values)
-    return _alike_and_not(close + mean, apart + mean, c)
+    return _positive_and_negative_sums(close + mean, apart + mean, c)
 
 
 def siglip_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: LabelColumns | None,
     *,
-    scale: jax.Array | float = 10.0,
-    bias: jax.Array | float = -10.0,
-    similarity: Pairwise = "cosine",
+    scale: ScalarLike = 10.0,
+    bias: ScalarLike = -10.0,
+    similarity: Similarity = "cosine",
     label_weights: Sequence[float] | None = None,
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The sigmoid loss of SigLIP: whether a pair is alike is a logistic regression on its similarity.
 
     An anchor i loses :math:`-\sum_j \log \sigma(z_{ij}(t\,s_{ij} + b))` over all references j, with
-    :math:`z_{ij} = 1` if their labels agree and -1 if not. Unlike a softmax it needs no sum over the batch to normalise
+    :math:`z_{ij} = 1` if their labels agree and -1 if not. Unlike a softmax it needs no sum over the batch to normalize
     with. The scale t and the bias b are usually learned: pass them as parameters.
 
     Args:
@@ -259,25 +251,15 @@ def siglip_loss(
       X. Zhai, B. Mustafa, A. Kolesnikov, L. Beyer, Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv
       2303.15343.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("scale", scale, above=0)
     checks.check_scalar("bias", bias)
-    comparison = compare(
-        embeddings,
-        labels,
-        similarity=similarity,
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
-        multi_output=True,
-        label_weights=label_weights,
+    batch = check_graded_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, similarity=similarity
     )
-    return reduce_anchors(_siglip(comparison, scale, bias), reduction, has_aux)
+    return pair_loss(_siglip, batch, scale, bias)
 
 
-@jax.jit
-def _siglip(c: Comparison, scale: jax.Array, bias: jax.Array) -> LossStats:
+def _siglip(c: Comparison, scale: ScalarLike, bias: ScalarLike) -> LossStats:
     logits = scale * c.values + bias
     # p softplus(-z) + n softplus(z) by one softplus, that of the larger share, which keeps the digits of small losses.
     signed = jnp.where(c.positives > c.negatives, -logits, logits)
@@ -290,18 +272,18 @@ def _siglip(c: Comparison, scale: jax.Array, bias: jax.Array) -> LossStats:
 
 
 def margin_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
-    beta: jax.Array | float,
+    beta: ClassScalars = 1.2,
     *,
-    margin: float = 0.2,
-    nu: float = 0.0,
-    distance: Pairwise = "euclidean",
+    margin: ScalarLike = 0.2,
+    nu: ScalarLike = 0.0,
+    distance: Distance = "euclidean",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The margin loss: a learned boundary lies between the distances of alike and of other examples.
@@ -312,11 +294,11 @@ def margin_loss(
     so that O(B^2) time and memory suffice.
 
     Args:
-      embeddings: `[B, D]` floats, normalised by the network; None if `distance` is an array.
+      embeddings: `[B, D]` floats, normalized by the network; None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers, in [0, C) if `beta` is `[C]`; None if `pairs` says what is alike.
-      beta: a scalar or `[C]`, static or learned; the paper starts from 1.2.
+      beta: a scalar or `[C]`, static or learned; the default is the boundary from which the paper starts.
       margin: alpha >= 0.
-      nu: >= 0, the weight of the regulariser, which draws a learned beta down.
+      nu: >= 0, the weight of the regularizer, which draws a learned beta down.
       distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
       references: what to compare the batch with; itself if not given.
@@ -339,7 +321,7 @@ def margin_loss(
     Example:
       >>> import jax.numpy as jnp
       >>> embeddings, labels = jnp.array([[0.0], [1.1], [3.0]]), jnp.array([4, 4, 9])
-      >>> loss = margin_loss(embeddings, labels, 1.2)
+      >>> loss = margin_loss(embeddings, labels)
       >>> round(float(loss), 3)  # anchors 0 and 1, positives at 1.1: .1 each; negatives at 3 and 1.9: 0; four pairs
       0.05
 
@@ -347,26 +329,28 @@ def margin_loss(
       C.-Y. Wu, R. Manmatha, A. J. Smola, P. Krähenbühl, Sampling Matters in Deep Embedding Learning, ICCV 2017, arXiv
       1706.07567.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("margin", margin, least=0)
     checks.check_scalar("nu", nu, least=0)
     beta = _check_beta(beta)
-    comparison = compare(
+    batch = check_pairs(
         embeddings,
         labels,
+        references,
+        pairs,
+        where,
+        weights,
+        reduction,
+        has_aux,
         distance=distance,
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
         needs_labels=beta.ndim > 0,
     )
-    boundary = _boundaries(comparison, beta)
-    return reduce_anchors(_margin(comparison, boundary, margin, nu), reduction, has_aux)
+    if beta.ndim:
+        _check_boundaries(batch.examples, beta)
+    return pair_loss(_margin, batch, beta, margin, nu)
 
 
-@jax.jit
-def _margin(c: Comparison, beta: jax.Array, margin: float, nu: float) -> LossStats:
+def _margin(c: Comparison, beta: jax.Array, margin: ScalarLike, nu: ScalarLike) -> LossStats:
+    beta = _boundaries(c, beta)
     boundary = beta[:, None]
     near, far = pair_weights(c, c.positives), c.reference_weights[None, :] * c.negatives.astype(c.values.dtype)
     num_far = jnp.sum(far, axis=1)
@@ -389,17 +373,22 @@ def _check_beta(beta: Any) -> jax.Array:
     return beta
 
 
+def _check_boundaries(examples: Examples, beta: jax.Array) -> None:
+    """Raises for concrete labels of valid examples that have no boundary in `beta` `[C]`."""
+    counted = masked_examples(examples).weights > 0
+    checks.check_class_range(examples.labels[:, 0], counted, beta.size, "beta")
+
+
 def _boundaries(c: Comparison, beta: jax.Array) -> jax.Array:
-    """The boundary of each anchor, `[A]`; NaN where a traced label has none."""
+    """Returns the boundary of each anchor, `[A]`; NaN where a traced label has none."""
     beta = beta.astype(c.values.dtype)
     if beta.ndim == 0:
         return jnp.broadcast_to(beta, c.anchor_weights.shape)
-    checks.check_class_range(c.anchor_labels, c.anchor_weights > 0, beta.size, "beta")
     labels = jnp.where(c.anchor_weights > 0, c.anchor_labels, 0)
     return jnp.where((labels >= 0) & (labels < beta.size), beta[jnp.clip(labels, 0, beta.size - 1)], jnp.nan)
 
 
-def _alike_and_not(close: jax.Array, apart: jax.Array, c: Comparison) -> LossStats:
+def _positive_and_negative_sums(close: jax.Array, apart: jax.Array, c: Comparison) -> LossStats:
     """Sums `close` over the pairs that are alike and `apart` over those that are not."""
     alike = each_pair(close, pair_weights(c, c.positives))
     unlike = each_pair(apart, pair_weights(c, c.negatives))
@@ -407,17 +396,17 @@ def _alike_and_not(close: jax.Array, apart: jax.Array, c: Comparison) -> LossSta
 
 
 def intra_pair_variance_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    pos_eps: float = 0.01,
-    neg_eps: float = 0.01,
-    similarity: Pairwise = "cosine",
+    pos_eps: ScalarLike = 0.01,
+    neg_eps: ScalarLike = 0.01,
+    similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The intra-pair variance loss: pairs of a kind are about as similar as each other.
@@ -458,45 +447,43 @@ def intra_pair_variance_loss(
     References:
       B. Yu, D. Tao, Deep Metric Learning With Tuplet Margin Loss, ICCV 2019.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("pos_eps", pos_eps, least=0)
     checks.check_scalar("neg_eps", neg_eps, least=0)
-    comparison = compare(
-        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
-    return reduce_anchors(_intra_pair_variance(comparison, pos_eps, neg_eps), reduction, has_aux)
+    return pair_loss(_intra_pair_variance, batch, pos_eps, neg_eps)
 
 
-@jax.jit
-def _intra_pair_variance(c: Comparison, pos_eps: float, neg_eps: float) -> LossStats:
+def _intra_pair_variance(c: Comparison, pos_eps: ScalarLike, neg_eps: ScalarLike) -> LossStats:
     near, far = pair_weights(c, c.positives), pair_weights(c, c.negatives)
     below = jax.nn.relu((1 - pos_eps) * _average(c.values, near) - c.values)
     above = jax.nn.relu(c.values - (1 + neg_eps) * _average(c.values, far))
-    contributions = _parts(jnp.square(below), near) + _parts(jnp.square(above), far)
-    return _of_batch(contributions, near + far)
+    contributions = _contributions(jnp.square(below), near) + _contributions(jnp.square(above), far)
+    return _batch_average_stats(contributions, near + far)
 
 
 def threshold_consistent_margin_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    pos_margin: float = 0.9,
-    neg_margin: float = 0.5,
-    pos_weight: float = 1.0,
-    neg_weight: float = 1.0,
-    similarity: Pairwise = "cosine",
+    pos_margin: ScalarLike = 0.9,
+    neg_margin: ScalarLike = 0.5,
+    pos_weight: ScalarLike = 1.0,
+    neg_weight: ScalarLike = 1.0,
+    similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The threshold-consistent margin loss: one threshold of similarity should fit all classes.
 
     :math:`\lambda^+ \frac{\sum_{ap} (m^+ - s_{ap})\, [s_{ap} \le m^+]}{\sum_{ap} [s_{ap} \le m^+]} +
     \lambda^- \frac{\sum_{an} (s_{an} - m^-)\, [s_{an} \ge m^-]}{\sum_{an} [s_{an} \ge m^-]}`: the mean excess of the
-    hard pairs, and of them alone. A regulariser beside another loss.
+    hard pairs, and of them alone. A regularizer beside another loss.
 
     Args:
       embeddings: `[B, D]` floats; None if `similarity` is an array.
@@ -532,44 +519,112 @@ def threshold_consistent_margin_loss(
       Q. Zhang, L. Xu, Q. Tang, J. Fang, Y. N. Wu, J. Tighe, Y. Xing, Threshold-Consistent Margin Loss for Open-World
       Deep Metric Learning, ICLR 2024, arXiv 2307.04047.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("pos_margin", pos_margin)
     checks.check_scalar("neg_margin", neg_margin)
     checks.check_scalar("pos_weight", pos_weight, least=0)
     checks.check_scalar("neg_weight", neg_weight, least=0)
-    comparison = compare(
-        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
-    per_anchor = _threshold_consistent(comparison, pos_margin, neg_margin, pos_weight, neg_weight)
-    return reduce_anchors(per_anchor, reduction, has_aux)
+    return pair_loss(_threshold_consistent, batch, pos_margin, neg_margin, pos_weight, neg_weight)
 
 
-@jax.jit
 def _threshold_consistent(
-    c: Comparison, pos_margin: float, neg_margin: float, pos_weight: float, neg_weight: float
+    c: Comparison, pos_margin: ScalarLike, neg_margin: ScalarLike, pos_weight: ScalarLike, neg_weight: ScalarLike
 ) -> LossStats:
     # What is hard is asked for in the negative, so that a similarity of NaN stays.
     near = pair_weights(c, c.positives & ~(c.values > pos_margin))
     far = pair_weights(c, c.negatives & ~(c.values < neg_margin))
-    contributions = pos_weight * _parts(pos_margin - c.values, near) + neg_weight * _parts(c.values - neg_margin, far)
-    return _of_batch(contributions, pair_weights(c, c.positives | c.negatives))
+    contributions = pos_weight * _contributions(pos_margin - c.values, near) + neg_weight * _contributions(
+        c.values - neg_margin, far
+    )
+    return _batch_average_stats(contributions, pair_weights(c, c.positives | c.negatives))
+
+
+def binomial_deviance_loss(
+    embeddings: ArrayLike | None,
+    labels: ClassLabels | None,
+    *,
+    alpha: ScalarLike = 2.0,
+    beta: ScalarLike = 0.5,
+    neg_cost: ScalarLike = 25.0,
+    similarity: Similarity = "cosine",
+    references: References | None = None,
+    pairs: PairMasks | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    has_aux: bool = False,
+) -> LossResult:
+    r"""The binomial deviance loss: a logistic loss of each pair's similarity, in which negatives cost more.
+
+    :math:`\mathrm{E}_{ap} \log\big(1 + e^{-\alpha (s_{ap} - \beta)}\big) +
+    \mathrm{E}_{an} \log\big(1 + e^{\alpha (s_{an} - \beta)\, c}\big)`: the mean over positive pairs plus the mean over
+    negative pairs, which is the paper's sum with the weights 1 / n of each kind.
+
+    Args:
+      embeddings: `[B, D]` floats; None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      alpha: the steepness, > 0.
+      beta: the similarity between positives and negatives.
+      neg_cost: c > 0, the cost of negatives.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      references: what to compare the batch with; itself if not given.
+      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
+      where: `[B]` booleans: which examples are valid.
+      weights: `[B]` weights >= 0; a pair weighs the product of its members'.
+      reduction: `"mean"`, which is the formula; `"mean_active"` and `"sum"`, which are the same, as the loss is one
+        number of the whole batch; or `"none"`: what each anchor's pairs contribute to it.
+      has_aux: whether to return `(loss, LossStats)`.
+
+    Returns:
+      The scalar loss >= 0 (or `[B]` parts of it); 0, with zero gradients, if there is no pair.
+
+    Raises:
+      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      TypeError: if a dtype is not the one above.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings, labels = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), jnp.array([4, 4, 9])
+      >>> loss = binomial_deviance_loss(embeddings, labels, neg_cost=1.0)
+      >>> round(float(loss), 4)  # similarities 1 and 0: log(1 + exp(-1)) of either kind
+      0.6265
+
+    References:
+      D. Yi, Z. Lei, S. Liao, S. Z. Li, Deep Metric Learning for Person Re-Identification, ICPR 2014.
+    """
+    checks.check_scalar("alpha", alpha, above=0)
+    checks.check_scalar("beta", beta)
+    checks.check_scalar("neg_cost", neg_cost, above=0)
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
+    )
+    return pair_loss(_binomial_deviance, batch, alpha, beta, neg_cost)
+
+
+def _binomial_deviance(c: Comparison, alpha: ScalarLike, beta: ScalarLike, neg_cost: ScalarLike) -> LossStats:
+    beyond = alpha * (c.values - beta)
+    near, far = pair_weights(c, c.positives), pair_weights(c, c.negatives)
+    contributions = _contributions(softplus(-beyond), near) + _contributions(softplus(neg_cost * beyond), far)
+    return _batch_average_stats(contributions, near + far)
 
 
 def ranked_list_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    margin: float = 0.4,
-    alpha: float | None = None,
-    pos_temperature: float = 0.0,
-    neg_temperature: float = 10.0,
-    neg_weight: float = 0.5,
-    distance: Pairwise = "euclidean",
+    margin: ScalarLike = 0.4,
+    alpha: ScalarLike | None = None,
+    pos_temperature: ScalarLike = 0.0,
+    neg_temperature: ScalarLike = 10.0,
+    neg_weight: ScalarLike = 0.5,
+    distance: Distance = "euclidean",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The ranked list loss: an anchor's negatives lie beyond a boundary, its positives within a smaller one.
@@ -581,7 +636,7 @@ def ranked_list_loss(
     code: they say how much a pair is pulled, and are not themselves to be made smaller.
 
     Args:
-      embeddings: `[B, D]` floats, normalised by the network; None if `distance` is an array.
+      embeddings: `[B, D]` floats, normalized by the network; None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       margin: m >= 0, between the two boundaries.
       alpha: the boundary of the negatives; 1 + margin / 2 if not given.
@@ -616,22 +671,22 @@ def ranked_list_loss(
       X. Wang, Y. Hua, E. Kodirov, G. Hu, R. Garnier, N. M. Robertson, Ranked List Loss for Deep Metric Learning, CVPR
       2019, arXiv 1903.03238. The weights of positives: the extended version, IEEE TPAMI 2021.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("margin", margin, least=0)
     alpha = 1 + margin / 2 if alpha is None else checks.check_scalar("alpha", alpha)
     checks.check_scalar("pos_temperature", pos_temperature, least=0)
     checks.check_scalar("neg_temperature", neg_temperature, least=0)
     checks.check_scalar("neg_weight", neg_weight, least=0, most=1)
-    comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
-    )
-    per_anchor = _ranked_list(comparison, margin, alpha, pos_temperature, neg_temperature, neg_weight)
-    return reduce_anchors(per_anchor, reduction, has_aux)
+    batch = check_pairs(embeddings, labels, references, pairs, where, weights, reduction, has_aux, distance=distance)
+    return pair_loss(_ranked_list, batch, margin, alpha, pos_temperature, neg_temperature, neg_weight)
 
 
-@jax.jit
 def _ranked_list(
-    c: Comparison, margin: float, alpha: float, pos_temperature: float, neg_temperature: float, neg_weight: float
+    c: Comparison,
+    margin: ScalarLike,
+    alpha: ScalarLike,
+    pos_temperature: ScalarLike,
+    neg_temperature: ScalarLike,
+    neg_weight: ScalarLike,
 ) -> LossStats:
     near = _worst_first(c.values - (alpha - margin), c.positives, c.reference_weights, pos_temperature)
     far = _worst_first(alpha - c.values, c.negatives, c.reference_weights, neg_temperature)
@@ -639,7 +694,7 @@ def _ranked_list(
     return each_anchor((1 - neg_weight) * near + neg_weight * far, jnp.where(compared, c.anchor_weights, 0))
 
 
-def _worst_first(beyond: jax.Array, selected: jax.Array, weights: jax.Array, temperature: float) -> jax.Array:
+def _worst_first(beyond: jax.Array, selected: jax.Array, weights: jax.Array, temperature: ScalarLike) -> jax.Array:
     """`[A]`: the average of each anchor's positive excesses `[A, R]`, each weighing exp(temperature excess)."""
     wrong = selected & ~(beyond <= 0)
     beyond = jnp.where(wrong, beyond, 0)
@@ -651,15 +706,15 @@ def _worst_first(beyond: jax.Array, selected: jax.Array, weights: jax.Array, tem
 
 def _average(values: jax.Array, weights: jax.Array) -> jax.Array:
     """The weighted average of all values that weigh something; 0 if none does."""
-    return jnp.sum(_parts(values, weights))
+    return jnp.sum(_contributions(values, weights))
 
 
-def _parts(values: jax.Array, weights: jax.Array) -> jax.Array:
+def _contributions(values: jax.Array, weights: jax.Array) -> jax.Array:
     """What each value contributes to the weighted average of all."""
     return jnp.where(weights > 0, safe_divide(weights, jnp.sum(weights)) * values, 0)
 
 
-def _of_batch(contributions: jax.Array, weights: jax.Array) -> LossStats:
+def _batch_average_stats(contributions: jax.Array, weights: jax.Array) -> LossStats:
     """The sums for each anchor of a loss which is one number of the whole batch, made of `[A, R]` contributions."""
     total = jnp.sum(contributions, axis=1)
     valid = safe_divide(jnp.sum(weights, axis=1), jnp.sum(weights))

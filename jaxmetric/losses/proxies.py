@@ -5,7 +5,7 @@ each class. `center_loss` pulls examples to the center of their class, and `mani
 similarities between embeddings and proxies.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,43 +13,48 @@ from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 from jaxmetric.distances import pairwise_cosine_similarity, pairwise_dot_product
-from jaxmetric.losses._engine.class_columns import Column
-from jaxmetric.losses._engine.class_shard import ClassShard, count_classes
+from jaxmetric.losses._engine.class_columns import Column, ColumnResult, check_classes, class_loss, per_example_loss
+from jaxmetric.losses._engine.class_shard import ClassShard, count_classes, gather_class_rows
 from jaxmetric.losses._engine.class_softmax import (
-    class_vector_loss,
+    cross_entropy,
     normalized_dot_product,
-    of_examples,
     right_and_others,
-    softmax_loss,
     sum_over_classes,
 )
 from jaxmetric.losses._engine.reduction import LossResult, LossStats
-from jaxmetric.losses._engine.types import ClassLabels, ClassProxies
+from jaxmetric.losses._engine.types import (
+    ClassLabels,
+    ClassProxies,
+    ClassWeights,
+    Reduction,
+    ReductionToScalar,
+    ScalarLike,
+)
 from jaxmetric.numerics import as_float, excess, safe_divide, safe_normalize, safe_sqrt
 
 
 def normalized_softmax_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     proxies: ClassProxies,
     *,
-    scale: float = 20.0,
-    margin: float = 0.0,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    scale: ScalarLike = 20.0,
+    margin: ScalarLike = 0.0,
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""Softmax cross entropy over the similarities to one normalised vector per class.
+    r"""Softmax cross entropy over the similarities to one normalized vector per class.
 
     :math:`-\log \mathrm{softmax}(\lambda\,(x^\top w_c - \delta\,[c = y]))_y` with :math:`|w_c| = 1`: SoftTriple with a
-    single centre per class.
+    single center per class.
 
     Args:
-      embeddings: `[B, D]` floats; normalised ones make the similarities cosines.
+      embeddings: `[B, D]` floats; normalized ones make the similarities cosines.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       scale: lambda > 0, the inverse temperature.
       margin: delta, taken off the similarity to the right class.
@@ -77,40 +82,26 @@ def normalized_softmax_loss(
     """
     checks.check_scalar("scale", scale, above=0)
     checks.check_scalar("margin", margin)
-    return class_vector_loss(
-        _normalized_softmax,
-        {"scale": scale, "margin": margin},
-        embeddings,
-        labels,
-        proxies,
-        name="proxies",
-        num_axes=2,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
-    )
+    batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
+    return class_loss(_normalized_softmax, batch, scale, margin)
 
 
-def _normalized_softmax(
-    embeddings: jax.Array, column: Column, *, scale: jax.Array, margin: jax.Array
-) -> tuple[jax.Array, LossStats]:
+def _normalized_softmax(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
     right, others = right_and_others(normalized_dot_product, column.vectors, column.labels, scale * embeddings)
-    return of_examples(softmax_loss(right - scale * margin, others), column)
+    return per_example_loss(cross_entropy(right - scale * margin, others), column)
 
 
 def proxy_nca_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     proxies: ClassProxies,
     *,
-    temperature: float = 1.0,
+    temperature: ScalarLike = 1.0,
     positive_in_denominator: bool = False,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""Proxy-NCA: an example is nearer to the proxy of its class than to those of the others; and Proxy-NCA++.
@@ -122,9 +113,9 @@ def proxy_nca_loss(
     already. With `temperature=1/9` that is the loss of Proxy-NCA++.
 
     Args:
-      embeddings: `[B, D]` floats, normalised here.
+      embeddings: `[B, D]` floats, normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       temperature: sigma > 0.
       positive_in_denominator: whether the right class is in Z.
@@ -158,51 +149,37 @@ def proxy_nca_loss(
     """
     checks.check_scalar("temperature", temperature, above=0)
     checks.check_flag("positive_in_denominator", positive_in_denominator)
-    return class_vector_loss(
-        _proxy_nca_plus_plus if positive_in_denominator else _proxy_nca,
-        {"temperature": temperature},
-        embeddings,
-        labels,
-        proxies,
-        name="proxies",
-        num_axes=2,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
-    )
+    batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
+    return class_loss(_proxy_nca_plus_plus if positive_in_denominator else _proxy_nca, batch, temperature)
 
 
-def _proxy_nca(embeddings: jax.Array, column: Column, *, temperature: jax.Array) -> tuple[jax.Array, LossStats]:
+def _proxy_nca(embeddings: jax.Array, column: Column, temperature: ScalarLike) -> ColumnResult:
     right, others = _nca_logits(embeddings, column, temperature)
     alone = others == -jnp.inf  # a single class has no denominator
-    return of_examples(jnp.where(alone, 0, jnp.where(alone, 0, others) - right), column)
+    return per_example_loss(jnp.where(alone, 0, jnp.where(alone, 0, others) - right), column)
 
 
-def _proxy_nca_plus_plus(
-    embeddings: jax.Array, column: Column, *, temperature: jax.Array
-) -> tuple[jax.Array, LossStats]:
-    return of_examples(softmax_loss(*_nca_logits(embeddings, column, temperature)), column)
+def _proxy_nca_plus_plus(embeddings: jax.Array, column: Column, temperature: ScalarLike) -> ColumnResult:
+    return per_example_loss(cross_entropy(*_nca_logits(embeddings, column, temperature)), column)
 
 
-def _nca_logits(embeddings: jax.Array, column: Column, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _nca_logits(embeddings: jax.Array, column: Column, temperature: ScalarLike) -> tuple[jax.Array, jax.Array]:
     # Between unit vectors the squared distance is 2 - 2 cos, and the 2 cancels.
     doubled = safe_normalize(embeddings) * (2 / temperature)
     return right_and_others(normalized_dot_product, column.vectors, column.labels, doubled)
 
 
 def proxy_anchor_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     proxies: ClassProxies,
     *,
-    scale: float = 32.0,
-    margin: float = 0.1,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    scale: ScalarLike = 32.0,
+    margin: ScalarLike = 0.1,
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: ReductionToScalar = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""Proxy-Anchor: each proxy pulls its class's examples and pushes the others, the hardest most.
@@ -216,9 +193,9 @@ def proxy_anchor_loss(
     classes.
 
     Args:
-      embeddings: `[B, D]` floats, normalised here.
+      embeddings: `[B, D]` floats, normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalised here, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       scale: alpha > 0.
       margin: delta.
@@ -246,49 +223,40 @@ def proxy_anchor_loss(
     """
     checks.check_scalar("scale", scale, above=0)
     checks.check_scalar("margin", margin)
-    return class_vector_loss(
-        _proxy_anchor,
-        {"scale": scale, "margin": margin},
-        embeddings,
-        labels,
-        proxies,
-        name="proxies",
-        num_axes=2,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
-        per_example=False,
+    batch = check_classes(
+        "proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux, per_example=False
     )
+    return class_loss(_proxy_anchor, batch, scale, margin)
 
 
-def _proxy_anchor(
-    embeddings: jax.Array, column: Column, *, scale: jax.Array, margin: jax.Array
-) -> tuple[None, LossStats]:
-    labels, weights, of_class = column.labels, column.weights, column.class_weights
+def _proxy_anchor(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
+    labels, weights, class_weights = column.labels, column.weights, column.class_weights
     valid = weights > 0
     # How often each example counts: weights, relative to their mean.
     counts = weights * safe_divide(jnp.sum(valid, dtype=weights.dtype), jnp.sum(weights))
     operands = safe_normalize(embeddings) * scale, scale * margin
     (positive, negative, present, active), _ = sum_over_classes(
-        _anchor_terms, column.vectors, operands, (labels, counts, of_class), rows=labels.size
+        _anchor_terms, column.vectors, operands, (labels, counts, class_weights), rows=labels.size
     )
-    total_weight = jnp.asarray(count_classes(column.vectors), weights.dtype) if of_class is None else jnp.sum(of_class)
+    total_weight = (
+        jnp.asarray(count_classes(column.vectors), weights.dtype) if class_weights is None else jnp.sum(class_weights)
+    )
     total = positive * safe_divide(total_weight, present) + negative
     known = jnp.all(~valid | column.is_class())
     return None, LossStats(jnp.where(known, total, jnp.nan), jnp.where(jnp.any(valid), total_weight, 0), active)
 
 
-def _anchor_terms(vectors: jax.Array, index: jax.Array, operands: tuple, fixed: tuple) -> tuple[jax.Array, ...]:
+def _anchor_terms(
+    vectors: jax.Array, index: jax.Array, operands: tuple[Any, ...], fixed: tuple[Any, ...]
+) -> tuple[jax.Array, ...]:
     """For each class its positive and its negative term, whether the batch has it, and whether its loss is positive."""
-    (embeddings, margin), (labels, counts, of_class) = operands, fixed
+    (embeddings, margin), (labels, counts, class_weights) = operands, fixed
     logits = normalized_dot_product(vectors, embeddings)
     valid, is_right = (counts > 0)[None, :], index[:, None] == labels[None, :]
     signed = margin + jnp.where(is_right, -logits, logits)
     positive = _log_1_plus_sum(signed, is_right & valid, counts)
     negative = _log_1_plus_sum(signed, ~is_right & valid, counts)
-    weight = jnp.ones_like(positive) if of_class is None else of_class[index]
+    weight = jnp.ones_like(positive) if class_weights is None else class_weights[index]
     present = jnp.any(is_right & valid, axis=1)
     active = positive + negative > 0
     return weight * positive, weight * negative, jnp.where(present, weight, 0), jnp.where(active, weight, 0)
@@ -303,24 +271,24 @@ def _log_1_plus_sum(logits: jax.Array, where: jax.Array, counts: jax.Array) -> j
 
 
 def center_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     centers: ClassProxies,
     *,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The centre loss: an example lies at the centre of its class.
+    r"""The center loss: an example lies at the center of its class.
 
     :math:`\frac{1}{2} |x - c_y|^2`, to be added, with a small weight, to a loss that tells classes apart.
 
     Args:
       embeddings: `[B, D]` floats.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, D]` class centres, not normalised, or a `ClassShard` of them; a tuple of T for T columns of labels,
+      centers: `[C, D]` class centers, not normalized, or a `ClassShard` of them; a tuple of T for T columns of labels,
         whose losses add up.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
       where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
@@ -343,25 +311,13 @@ def center_loss(
     References:
       Y. Wen, K. Zhang, Z. Li, Y. Qiao, A Discriminative Feature Learning Approach for Deep Face Recognition, ECCV 2016.
     """
-    return class_vector_loss(
-        _center,
-        {},
-        embeddings,
-        labels,
-        centers,
-        name="centers",
-        num_axes=2,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
-    )
+    batch = check_classes("centers", centers, embeddings, labels, class_weights, where, weights, reduction, has_aux)
+    return class_loss(_center, batch)
 
 
-def _center(embeddings: jax.Array, column: Column) -> tuple[jax.Array, LossStats]:
-    of_class = column.of_labels(column.vectors)
-    return of_examples(jnp.sum(jnp.square(embeddings - of_class), axis=1) / 2, column)
+def _center(embeddings: jax.Array, column: Column) -> ColumnResult:
+    centers = gather_class_rows(column.vectors, column.labels)
+    return per_example_loss(jnp.sum(jnp.square(embeddings - centers), axis=1) / 2, column)
 
 
 # The temperature of the affinities exp(cos / 0.5), of the paper's experiments.
@@ -369,17 +325,17 @@ _TEMPERATURE = 0.5
 
 
 def manifold_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     proxies: Annotated[ArrayLike, "[C, D]"],
     *,
-    context_weight: float = 1.0,
-    alpha: float = 0.8,
-    margin: float = 5e-4,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    context_weight: ScalarLike = 1.0,
+    alpha: ScalarLike = 0.8,
+    margin: ScalarLike = 5e-4,
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The manifold loss: along the manifold, an embedding is near its proxy, and near what its proxy is near to.
@@ -431,25 +387,13 @@ def manifold_loss(
     checks.check_scalar("context_weight", context_weight, least=0)
     checks.check_scalar("margin", margin)
     checks.check_scalar("alpha", alpha, above=0, below=1)
-    return class_vector_loss(
-        _manifold,
-        {"context_weight": context_weight, "alpha": alpha, "margin": margin},
-        embeddings,
-        labels,
-        proxies,
-        name="proxies",
-        num_axes=2,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
-    )
+    batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
+    return class_loss(_manifold, batch, context_weight, alpha, margin)
 
 
 def _manifold(
-    embeddings: jax.Array, column: Column, *, context_weight: jax.Array, alpha: jax.Array, margin: jax.Array
-) -> tuple[jax.Array, LossStats]:
+    embeddings: jax.Array, column: Column, context_weight: ScalarLike, alpha: ScalarLike, margin: ScalarLike
+) -> ColumnResult:
     if isinstance(column.vectors, ClassShard):
         raise TypeError("proxies is a ClassShard, expected an array: the walks of manifold_loss go over all proxies")
     count, num_proxies = embeddings.shape[0], column.vectors.shape[0]
@@ -458,11 +402,11 @@ def _manifold(
     walks = (1 - alpha) * _inverse(jnp.eye(len(points), dtype=points.dtype) - alpha * _transitions(points, valid))
     losses = _n_pair(walks[:count, count:], column.labels, margin)
     context = pairwise_cosine_similarity(walks[:count], walks[count:])
-    return of_examples(losses + context_weight * _n_pair(context, column.labels, margin), column)
+    return per_example_loss(losses + context_weight * _n_pair(context, column.labels, margin), column)
 
 
 def _transitions(points: jax.Array, valid: jax.Array) -> jax.Array:
-    """The normalised affinities of all pairs of valid points; 0 for those of a point with itself and of others."""
+    """The normalized affinities of all pairs of valid points; 0 for those of a point with itself and of others."""
     cosines = jax.nn.relu(pairwise_cosine_similarity(points))
     pairs = valid[:, None] & valid[None, :] & ~jnp.eye(valid.size, dtype=bool)
     affinities = jnp.where(pairs, jnp.exp(cosines / _TEMPERATURE), 0)
@@ -470,7 +414,7 @@ def _transitions(points: jax.Array, valid: jax.Array) -> jax.Array:
     return affinities * scale[:, None] * scale[None, :]
 
 
-def _n_pair(similarities: jax.Array, labels: jax.Array, margin: jax.Array) -> jax.Array:
+def _n_pair(similarities: jax.Array, labels: jax.Array, margin: ScalarLike) -> jax.Array:
     right = labels[:, None] == jnp.arange(similarities.shape[1])[None, :]
     own = jnp.sum(jnp.where(right, similarities, 0), axis=1, keepdims=True)
     beyond = similarities - own + margin

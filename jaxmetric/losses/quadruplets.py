@@ -12,38 +12,37 @@ compares a few anchors with the whole batch, and is exact in expectation.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
-from jaxmetric.agreement import PairLevels, disagreement_levels, known_labels
+from jaxmetric.agreement import Disagreement, PairLevels, check_disagreement, disagreement_levels, known_labels
 from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.losses._engine.anchored_pairs import anchored_stats, draw_anchors
-from jaxmetric.losses._engine.labelled_batch import Disagreement, LabelledBatch, check_disagreement, labelled_batch
+from jaxmetric.losses._engine.comparison import Examples, MaskedExamples, check_examples, masked_examples
 from jaxmetric.losses._engine.ordered_hinge import level_sums, ordered_hinge
-from jaxmetric.losses._engine.pairs_of_pairs import all_pairs, of_all_pairs, sample_ordered
-from jaxmetric.losses._engine.reduction import LossResult, LossStats, check_reduction, reduce_each, reduce_stats
-from jaxmetric.losses._engine.types import LabelColumns
+from jaxmetric.losses._engine.pairs_of_pairs import all_pairs, entries_of_pairs, sample_ordered
+from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, reduce_anchors, reduce_stats
+from jaxmetric.losses._engine.types import Agreement, Balance, LabelColumns, Reduction, ReductionToScalar, ScalarLike
 from jaxmetric.numerics import safe_divide
-
-BALANCES = ("quadruplets", "levels")
 
 
 def quadruplet_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: LabelColumns,
     *,
-    margin: float = 0.1,
-    agreement: str = "count",
+    margin: ScalarLike = 0.1,
+    agreement: Agreement = "count",
     self_pairs: bool = False,
-    balance: str = "quadruplets",
+    balance: Balance = "quadruplets",
     label_weights: Sequence[float] | None = None,
     ordinal: Sequence[int | None] | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: ReductionToScalar = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The quadruplet loss over all quadruplets of a batch.
@@ -58,7 +57,7 @@ def quadruplet_loss(
     unknown columns; a pair comes before another only if its largest disagreement is below the other's smallest.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not.
+      embeddings: `[B, D]` floats, normalized or not.
       labels: `[B]` or `[B, T]` integers.
       margin: alpha, in squared distance.
       agreement: `"count"` orders pairs by how many labels agree; `"any"` only puts those that agree on everything
@@ -98,27 +97,28 @@ def quadruplet_loss(
       H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
       Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
     """
-    check_reduction(reduction)
+    checks.check_reduction(reduction, unreduced=False)
     checks.check_scalar("margin", margin)
-    checks.check_choice("balance", balance, BALANCES)
+    checks.check_choice("balance", balance, get_args(Balance))
     checks.check_flag("self_pairs", self_pairs)
-    batch = labelled_batch(embeddings, labels, where, weights)
-    disagreement = check_disagreement(batch, agreement, label_weights, ordinal)
-    stats = _quadruplet_stats(batch, margin, disagreement=disagreement, self_pairs=self_pairs, balance=balance)
-    loss = reduce_stats(stats, reduction)
+    examples = check_examples(embeddings, labels, where, weights, multi_output=True)
+    disagreement = check_disagreement(examples.labels.shape[1], agreement, label_weights, ordinal)
+    loss, stats = _quadruplet(
+        examples, margin, disagreement=disagreement, self_pairs=self_pairs, balance=balance, reduction=reduction
+    )
     return (loss, stats) if has_aux else loss
 
 
 def sampled_quadruplet_loss(
     key: jax.Array,
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: LabelColumns,
     *,
     num_quadruplets: int,
-    margin: float = 0.1,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    margin: ScalarLike = 0.1,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     """The paper's estimator: the mean of `quadruplet_hinge` over random quadruplets of different phi.
@@ -132,7 +132,8 @@ def sampled_quadruplet_loss(
       labels: `[B]` or `[B, T]` integers.
       num_quadruplets: how many to draw, static, at least 1.
       margin: alpha, in squared distance.
-      where: `[B]` booleans: which examples are valid. (Single missing labels: see `quadruplet_loss`.)
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid. An example with a missing
+        label is left out of the draw; `quadruplet_loss` uses its other labels.
       weights: `[B]` example weights >= 0: quadruplets are drawn in proportion to the product of their pairs'.
       reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per quadruplet.
       has_aux: whether to return `(loss, LossStats)`.
@@ -157,24 +158,23 @@ def sampled_quadruplet_loss(
       H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
       Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
     """
-    check_reduction(reduction, "none")
+    checks.check_reduction(reduction, unreduced=True)
     checks.check_scalar("margin", margin)
     checks.check_static_integer("num_quadruplets", num_quadruplets, least=1)
-    if where is not None and np.ndim(where) != 1:
-        raise ValueError(f"where has shape {np.shape(where)}, expected [B]: one boolean for each example")
-    batch = labelled_batch(embeddings, labels, where, weights)
-    if batch.size < 2:
-        nothing = jnp.zeros(num_quadruplets, batch.embeddings.dtype)
-        loss, stats = reduce_each(nothing, nothing, reduction)
-        return (loss, stats) if has_aux else loss
-
-    losses, drawn = _sampled_losses(key, batch, margin, num_quadruplets)
-    losses += 0 * jnp.sum(batch.weights)  # one that is no weight may never be drawn, and must be seen all the same
-    loss, stats = reduce_each(losses, drawn, reduction)
+    examples = _check_complete_examples(embeddings, labels, where, weights)
+    loss, stats = _sampled_quadruplet(key, examples, margin, num_quadruplets=num_quadruplets, reduction=reduction)
     return (loss, stats) if has_aux else loss
 
 
-def quadruplet_hinge(embeddings4: jax.Array, labels4: jax.Array, *, margin: float = 0.1) -> jax.Array:
+def _check_complete_examples(embeddings: ArrayLike, labels: ArrayLike, where: Any, weights: Any) -> Examples:
+    """Checks the arrays of a loss that leaves out examples with a missing label."""
+    examples = check_examples(embeddings, labels, where, None, multi_output=True)
+    complete = None if examples.where is None else jnp.all(examples.where, axis=1)
+    _, weights = checks.check_mask_and_weights(examples.embeddings, complete, weights)
+    return examples._replace(where=None if complete is None else complete[:, None], weights=weights)
+
+
+def quadruplet_hinge(embeddings4: ArrayLike, labels4: ArrayLike, *, margin: ScalarLike = 0.1) -> jax.Array:
     r"""The quadruplet loss of four examples i, j, p, q, to be `vmap`ped over many.
 
     :math:`[\,|f_i - f_j|^2 - |f_p - f_q|^2 + \alpha\,]_+` if :math:`\phi(i, j) < \phi(p, q)`; the same with the two
@@ -203,26 +203,33 @@ def quadruplet_hinge(embeddings4: jax.Array, labels4: jax.Array, *, margin: floa
       H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
       Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
     """
-    embeddings4 = checks.check_embeddings(embeddings4, "embeddings4")
-    labels4, _ = known_labels(labels4, None, "labels4")
-    if embeddings4.shape[0] != 4 or labels4.shape[0] != 4:
+    embeddings = checks.check_embeddings(embeddings4, "embeddings4")
+    labels, _ = known_labels(labels4, None, "labels4")
+    if embeddings.shape[0] != 4 or labels.shape[0] != 4:
         raise ValueError(
-            f"embeddings4 and labels4 have {embeddings4.shape[0]} and {labels4.shape[0]} rows, expected 4 and 4"
+            f"embeddings4 and labels4 have {embeddings.shape[0]} and {labels.shape[0]} rows, expected 4 and 4"
         )
-    (i, j, p, q), (y_i, y_j, y_p, y_q) = embeddings4, labels4
+    (i, j, p, q), (y_i, y_j, y_p, y_q) = embeddings, labels
     phi_ij, phi_pq = jnp.sum(y_i != y_j), jnp.sum(y_p != y_q)
     difference = jnp.sum(jnp.square(i - j)) - jnp.sum(jnp.square(p - q))
     sign = jnp.sign(phi_pq - phi_ij).astype(difference.dtype)
     return jnp.where(sign == 0, 0, jax.nn.relu(sign * difference + margin))
 
 
-@partial(jax.jit, static_argnames=("disagreement", "self_pairs", "balance"))
-def _quadruplet_stats(
-    batch: LabelledBatch, margin: float, *, disagreement: Disagreement, self_pairs: bool, balance: str
-) -> LossStats:
+@partial(jax.jit, static_argnames=("disagreement", "self_pairs", "balance", "reduction"))
+def _quadruplet(
+    examples: Examples,
+    margin: ScalarLike,
+    *,
+    disagreement: Disagreement,
+    self_pairs: bool,
+    balance: str,
+    reduction: str,
+) -> tuple[jax.Array, LossStats]:
+    batch = masked_examples(examples)
     lower, upper, num_levels = _pair_levels(batch, disagreement)
     pair_weights = _pair_weights(batch)
-    distances = of_all_pairs(pairwise_squared_euclidean(batch.embeddings))
+    distances = entries_of_pairs(pairwise_squared_euclidean(batch.embeddings))
     if self_pairs:  # at distance 0, on level 0
         distances, lower, upper = (jnp.pad(x, (0, batch.size)) for x in (distances, lower, upper))
         pair_weights = jnp.append(pair_weights, jnp.square(batch.weights) / 2)
@@ -230,14 +237,27 @@ def _quadruplet_stats(
     if balance == "levels":
         near_weights = _share_of_level(pair_weights, upper, num_levels)
         far_weights = _share_of_level(pair_weights, lower, num_levels)
-    return LossStats(
-        *ordered_hinge(distances, lower, upper, near_weights, far_weights, margin=margin, num_levels=num_levels)
-    )
+    sums = ordered_hinge(distances, lower, upper, near_weights, far_weights, margin=margin, num_levels=num_levels)
+    stats = LossStats(*sums)
+    return reduce_stats(stats, reduction), stats
 
 
-@partial(jax.jit, static_argnames="num_quadruplets")
-def _sampled_losses(
-    key: jax.Array, batch: LabelledBatch, margin: float, num_quadruplets: int
+@partial(jax.jit, static_argnames=("num_quadruplets", "reduction"))
+def _sampled_quadruplet(
+    key: jax.Array, examples: Examples, margin: ScalarLike, *, num_quadruplets: int, reduction: str
+) -> tuple[jax.Array, LossStats]:
+    batch = masked_examples(examples)
+    if batch.size < 2:
+        losses = weights = jnp.zeros(num_quadruplets, batch.embeddings.dtype)
+    else:
+        losses, weights = _drawn_losses(key, batch, margin, num_quadruplets)
+        # A NaN weight might never be drawn; adding `0 * sum(weights)` keeps it visible.
+        losses += 0 * jnp.sum(batch.weights)
+    return reduce_anchors(each_anchor(losses, weights), reduction)
+
+
+def _drawn_losses(
+    key: jax.Array, batch: MaskedExamples, margin: ScalarLike, num_quadruplets: int
 ) -> tuple[jax.Array, jax.Array]:
     """The losses of drawn quadruplets, and as their weights 1, or 0 if the batch has none to draw."""
     embeddings, labels = batch.embeddings, batch.labels
@@ -256,7 +276,7 @@ def _sampled_losses(
     return losses, jnp.broadcast_to(exists, losses.shape).astype(losses.dtype)
 
 
-def _pair_levels(batch: LabelledBatch, disagreement: Disagreement) -> PairLevels:
+def _pair_levels(batch: MaskedExamples, disagreement: Disagreement) -> PairLevels:
     lower, upper, num_levels = disagreement_levels(
         batch.labels[:, None],
         batch.labels[None],
@@ -264,11 +284,11 @@ def _pair_levels(batch: LabelledBatch, disagreement: Disagreement) -> PairLevels
         second_known=batch.known[None],
         **disagreement._asdict(),
     )
-    return PairLevels(of_all_pairs(lower), of_all_pairs(upper), num_levels)
+    return PairLevels(entries_of_pairs(lower), entries_of_pairs(upper), num_levels)
 
 
-def _pair_weights(batch: LabelledBatch) -> jax.Array:
-    return of_all_pairs(batch.weights[:, None] * batch.weights[None])
+def _pair_weights(batch: MaskedExamples) -> jax.Array:
+    return entries_of_pairs(batch.weights[:, None] * batch.weights[None])
 
 
 def _share_of_level(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
@@ -278,19 +298,19 @@ def _share_of_level(weights: jax.Array, levels: jax.Array, num_levels: int) -> j
 
 def anchored_quadruplet_loss(
     key: jax.Array,
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: LabelColumns,
     *,
     num_anchors: int,
-    margin: float = 0.1,
-    agreement: str = "count",
-    balance: str = "quadruplets",
+    margin: ScalarLike = 0.1,
+    agreement: Agreement = "count",
+    balance: Balance = "quadruplets",
     label_weights: Sequence[float] | None = None,
     ordinal: Sequence[int | None] | None = None,
     axis_name: str | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: ReductionToScalar = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The quadruplet loss, estimated without bias from the pairs of a few random anchors with the whole batch.
@@ -307,7 +327,7 @@ def anchored_quadruplet_loss(
 
     Args:
       key: a `jax.random` key, the same on all devices.
-      embeddings: `[B, D]` floats, normalised or not, the same on all devices.
+      embeddings: `[B, D]` floats, normalized or not, the same on all devices.
       labels: `[B]` or `[B, T]` integers.
       num_anchors: A, for each device, static; at least 2, and N A at most B.
       margin: alpha, in squared distance.
@@ -343,16 +363,41 @@ def anchored_quadruplet_loss(
       H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
       Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
     """
-    check_reduction(reduction)
+    checks.check_reduction(reduction, unreduced=False)
     checks.check_scalar("margin", margin)
-    checks.check_choice("balance", balance, BALANCES)
+    checks.check_choice("balance", balance, get_args(Balance))
     checks.check_static_integer("num_anchors", num_anchors, least=2)
-    batch = labelled_batch(embeddings, labels, where, weights)
-    disagreement = check_disagreement(batch, agreement, label_weights, ordinal)
+    examples = check_examples(embeddings, labels, where, weights, multi_output=True)
+    disagreement = check_disagreement(examples.labels.shape[1], agreement, label_weights, ordinal)
+    loss, stats = _anchored_quadruplet(
+        key,
+        examples,
+        margin,
+        num_anchors=num_anchors,
+        disagreement=disagreement,
+        balance=balance,
+        axis_name=axis_name,
+        reduction=reduction,
+    )
+    return (loss, stats) if has_aux else loss
+
+
+@partial(jax.jit, static_argnames=("num_anchors", "disagreement", "balance", "axis_name", "reduction"))
+def _anchored_quadruplet(
+    key: jax.Array,
+    examples: Examples,
+    margin: ScalarLike,
+    *,
+    num_anchors: int,
+    disagreement: Disagreement,
+    balance: str,
+    axis_name: str | None,
+    reduction: str,
+) -> tuple[jax.Array, LossStats]:
+    batch = masked_examples(examples)
     if batch.size < 2:
         stats = LossStats(*jnp.zeros(3, batch.embeddings.dtype))
     else:
         anchors = draw_anchors(key, batch.weights > 0, num_anchors, axis_name)
         stats = anchored_stats(batch, anchors, margin, disagreement=disagreement, balance=balance, axis_name=axis_name)
-    loss = reduce_stats(stats, reduction)
-    return (loss, stats) if has_aux else loss
+    return reduce_stats(stats, reduction), stats

@@ -12,31 +12,34 @@ anchors and references.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
-from jaxmetric.losses._engine.comparison import Comparison, Pairwise, compare, pair_weights
+from jaxmetric.losses._engine.comparison import Comparison, check_pairs, pair_loss, pair_weights
 from jaxmetric.losses._engine.positive_sums import PositivePair, Term, sum_over_positives
-from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, each_pair, reduce_anchors
-from jaxmetric.losses._engine.types import ClassLabels
+from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, each_pair
+from jaxmetric.losses._engine.types import ClassLabels, Distance, Reduction, ScalarLike, Similarity
 from jaxmetric.numerics import safe_divide
 from jaxmetric.references import PairMasks, References
 
+PnpVariant: TypeAlias = Literal["O", "Ds", "Dq", "Iu", "Ib"]
+
 
 def smooth_ap_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    temperature: float = 0.01,
-    similarity: Pairwise = "cosine",
+    temperature: ScalarLike = 0.01,
+    similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""Smooth AP: one minus the average precision of each query's ranking, with sigmoids in place of steps.
@@ -48,7 +51,7 @@ def smooth_ap_loss(
     `pairs=~jnp.eye(B, dtype=bool)` leaves it out. A query without another positive has no loss.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
+      embeddings: `[B, D]` floats, normalized or not; None if `similarity` is an array.
       labels: `[B]` or `[B, 1]` integers, in any order and number; None if `pairs` says what is alike.
       temperature: tau > 0, in similarity; the smaller, the nearer to average precision and the sparser the gradient.
       similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
@@ -82,27 +85,26 @@ def smooth_ap_loss(
       ECCV 2020, arXiv 2007.12163.
     """
     checks.check_scalar("temperature", temperature, above=0)
-    comparison = compare(
-        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
-    ranking = _ranking(comparison, comparison.own)
-    return reduce_anchors(_mean_over_positives(ranking, temperature, term=_precision_lost), reduction, has_aux)
+    return pair_loss(_mean_over_positives, batch, temperature, term=_precision_lost)
 
 
 def pnp_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    variant: str = "O",
-    alpha: float = 1.0,
-    b: float = 2.0,
-    temperature: float = 0.01,
-    similarity: Pairwise = "cosine",
+    variant: PnpVariant = "O",
+    alpha: ScalarLike = 1.0,
+    b: ScalarLike = 2.0,
+    temperature: ScalarLike = 0.01,
+    similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""Penalises the negatives that a query ranks before its positives, and nothing else.
@@ -120,7 +122,7 @@ def pnp_loss(
     leaves it out. A query without another positive has no loss.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
+      embeddings: `[B, D]` floats, normalized or not; None if `similarity` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       variant: f, one of the five above.
       alpha: > 0, of `"Dq"`.
@@ -158,27 +160,25 @@ def pnp_loss(
     checks.check_choice("variant", variant, _PNP_TERMS)
     for name, value in (("alpha", alpha), ("b", b), ("temperature", temperature)):
         checks.check_scalar(name, value, above=0)
-    comparison = compare(
-        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
-    ranking = _ranking(comparison, comparison.own)
-    per_anchor = _mean_over_positives(ranking, temperature, alpha, b, term=_PNP_TERMS[variant])
-    return reduce_anchors(per_anchor, reduction, has_aux)
+    return pair_loss(_mean_over_positives, batch, temperature, alpha, b, term=_PNP_TERMS[variant])
 
 
 def recall_at_k_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
     ks: Sequence[int] = (1, 2, 4, 8, 16),
-    temperature: float = 0.01,
-    rank_temperature: float = 1.0,
-    similarity: Pairwise = "cosine",
+    temperature: ScalarLike = 0.01,
+    rank_temperature: ScalarLike = 1.0,
+    similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The recall@k surrogate: one minus a soft count of the positives among each query's k nearest, over several k.
@@ -189,7 +189,7 @@ def recall_at_k_loss(
     The query itself is not ranked. A perfect ranking does not have the loss 0: the positive on place k counts 1/2.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
+      embeddings: `[B, D]` floats, normalized or not; None if `similarity` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       ks: K, static numbers >= 1.
       temperature: tau_2 > 0, in similarity.
@@ -225,24 +225,23 @@ def recall_at_k_loss(
     """
     checks.check_scalar("temperature", temperature, above=0)
     checks.check_scalar("rank_temperature", rank_temperature, above=0)
-    comparison = compare(
-        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
-    per_anchor = _recall_lost(_ranking(comparison), _check_ks(ks), temperature, rank_temperature)
-    return reduce_anchors(per_anchor, reduction, has_aux)
+    return pair_loss(_recall_lost, batch, temperature, rank_temperature, ks=_check_ks(ks))
 
 
 def fast_ap_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
     num_bins: int = 10,
-    distance: Pairwise = "squared_euclidean",
+    distance: Distance = "squared_euclidean",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""FastAP: one minus the average precision of each query's ranking, from a histogram of its distances.
@@ -251,7 +250,7 @@ def fast_ap_loss(
     the cumulative ones, + those of positives; a distance counts at the two nodes around it, by its nearness to each.
 
     Args:
-      embeddings: `[B, D]` normalised floats, whose squared distances lie in [0, 4]: larger ones count as 4 and have no
+      embeddings: `[B, D]` normalized floats, whose squared distances lie in [0, 4]: larger ones count as 4 and have no
         gradient. None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       num_bins: L, a static number >= 1.
@@ -285,10 +284,8 @@ def fast_ap_loss(
       F. Cakir, K. He, X. Xia, B. Kulis, S. Sclaroff, Deep Metric Learning to Rank, CVPR 2019.
     """
     checks.check_static_integer("num_bins", num_bins, least=1)
-    comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
-    )
-    return reduce_anchors(_fast_ap(comparison, num_bins=num_bins), reduction, has_aux)
+    batch = check_pairs(embeddings, labels, references, pairs, where, weights, reduction, has_aux, distance=distance)
+    return pair_loss(_fast_ap, batch, num_bins=num_bins)
 
 
 class _Ranking(NamedTuple):
@@ -358,9 +355,9 @@ _PNP_CURVES: dict[str, Callable[..., jax.Array]] = {
 _PNP_TERMS: dict[str, Term] = {name: partial(_pnp_term, curve) for name, curve in _PNP_CURVES.items()}
 
 
-@partial(jax.jit, static_argnames="term")
-def _mean_over_positives(ranking: _Ranking, temperature: float, *hyper: float, term: Term) -> LossStats:
-    """For each query the weighted mean of a term over its positives."""
+def _mean_over_positives(c: Comparison, temperature: ScalarLike, *hyper: ScalarLike, term: Term) -> LossStats:
+    """Returns the weighted mean of a term over the positives of each query."""
+    ranking = _ranking(c, c.own)
     weights, dtype = ranking.reference_weights, ranking.similarities.dtype
     constants = _Constants(weights, jnp.asarray(temperature, dtype), tuple(jnp.asarray(each, dtype) for each in hyper))
     masks = _Masks(ranking.positives, ranking.negatives)
@@ -377,12 +374,13 @@ def _among_first(pair: PositivePair, ranked: jax.Array, constants: _Constants) -
     return tuple(weight * jax.nn.sigmoid((k - rank) / rank_temperature) for k in ks)
 
 
-@jax.jit
-def _recall_lost(ranking: _Ranking, ks: jax.Array, temperature: float, rank_temperature: float) -> LossStats:
-    similarities, positives, negatives, query_weights, weights = ranking
+def _recall_lost(
+    c: Comparison, temperature: ScalarLike, rank_temperature: ScalarLike, *, ks: tuple[int, ...]
+) -> LossStats:
+    similarities, positives, negatives, query_weights, weights = _ranking(c)
     dtype = similarities.dtype
-    ks = ks.astype(dtype)
-    hyper = (jnp.asarray(rank_temperature, dtype), *ks)
+    first = jnp.asarray(ks, dtype)
+    hyper = (jnp.asarray(rank_temperature, dtype), *first)
     constants = _Constants(weights, jnp.asarray(temperature, dtype), hyper)
     found = sum_over_positives(_among_first, similarities, None, positives, positives | negatives, constants)
     found = jnp.stack(found, axis=1)
@@ -390,12 +388,12 @@ def _recall_lost(ranking: _Ranking, ks: jax.Array, temperature: float, rank_temp
     num_positives = jnp.sum(positives.astype(dtype), axis=1, keepdims=True)
     # With weights, a query has as many positives as before, of which some count for more.
     found = found * safe_divide(num_positives, of_positives)
-    recall = safe_divide(jnp.minimum(ks[None, :], found), jnp.minimum(ks[None, :], num_positives))
+    recall = safe_divide(jnp.minimum(first[None, :], found), jnp.minimum(first[None, :], num_positives))
     valid = jnp.any(negatives, axis=1)
     return each_anchor(1 - jnp.mean(recall, axis=1), jnp.where(valid, query_weights, 0))
 
 
-def _check_ks(ks: Sequence[int]) -> jax.Array:
+def _check_ks(ks: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(ks, Sequence) or isinstance(ks, str):
         raise TypeError(f"ks is {ks!r}, expected a sequence of static integers")
     if not ks:
@@ -403,10 +401,9 @@ def _check_ks(ks: Sequence[int]) -> jax.Array:
     for k in ks:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"ks has {k!r}, expected static integers of at least 1")
-    return jnp.array(ks, jnp.int32)
+    return tuple(ks)
 
 
-@partial(jax.jit, static_argnames="num_bins")
 def _fast_ap(comparison: Comparison, *, num_bins: int) -> LossStats:
     positives, negatives = comparison.positives, comparison.negatives
     weights = jnp.where(positives, comparison.reference_weights[None, :], 0)
@@ -430,16 +427,16 @@ def _fast_ap(comparison: Comparison, *, num_bins: int) -> LossStats:
 
 
 def histogram_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
     num_bins: int = 100,
-    similarity: Pairwise = "cosine",
+    similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The histogram loss: how probable it is that a negative pair is more similar than a positive pair.
@@ -450,7 +447,7 @@ def histogram_loss(
     As a mean over negative pairs, of the frequency :math:`\phi^+` of positive pairs which are less similar.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not; None if `similarity` is an array.
+      embeddings: `[B, D]` floats, normalized or not; None if `similarity` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
       num_bins: R, a static number >= 1: 2 over the width of a bin.
       similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array. Similarities
@@ -482,13 +479,12 @@ def histogram_loss(
       E. Ustinova, V. Lempitsky, Learning Deep Embeddings with Histogram Loss, NeurIPS 2016, arXiv 1611.00822.
     """
     checks.check_static_integer("num_bins", num_bins, least=1)
-    comparison = compare(
-        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
-    return reduce_anchors(_histogram(comparison, num_bins=num_bins), reduction, has_aux)
+    return pair_loss(_histogram, batch, num_bins=num_bins)
 
 
-@partial(jax.jit, static_argnames="num_bins")
 def _histogram(comparison: Comparison, *, num_bins: int) -> LossStats:
     bins = _soft_bins(comparison.values, num_bins)
     positives, negatives = (pair_weights(comparison, mask) for mask in (comparison.positives, comparison.negatives))

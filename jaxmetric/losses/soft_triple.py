@@ -1,7 +1,7 @@
-"""SoftTriple of Qian et al.: a softmax with several centres per class, which needs no triplets to be sampled.
+"""SoftTriple of Qian et al.: a softmax with several centers per class, which needs no triplets to be sampled.
 
-`soft_triple_loss` is the paper's loss, `soft_triple_regularizer` the part of it that merges superfluous centres and
-`hard_triple_loss` its limit, in which only the nearest centre of a class counts. `init_centers` makes the parameters
+`soft_triple_loss` is the paper's loss, `soft_triple_regularizer` the part of it that merges superfluous centers and
+`hard_triple_loss` its limit, in which only the nearest center of a class counts. `init_centers` makes the parameters
 and `effective_centers` counts what the merging left of them.
 """
 
@@ -11,56 +11,55 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
-from jaxmetric.losses._engine.class_columns import Column
-from jaxmetric.losses._engine.class_shard import ClassVectors, check_class_vectors, count_classes, held
+from jaxmetric.losses._engine.class_columns import Column, ColumnResult, check_classes, class_loss, per_example_loss
+from jaxmetric.losses._engine.class_shard import ClassVectors, check_class_vectors, count_classes, local_vectors
 from jaxmetric.losses._engine.class_softmax import (
-    class_vector_loss,
+    cross_entropy,
     nearest_center,
     normalized_dot_product,
-    of_examples,
     right_and_others,
-    softmax_loss,
     sum_over_classes,
 )
-from jaxmetric.losses._engine.reduction import LossResult, LossStats
-from jaxmetric.losses._engine.types import ClassCenters, ClassLabels
+from jaxmetric.losses._engine.reduction import LossResult
+from jaxmetric.losses._engine.types import ClassCenters, ClassLabels, ClassWeights, Reduction, ScalarLike
 from jaxmetric.numerics import excess, safe_normalize, safe_sqrt
 
 
 def soft_triple_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     centers: ClassCenters,
     *,
-    scale: float = 20.0,
-    gamma: float = 0.1,
-    margin: float = 0.01,
-    tau: float = 0.2,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    scale: ScalarLike = 20.0,
+    gamma: ScalarLike = 0.1,
+    margin: ScalarLike = 0.01,
+    tau: ScalarLike = 0.2,
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The SoftTriple loss, its regulariser included.
+    r"""The SoftTriple loss, its regularizer included.
 
     With :math:`S_{i,c} = \sum_k \mathrm{softmax}_k(x_i^\top w_c^k / \gamma)\, x_i^\top w_c^k`, the similarity of an
-    example to the centres of class c, relaxed from the nearest one:
+    example to the centers of class c, relaxed from the nearest one:
 
     :math:`-\log \frac{\exp \lambda(S_{i,y} - \delta)}{\exp \lambda(S_{i,y} - \delta) + \sum_{c \ne y} \exp \lambda
     S_{i,c}} + \tau\,` `soft_triple_regularizer(centers)`.
 
     Args:
-      embeddings: `[B, D]` floats, normalised by the network.
+      embeddings: `[B, D]` floats, normalized by the network.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, K, D]` centres, normalised here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
+      centers: `[C, K, D]` centers, normalized here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
         columns of labels, whose losses add up.
       scale: lambda > 0.
-      gamma: > 0, the entropy of the assignment to centres; towards 0 only the nearest centre counts.
+      gamma: > 0, the entropy of the assignment to centers; towards 0 only the nearest center counts.
       margin: delta, taken off the similarity to the right class.
-      tau: >= 0, the weight of the regulariser; 0 leaves it out. It is part of every example's loss, so that `"sum"` and
+      tau: >= 0, the weight of the regularizer; 0 leaves it out. It is part of every example's loss, so that `"sum"` and
         `"none"` contain it as often as they contain examples, and every example counts for `"mean_active"`.
       class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
       where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
@@ -78,7 +77,7 @@ def soft_triple_loss(
     Example:
       >>> import jax
       >>> centers = init_centers(jax.random.key(0), num_classes=5, centers_per_class=3, dim=8)
-      >>> embeddings = centers[:, 0]  # each class's first centre, as an embedding of that class
+      >>> embeddings = centers[:, 0]  # each class's first center, as an embedding of that class
       >>> loss = soft_triple_loss(embeddings, jax.numpy.arange(5), centers)
       >>> bool(loss < soft_triple_loss(embeddings, jax.numpy.arange(5)[::-1], centers))
       True
@@ -92,61 +91,59 @@ def soft_triple_loss(
     checks.check_scalar("margin", margin)
     checks.check_scalar("tau", tau, least=0)
     leave_out = not isinstance(tau, jax.core.Tracer) and tau == 0
-    return class_vector_loss(
-        _soft_triple,
-        {"scale": scale, "gamma": gamma, "margin": margin, "tau": None if leave_out else tau},
+    batch = check_classes(
+        "centers",
+        centers,
         embeddings,
         labels,
-        centers,
-        name="centers",
-        num_axes=3,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
+        class_weights,
+        where,
+        weights,
+        reduction,
+        has_aux,
+        centers_per_class=True,
     )
+    return class_loss(_soft_triple, batch, scale, gamma, margin, None if leave_out else tau)
 
 
 def _soft_triple(
     embeddings: jax.Array,
     column: Column,
-    *,
-    scale: jax.Array,
-    gamma: jax.Array,
-    margin: jax.Array,
-    tau: jax.Array | None,
-) -> tuple[jax.Array, LossStats]:
+    scale: ScalarLike,
+    gamma: ScalarLike,
+    margin: ScalarLike,
+    tau: ScalarLike | None,
+) -> ColumnResult:
     centers, penalty = column.vectors, jnp.zeros((), embeddings.dtype)
     if tau is not None:
         regularizer, centers = _regularizer(centers)
         penalty = tau * regularizer
     right, others = right_and_others(_relaxed_similarity, centers, column.labels, scale * embeddings, scale * gamma)
-    return of_examples(softmax_loss(right - scale * margin, others) + penalty, column)
+    return per_example_loss(cross_entropy(right - scale * margin, others) + penalty, column)
 
 
 def hard_triple_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     centers: ClassCenters,
     *,
-    scale: float = 20.0,
-    margin: float = 0.01,
-    class_weights: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    scale: ScalarLike = 20.0,
+    margin: ScalarLike = 0.01,
+    class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The HardTriple loss: SoftTriple with the nearest centre of each class only.
+    r"""The HardTriple loss: SoftTriple with the nearest center of each class only.
 
     :math:`-\log \mathrm{softmax}(\lambda\,(S_c - \delta\,[c = y]))_y` with :math:`S_c = \max_k x^\top w_c^k` and
-    :math:`|w_c^k| = 1`: what `soft_triple_loss` becomes for gamma towards 0, without its regulariser.
+    :math:`|w_c^k| = 1`: what `soft_triple_loss` becomes for gamma towards 0, without its regularizer.
 
     Args:
-      embeddings: `[B, D]` floats, normalised by the network.
+      embeddings: `[B, D]` floats, normalized by the network.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, K, D]` centres, normalised here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
+      centers: `[C, K, D]` centers, normalized here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
         columns of labels, whose losses add up.
       scale: lambda > 0.
       margin: delta, taken off the similarity to the right class.
@@ -167,7 +164,7 @@ def hard_triple_loss(
       >>> import jax.numpy as jnp
       >>> centers = jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [-1.0, 0.0]]])
       >>> loss = hard_triple_loss(jnp.array([[0.0, 1.0]]), jnp.array([0]), centers, scale=1.0, margin=0.0)
-      >>> round(float(loss), 4)  # similarities 1, of the second centre, and 0: log(1 + exp(-1))
+      >>> round(float(loss), 4)  # similarities 1, of the second center, and 0: log(1 + exp(-1))
       0.3133
 
     References:
@@ -176,42 +173,39 @@ def hard_triple_loss(
     """
     checks.check_scalar("scale", scale, above=0)
     checks.check_scalar("margin", margin)
-    return class_vector_loss(
-        _hard_triple,
-        {"scale": scale, "margin": margin},
+    batch = check_classes(
+        "centers",
+        centers,
         embeddings,
         labels,
-        centers,
-        name="centers",
-        num_axes=3,
-        class_weights=class_weights,
-        where=where,
-        weights=weights,
-        reduction=reduction,
-        has_aux=has_aux,
+        class_weights,
+        where,
+        weights,
+        reduction,
+        has_aux,
+        centers_per_class=True,
     )
+    return class_loss(_hard_triple, batch, scale, margin)
 
 
-def _hard_triple(
-    embeddings: jax.Array, column: Column, *, scale: jax.Array, margin: jax.Array
-) -> tuple[jax.Array, LossStats]:
+def _hard_triple(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
     right, others = right_and_others(nearest_center, column.vectors, column.labels, scale * embeddings)
-    return of_examples(softmax_loss(right - scale * margin, others), column)
+    return per_example_loss(cross_entropy(right - scale * margin, others), column)
 
 
 @jax.jit
 def soft_triple_regularizer(centers: ClassVectors) -> jax.Array:
-    r"""The distances between the centres of a class, which as a penalty merges them.
+    r"""The distances between the centers of a class, which as a penalty merges them.
 
     :math:`\frac{1}{C K (K - 1)} \sum_c \sum_{s < t} \sqrt{2 + 10^{-5} - 2\,w_c^{s\top} w_c^t}`: half the mean
-    distance of two centres of one class, class by class, in O(C K^2) memory. The 1e-5, which the authors' code has,
-    keeps the gradient finite where two centres coincide.
+    distance of two centers of one class, class by class, in O(C K^2) memory. The 1e-5, which the authors' code has,
+    keeps the gradient finite where two centers coincide.
 
     Args:
-      centers: `[C, K, D]`, normalised here, or a `ClassShard` of them.
+      centers: `[C, K, D]`, normalized here, or a `ClassShard` of them.
 
     Returns:
-      A scalar from 0.0016, where all centres of each class coincide, to 1; 0 if K is 1.
+      A scalar from 0.0016, where all centers of each class coincide, to 1; 0 if K is 1.
 
     Raises:
       ValueError: if the shape is not `[C, K, D]`.
@@ -231,8 +225,8 @@ def soft_triple_regularizer(centers: ClassVectors) -> jax.Array:
 
 
 def _regularizer(centers: ClassVectors) -> tuple[jax.Array, ClassVectors]:
-    """The regulariser, and the centres passed on: see `sum_over_classes`."""
-    _, num_centers, dim = held(centers).shape
+    """The regularizer, and the centers passed on: see `sum_over_classes`."""
+    _, num_centers, dim = local_vectors(centers).shape
     total, centers = sum_over_classes(_distances_within_class, centers, (), (), rows=num_centers + dim)
     return total / (count_classes(centers) * max(num_centers * (num_centers - 1), 1)), centers
 
@@ -246,10 +240,10 @@ def _distances_within_class(centers: jax.Array, *_: Any) -> jax.Array:
 
 
 def init_centers(key: jax.Array, num_classes: int, centers_per_class: int, dim: int) -> jax.Array:
-    """Random centres, Kaiming-uniform as in the authors' code.
+    """Random centers, Kaiming-uniform as in the authors' code.
 
-    Their parameter is a `[D, C K]` matrix initialised with a = sqrt(5), which takes its second axis for the fan:
-    uniform in +-1 / sqrt(C K). Only the directions matter to the loss; the length sets how fast an optimiser turns
+    Their parameter is a `[D, C K]` matrix initialized with a = sqrt(5), which takes its second axis for the fan:
+    uniform in +-1 / sqrt(C K). Only the directions matter to the loss; the length sets how fast an optimizer turns
     them.
 
     Args:
@@ -275,16 +269,16 @@ def init_centers(key: jax.Array, num_classes: int, centers_per_class: int, dim: 
     """
     shape = (num_classes, centers_per_class, dim)
     if min(shape) < 1:
-        raise ValueError(f"centres [num_classes, centers_per_class, dim] of {list(shape)}, expected at least 1 of each")
+        raise ValueError(f"centers [num_classes, centers_per_class, dim] of {list(shape)}, expected at least 1 of each")
     bound = 1 / math.sqrt(num_classes * centers_per_class)
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def effective_centers(centers: jax.Array, *, tolerance: float = 0.1) -> jax.Array:
-    """How many distinct centres each class has: those within `tolerance` of each other, in chains, count as one.
+    """How many distinct centers each class has: those within `tolerance` of each other, in chains, count as one.
 
     Args:
-      centers: `[C, K, D]`, normalised here.
+      centers: `[C, K, D]`, normalized here.
       tolerance: >= 0, a Euclidean distance between unit vectors (0.1 is an angle of 5.7 degrees).
 
     Returns:
@@ -306,23 +300,23 @@ def effective_centers(centers: jax.Array, *, tolerance: float = 0.1) -> jax.Arra
 
 
 def _relaxed_similarity(centers: jax.Array, embeddings: jax.Array, gamma: jax.Array) -> jax.Array:
-    """`[c, B]`: for each class the mean of the similarities to its centres, weighed by their softmax at gamma."""
+    """`[c, B]`: for each class the mean of the similarities to its centers, weighed by their softmax at gamma."""
     return _relaxed_max(normalized_dot_product(centers, embeddings), gamma)
 
 
 @jax.custom_vjp
 def _relaxed_max(similarity: jax.Array, gamma: jax.Array) -> jax.Array:
-    """`[c, B]`: the means over the K centres of `[c, K, B]` similarities, weighed by their softmax at gamma."""
+    """`[c, B]`: the means over the K centers of `[c, K, B]` similarities, weighed by their softmax at gamma."""
     return _relaxed_max_fwd(similarity, gamma)[0]
 
 
 def _relaxed_max_fwd(similarity: jax.Array, gamma: jax.Array) -> Any:
-    # Centre by centre, which makes one loop of it all.
+    # Center by center, which makes one loop of it all.
     of_centers = [similarity[:, k] for k in range(similarity.shape[1])]
     nearest = reduce(jnp.maximum, of_centers)
     total = excess_sum = jnp.zeros_like(nearest)
     for of_center in of_centers:
-        # Relative to the nearest centre, nothing cancels when gamma is small.
+        # Relative to the nearest center, nothing cancels when gamma is small.
         relative = excess(of_center, nearest)
         share = jnp.exp(relative / gamma)
         total, excess_sum = total + share, excess_sum + share * relative
@@ -342,7 +336,7 @@ _relaxed_max.defvjp(_relaxed_max_fwd, _relaxed_max_bwd)
 
 
 def _num_clusters(centers: jax.Array, tolerance: float) -> jax.Array:
-    """The number of chains, of links no longer than `tolerance`, among `[K, D]` centres."""
+    """The number of chains, of links no longer than `tolerance`, among `[K, D]` centers."""
     # Differences, not 2 - 2 cos: at a tolerance of 1e-4 the cosine in float32 no longer tells.
     squared = jnp.sum(jnp.square(centers[:, None, :] - centers[None, :, :]), axis=-1)
     linked = squared <= tolerance**2

@@ -8,37 +8,38 @@ and `dynamic_soft_margin_loss` weighs a triplet by the share of the triplets tha
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 from jaxmetric.losses._engine.comparison import (
     SYMMETRIC_DISTANCES,
     Comparison,
-    Pairwise,
-    TripletDistances,
-    between_references,
+    PairBatch,
+    check_pairs,
     compare,
-    compare_triplets,
+    function_values,
+    named_function,
     negatives_between_references,
-    no_sums,
-    pairwise_values,
+    pair_loss,
+    zero_sums,
 )
+from jaxmetric.losses._engine.given_triplets import TripletDistances, triplet_distances
 from jaxmetric.losses._engine.ordered_hinge import (
     NearFarSums,
     gap_hinge_of_rows,
     near_far_sums,
-    of_margin,
     with_gradient,
+    with_margin_gradient,
 )
 from jaxmetric.losses._engine.pairs_of_pairs import all_pairs
 from jaxmetric.losses._engine.positive_sums import PositivePair, sum_over_positives
 from jaxmetric.losses._engine.reduction import (
     LossResult,
     LossStats,
-    check_reduction,
     each_anchor,
     each_pair,
     reduce_anchors,
@@ -52,30 +53,39 @@ from jaxmetric.losses._engine.triplet_sums import (
     sum_over_triplets,
     triplet_weights,
 )
-from jaxmetric.losses._engine.types import ClassLabels
+from jaxmetric.losses._engine.types import (
+    ClassLabels,
+    Distance,
+    DistanceName,
+    PairwiseFunction,
+    Reduction,
+    ReductionToScalar,
+    ScalarLike,
+    Similarity,
+)
 from jaxmetric.mining import hardest_negatives, hardest_positives, semi_hard_negatives
 from jaxmetric.numerics import as_float, masked_logsumexp, safe_divide, softplus
 from jaxmetric.references import PairMasks, References
 
-MININGS = ("all", "all-semi-hard", "all-hard", "semi-hard", "hard")
-HARD_OR_ALL = ("hard", "all")
+Mining: TypeAlias = Literal["all", "all-semi-hard", "all-hard", "semi-hard", "hard"]
+HardOrAll: TypeAlias = Literal["hard", "all"]
 
 
 def triplet_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    margin: float = 0.2,
-    mining: str = "all",
+    margin: ScalarLike = 0.2,
+    mining: Mining = "all",
     soft_margin: bool = False,
     swap: bool = False,
-    distance: Pairwise = "squared_euclidean",
+    distance: Distance = "squared_euclidean",
     references: References | None = None,
-    triplets: jax.Array | None = None,
+    triplets: ArrayLike | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The triplet loss over the triplets of a batch.
@@ -84,7 +94,7 @@ def triplet_loss(
     and a negative n of another; d is the squared Euclidean distance, if no other is asked for.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not; None if `distance` is an array.
+      embeddings: `[B, D]` floats, normalized or not; None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike, or `triplets` lists the triplets.
       margin: alpha, in units of the distance.
       mining: `"all"` takes every triplet, exactly, in O(B^2) memory, and in O(B^2 log B) time or, with `soft_margin` or
@@ -133,28 +143,25 @@ def triplet_loss(
       (`"hard"`, `soft_margin`). V. Balntas, E. Riba, D. Ponsa, K. Mikolajczyk, Learning Local Feature Descriptors with
       Triplets and Shallow Convolutional Neural Networks, BMVC 2016 (`swap`).
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("margin", margin)
-    checks.check_choice("mining", mining, MININGS)
+    checks.check_choice("mining", mining, get_args(Mining))
     checks.check_flag("soft_margin", soft_margin)
     checks.check_flag("swap", swap)
     if mining in _GAPS:
         checks.check_scalar("margin", margin, least=0)
     if triplets is not None:
+        checks.check_reduction(reduction, unreduced=True)
         _check_alone(labels, pairs, mining)
-        given = compare_triplets(
-            embeddings, triplets, distance=distance, references=references, where=where, weights=weights, between=swap
-        )
-        return reduce_anchors(_given_triplets(given, margin, soft_margin=soft_margin), reduction, has_aux)
-    comparison = compare(
-        embeddings, labels, distance=distance, references=references, pairs=pairs, where=where, weights=weights
+        given = triplet_distances(embeddings, triplets, references, where, weights, distance=distance, between=swap)
+        loss, stats = _given_triplets(given, margin, soft_margin=soft_margin, reduction=reduction)
+        return (loss, stats) if has_aux else loss
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, distance=distance, between=swap
     )
-    others = between_references("distance", distance, comparison, references) if swap else None
-    per_anchor = _sums_of_anchors(comparison, others, margin, mining=mining, soft_margin=soft_margin)
-    return reduce_anchors(per_anchor, reduction, has_aux)
+    return pair_loss(_triplet_sums, batch, margin, mining=mining, soft_margin=soft_margin)
 
 
-def _check_alone(labels: jax.Array | None, pairs: PairMasks | None, mining: str) -> None:
+def _check_alone(labels: ArrayLike | None, pairs: PairMasks | None, mining: str) -> None:
     if mining != "all":
         raise ValueError(f"mining is {mining!r}, expected 'all': triplets lists the triplets")
     for name, given in (("labels", labels), ("pairs", pairs)):
@@ -162,26 +169,26 @@ def _check_alone(labels: jax.Array | None, pairs: PairMasks | None, mining: str)
             raise ValueError(f"{name} and triplets are both given, expected one of them")
 
 
-@partial(jax.jit, static_argnames="soft_margin")
-def _given_triplets(given: TripletDistances, margin: float, *, soft_margin: bool) -> LossStats:
+@partial(jax.jit, static_argnames=("soft_margin", "reduction"))
+def _given_triplets(
+    given: TripletDistances, margin: ScalarLike, *, soft_margin: bool, reduction: str
+) -> tuple[jax.Array, LossStats]:
     far = given.far if given.between is None else jnp.minimum(given.far, given.between)
-    return each_anchor((soft_hinge if soft_margin else hinge)(given.near - far, margin), given.weights)
+    per_triplet = each_anchor((soft_hinge if soft_margin else hinge)(given.near - far, margin), given.weights)
+    return reduce_anchors(per_triplet, reduction)
 
 
-@partial(jax.jit, static_argnames=("mining", "soft_margin"))
-def _sums_of_anchors(
-    c: Comparison, others: jax.Array | None, margin: float, *, mining: str, soft_margin: bool
-) -> LossStats:
+def _triplet_sums(c: Comparison, margin: ScalarLike, *, mining: str, soft_margin: bool) -> LossStats:
     if not c.values.size:
-        return no_sums(c)
+        return zero_sums(c)
     penalty = soft_hinge if soft_margin else hinge
     if mining == "hard":
-        sums = _hard_triplets(c, others, margin, penalty)
+        sums = _hard_triplets(c, margin, penalty)
     elif mining == "semi-hard":
-        sums = _semi_hard_triplets(c, others, margin, penalty)
-    elif soft_margin or others is not None:
+        sums = _semi_hard_triplets(c, margin, penalty)
+    elif soft_margin or c.between is not None:
         keep = _GAPS.get(mining, every_gap)
-        sums = sum_over_triplets(penalty, c, others, (jnp.asarray(margin, c.values.dtype),), keep=keep)
+        sums = sum_over_triplets(penalty, c, c.between, (jnp.asarray(margin, c.values.dtype),), keep=keep)
     elif mining == "all":
         sums = sorted_triplets(c, margin)
     else:
@@ -190,9 +197,9 @@ def _sums_of_anchors(
     return LossStats(*(c.anchor_weights * jnp.where(c.anchor_weights > 0, each, 0) for each in sums))
 
 
-def all_triplets(c: Comparison, margin: float) -> LossStats:
+def all_triplets(c: Comparison, margin: ScalarLike) -> LossStats:
     """The sums of the hinges of all triplets."""
-    return LossStats(*(jnp.sum(each) for each in _sums_of_anchors(c, None, margin, mining="all", soft_margin=False)))
+    return LossStats(*(jnp.sum(each) for each in _triplet_sums(c, margin, mining="all", soft_margin=False)))
 
 
 # Which triplets a set takes: (d(a, p), d(a, n) [R], margin) to booleans [R].
@@ -202,13 +209,11 @@ _GAPS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-def _semi_hard_triplets(
-    c: Comparison, others: jax.Array | None, margin: float, penalty: Callable[..., jax.Array]
-) -> LossStats:
+def _semi_hard_triplets(c: Comparison, margin: ScalarLike, penalty: Callable[..., jax.Array]) -> LossStats:
     index = semi_hard_negatives(c.values, c.negatives)
     far = jnp.take_along_axis(c.values, index, axis=1)
-    if others is not None:
-        far = jnp.minimum(far, others[jnp.arange(index.shape[1])[None, :], index])
+    if c.between is not None:
+        far = jnp.minimum(far, c.between[jnp.arange(index.shape[1])[None, :], index])
     near_weights, far_weights = triplet_weights(c)
     triplets = near_weights * jnp.take_along_axis(far_weights, index, axis=1)
     sums = each_pair(penalty(c.values - far, margin), triplets)
@@ -217,9 +222,7 @@ def _semi_hard_triplets(
     return sums._replace(total=sums.total + not_a_number)
 
 
-def _hard_triplets(
-    c: Comparison, others: jax.Array | None, margin: float, penalty: Callable[..., jax.Array]
-) -> LossStats:
+def _hard_triplets(c: Comparison, margin: ScalarLike, penalty: Callable[..., jax.Array]) -> LossStats:
     near, far = hardest_positives(c.values, c.positives), hardest_negatives(c.values, c.negatives)
     near_weights, far_weights = triplet_weights(c)
     chosen = (
@@ -227,23 +230,23 @@ def _hard_triplets(
         for array, index in ((c.values, near), (c.values, far), (near_weights, near), (far_weights, far))
     )
     near_distance, far_distance, near_weight, far_weight = chosen
-    if others is not None:
-        far_distance = jnp.minimum(far_distance, others[near, far][:, None])
+    if c.between is not None:
+        far_distance = jnp.minimum(far_distance, c.between[near, far][:, None])
     return each_pair(penalty(near_distance - far_distance, margin), near_weight * far_weight)
 
 
 def chen_quadruplet_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels,
     *,
-    margin: float = 1.0,
-    second_margin: float = 0.5,
-    distance: Pairwise = "squared_euclidean",
+    margin: ScalarLike = 1.0,
+    second_margin: ScalarLike = 0.5,
+    distance: Distance = "squared_euclidean",
     references: References | None = None,
     pairs: jax.Array | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: ReductionToScalar = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The quadruplet loss of two margins over all triplets and quadruplets of a batch, exactly.
@@ -253,7 +256,7 @@ def chen_quadruplet_loss(
     and l whose classes differ from each other and from that of a.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not; None if `distance` is an array.
+      embeddings: `[B, D]` floats, normalized or not; None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers.
       margin: alpha_1, in units of the distance.
       second_margin: alpha_2, in units of the distance; smaller than alpha_1, as the second term is auxiliary.
@@ -286,31 +289,37 @@ def chen_quadruplet_loss(
       W. Chen, X. Chen, J. Zhang, K. Huang, Beyond Triplet Loss: A Deep Quadruplet Network for Person
       Re-identification, CVPR 2017.
     """
-    check_reduction(reduction)
     checks.check_scalar("margin", margin)
     checks.check_scalar("second_margin", second_margin)
-    comparison = compare(
+    batch = check_pairs(
         embeddings,
         labels,
+        references,
+        pairs,
+        where,
+        weights,
+        reduction,
+        has_aux,
         distance=distance,
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
         needs_labels=True,
+        unreduced=False,
     )
     symmetric = references is None and pairs is None and isinstance(distance, str) and distance in SYMMETRIC_DISTANCES
-    triplets = all_triplets(comparison, margin)
-    quadruplets = _all_quadruplets(comparison, second_margin, symmetric=symmetric)
+    return _chen_quadruplet(batch, margin, second_margin, symmetric=symmetric)
+
+
+@partial(jax.jit, static_argnames="symmetric")
+def _chen_quadruplet(batch: PairBatch, margin: ScalarLike, second_margin: ScalarLike, *, symmetric: bool) -> LossResult:
+    c = compare(batch)
+    triplets, quadruplets = all_triplets(c, margin), _all_quadruplets(c, second_margin, symmetric=symmetric)
     stats = LossStats(*(jnp.stack(both) for both in zip(triplets, quadruplets, strict=True)))
-    loss = jnp.sum(reduce_stats(stats, reduction))
-    return (loss, stats) if has_aux else loss
+    loss = jnp.sum(reduce_stats(stats, batch.reduction))
+    return (loss, stats) if batch.has_aux else loss
 
 
 # All quadruplets of an anchor a, a positive p and a pair (k, l) of two other classes are those with any negative pair,
 # less those whose negative pair touches the class of a. Each of the three sums over pairs of pairs is one sort.
-@partial(jax.jit, static_argnames="symmetric")
-def _all_quadruplets(c: Comparison, margin: float, *, symmetric: bool) -> LossStats:
+def _all_quadruplets(c: Comparison, margin: ScalarLike, *, symmetric: bool) -> LossStats:
     weights = c.anchor_weights[:, None] * c.reference_weights[None, :]
     far = jnp.where(c.negatives, weights, 0)
     elsewhere = _not_touching(c, c.negatives.astype(jnp.int32)) > 0
@@ -320,10 +329,12 @@ def _all_quadruplets(c: Comparison, margin: float, *, symmetric: bool) -> LossSt
     total = with_gradient(jnp.sum(near * sums.hinges), c.values, (near - far) * sums.violations)
     valid = jnp.sum(jnp.sum(near, axis=1) * jax.nn.relu(_not_touching(c, far)))
     active = jnp.sum(near * sums.violations)
-    return LossStats(of_margin(total, active, margin), valid, active)
+    return LossStats(with_margin_gradient(total, active, margin), valid, active)
 
 
-def _near_far_sums(c: Comparison, near: jax.Array, far: jax.Array, margin: float, *, symmetric: bool) -> NearFarSums:
+def _near_far_sums(
+    c: Comparison, near: jax.Array, far: jax.Array, margin: ScalarLike, *, symmetric: bool
+) -> NearFarSums:
     """`[A, R]` sums over the pairs of the other side that share no class: all, less those that share either."""
     if symmetric:  # (i, j) stands for (j, i) as well
         first, second = all_pairs(near.shape[0])
@@ -353,16 +364,16 @@ def _not_touching(c: Comparison, of_pairs: jax.Array) -> jax.Array:
 
 
 def angular_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    angle: float = math.pi / 4,
-    similarity: Pairwise = "cosine",
+    angle: ScalarLike = math.pi / 4,
+    similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The angular loss over the pairs of an anchor and a positive.
@@ -402,22 +413,19 @@ def angular_loss(
     References:
       J. Wang, F. Zhou, S. Wen, X. Liu, Y. Lin, Deep Metric Learning with Angular Loss, ICCV 2017.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("angle", angle, above=0, below=math.pi / 2, unit="radians")
-    comparison = compare(
-        embeddings, labels, similarity=similarity, references=references, pairs=pairs, where=where, weights=weights
+    batch = check_pairs(
+        embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity, between=True
     )
-    others = between_references("similarity", similarity, comparison, references)
-    return reduce_anchors(_angular(comparison, others, angle), reduction, has_aux)
+    return pair_loss(_angular, batch, angle)
 
 
-@jax.jit
-def _angular(c: Comparison, others: jax.Array, angle: float) -> LossStats:
+def _angular(c: Comparison, angle: ScalarLike) -> LossStats:
     if not c.values.size:
-        return no_sums(c)
+        return zero_sums(c)
     complete = c.positives & jnp.any(c.negatives, axis=1, keepdims=True)
     constants = (c.reference_weights, jnp.square(jnp.tan(jnp.asarray(angle, c.values.dtype))))
-    total, active = sum_over_positives(_angular_term, c.values, others, complete, c.negatives, constants)
+    total, active = sum_over_positives(_angular_term, c.values, c.between, complete, c.negatives, constants)
     valid = jnp.sum(jnp.where(complete, c.reference_weights[None, :], 0), axis=1)
     return LossStats(*(c.anchor_weights * each for each in (total, valid, active)))
 
@@ -432,16 +440,16 @@ def _angular_term(pair: PositivePair, negatives: jax.Array, constants: Any) -> t
 
 
 def centroid_triplet_loss(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     labels: ClassLabels,
     *,
-    margin: float = 0.5,
-    mining: str = "hard",
-    distance: str | Callable[[jax.Array, jax.Array], jax.Array] = "squared_euclidean",
+    margin: ScalarLike = 0.5,
+    mining: HardOrAll = "hard",
+    distance: DistanceName | PairwiseFunction = "squared_euclidean",
     references: References | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""The triplet loss of anchors and centroids of classes.
@@ -450,7 +458,7 @@ def centroid_triplet_loss(
     the other examples of the anchor's class and :math:`c_n` that of another class, the nearest of them.
 
     Args:
-      embeddings: `[B, D]` floats, normalised or not. Centroids are not normalised.
+      embeddings: `[B, D]` floats, normalized or not. Centroids are not normalized.
       labels: `[B]` or `[B, 1]` integers.
       margin: alpha, in units of the distance.
       mining: `"hard"` takes the nearest centroid of another class, `"all"` every one of them.
@@ -481,28 +489,24 @@ def centroid_triplet_loss(
       M. Wieczorek, B. Rychalska, J. Dąbrowski, On the Unreasonable Effectiveness of Centroids in Image Retrieval,
       ICONIP 2021, arXiv 2104.13643.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("margin", margin)
-    checks.check_choice("mining", mining, HARD_OR_ALL)
+    checks.check_choice("mining", mining, get_args(HardOrAll))
     if not isinstance(distance, str) and not callable(distance):
         raise TypeError(f"distance is {type(distance).__name__}, expected a name or a function: it is of centroids")
-    c = compare(
-        embeddings,
-        labels,
-        references=references,
-        where=where,
-        weights=weights,
-        needs_values=False,
-        needs_labels=True,
+    function = named_function("distance", distance) if isinstance(distance, str) else distance
+    batch = check_pairs(
+        embeddings, labels, references, None, where, weights, reduction, has_aux, needs_values=False, needs_labels=True
     )
-    if not c.positives.size:
-        return reduce_anchors(no_sums(c), reduction, has_aux)
-    centroids, own = _centroids(c), _own_centroids(c)
-    of = partial(pairwise_values, "distance", distance)
-    far = of(c.anchors, centroids.vectors, c.anchor_weights > 0, centroids.weights > 0)
+    c, centroids, own = _compare_with_centroids(batch)
+    # Outside of a compiled program, which would be compiled anew for every new function.
+    values = partial(function_values, "distance", function)
+    far = values(c.anchors, centroids.vectors, c.anchor_weights > 0, centroids.weights > 0)
     has_own = jnp.any(c.positives, axis=1)
-    near = jax.vmap(lambda x, y, valid: of(x[None], y[None], valid[None], valid[None])[0, 0])(c.anchors, own, has_own)
-    return reduce_anchors(_centroid_triplets(c, centroids, near, far, margin, mining=mining), reduction, has_aux)
+    near = jax.vmap(lambda x, y, valid: values(x[None], y[None], valid[None], valid[None])[0, 0])(
+        c.anchors, own, has_own
+    )
+    loss, stats = _centroid_triplets(c, centroids, near, far, margin, mining=mining, reduction=reduction)
+    return (loss, stats) if has_aux else loss
 
 
 class _Centroids(NamedTuple):
@@ -513,20 +517,36 @@ class _Centroids(NamedTuple):
     weights: jax.Array  # [R]
 
 
-@partial(jax.jit, static_argnames="mining")
+@jax.jit
+def _compare_with_centroids(batch: PairBatch) -> tuple[Comparison, _Centroids, jax.Array]:
+    """Returns the comparison, the centroids of all classes, and `[A, D]` of each anchor's own class without it."""
+    c = compare(batch)
+    return c, _centroids(c), _own_centroids(c)
+
+
+@partial(jax.jit, static_argnames=("mining", "reduction"))
 def _centroid_triplets(
-    c: Comparison, centroids: _Centroids, near: jax.Array, far: jax.Array, margin: float, *, mining: str
-) -> LossStats:
+    c: Comparison,
+    centroids: _Centroids,
+    near: jax.Array,
+    far: jax.Array,
+    margin: ScalarLike,
+    *,
+    mining: str,
+    reduction: str,
+) -> tuple[jax.Array, LossStats]:
+    if not c.positives.size:
+        return reduce_anchors(zero_sums(c), reduction)
     negatives = (c.anchor_labels[:, None] != centroids.labels[None, :]) & (centroids.weights > 0)[None, :]
     weights = jnp.where(jnp.any(c.positives, axis=1), c.anchor_weights, 0)
     if mining == "all":
         losses = jax.nn.relu(near[:, None] - far + margin)
-        return each_pair(losses, jnp.where(negatives, weights[:, None], 0))
+        return reduce_anchors(each_pair(losses, jnp.where(negatives, weights[:, None], 0)), reduction)
     nearest = jnp.take_along_axis(far, hardest_negatives(far, negatives)[:, None], axis=1)[:, 0]
-    return each_anchor(jax.nn.relu(near - nearest + margin), jnp.where(jnp.any(negatives, axis=1), weights, 0))
+    losses = jax.nn.relu(near - nearest + margin)
+    return reduce_anchors(each_anchor(losses, jnp.where(jnp.any(negatives, axis=1), weights, 0)), reduction)
 
 
-@jax.jit
 def _centroids(c: Comparison) -> _Centroids:
     count = c.reference_labels.size
     labels, index = jnp.unique(c.reference_labels, return_inverse=True, size=count)
@@ -535,7 +555,6 @@ def _centroids(c: Comparison) -> _Centroids:
     return _Centroids(safe_divide(sums, jnp.broadcast_to(weights[:, None], sums.shape)), labels, weights)
 
 
-@jax.jit
 def _own_centroids(c: Comparison) -> jax.Array:
     """`[A, D]`: the mean of the other examples of each anchor's class."""
     weights = jnp.where(c.positives, c.reference_weights[None, :], 0)
@@ -560,22 +579,22 @@ class DynamicMarginStats(NamedTuple):
 
 
 def dynamic_soft_margin_loss(
-    embeddings: jax.Array | None,
+    embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    histogram: jax.Array | None = None,
-    momentum: float = 0.01,
+    histogram: ArrayLike | None = None,
+    momentum: ScalarLike = 0.01,
     num_bins: int = 512,
-    largest: float = 2.0,
-    mining: str = "hard",
-    distance: Pairwise = "euclidean",
+    largest: ScalarLike = 2.0,
+    mining: HardOrAll = "hard",
+    distance: Distance = "euclidean",
     references: References | None = None,
     pairs: PairMasks | None = None,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
     has_aux: bool = False,
-) -> LossResult:
+) -> jax.Array | tuple[jax.Array, DynamicMarginStats]:
     r"""The triplet loss with a margin that is the distribution of the triplets.
 
     The mean of :math:`F(z)\, z` over triplets, :math:`z = d(a, p) - d(a, n)`, with F(z) the share of triplets, in
@@ -623,66 +642,73 @@ def dynamic_soft_margin_loss(
     References:
       L. Zhang, S. Rusinkiewicz, Learning Local Descriptors with a CDF-Based Dynamic Soft Margin, ICCV 2019.
     """
-    check_reduction(reduction, "none")
     checks.check_scalar("momentum", momentum, least=0, most=1)
     checks.check_scalar("largest", largest, above=0)
-    checks.check_choice("mining", mining, HARD_OR_ALL)
-    comparison = compare(
+    checks.check_choice("mining", mining, get_args(HardOrAll))
+    past = _check_histogram(histogram, num_bins)
+    batch = check_pairs(
         embeddings,
         labels,
+        references,
+        pairs,
+        where,
+        weights,
+        reduction,
+        has_aux,
         distance=distance,
-        references=references,
-        pairs=pairs,
-        where=where,
-        weights=weights,
         needs_labels=references is not None and mining == "hard",
+        between=mining == "hard",
     )
-    past = _check_histogram(histogram, num_bins, comparison.values.dtype)
-    of_positives = None
-    if mining == "hard":
-        # Within the batch, the negatives of a positive are those that `pairs` leaves it as an anchor.
-        negatives = comparison.negatives if references is None else negatives_between_references(comparison)
-        of_positives = between_references("distance", distance, comparison, references), negatives
-    per_anchor, updated = _dynamic_margin_sums(comparison, of_positives, past, momentum, largest)
-    loss, stats = reduce_anchors(per_anchor, reduction, has_aux=True)
-    return (loss, DynamicMarginStats(stats.total, stats.valid, stats.active, updated)) if has_aux else loss
+    return _dynamic_margin(batch, past, momentum, largest, mining=mining, num_bins=num_bins)
 
 
-def _check_histogram(histogram: jax.Array | None, num_bins: int, dtype: jnp.dtype) -> jax.Array:
+def _check_histogram(histogram: ArrayLike | None, num_bins: int) -> jax.Array | None:
     checks.check_static_integer("num_bins", num_bins, least=2)
     if histogram is None:
-        return jnp.zeros(num_bins, dtype)
+        return None
     histogram = checks.check_floats("histogram", histogram)
     if histogram.ndim != 1 or histogram.size < 2:
         raise ValueError(f"histogram has shape {histogram.shape}, expected [K] with K >= 2")
-    return jax.lax.stop_gradient(as_float(histogram).astype(dtype))
+    return as_float(histogram)
 
 
-@jax.jit
-def _dynamic_margin_sums(
-    c: Comparison,
-    of_positives: tuple[jax.Array, jax.Array] | None,
-    past: jax.Array,
-    momentum: float,
-    largest: float,
-) -> tuple[LossStats, jax.Array]:
-    """The sums of each anchor, and the updated histogram.
-
-    `of_positives` has the distances of positives to all references and which of these are their negatives, `[R, R]`; if
-    it is None, all triplets are taken.
-    """
+@partial(jax.jit, static_argnames=("mining", "num_bins"))
+def _dynamic_margin(
+    batch: PairBatch, past: jax.Array | None, momentum: ScalarLike, largest: ScalarLike, *, mining: str, num_bins: int
+) -> jax.Array | tuple[jax.Array, DynamicMarginStats]:
+    c = compare(batch)
+    dtype = c.values.dtype
+    past = jnp.zeros(num_bins, dtype) if past is None else past.astype(dtype)
+    past, share, reach = jax.lax.stop_gradient((past, jnp.asarray(momentum, dtype), jnp.asarray(largest, dtype)))
     if not c.values.size:
-        return no_sums(c), past
-    past, momentum, reach = jax.lax.stop_gradient((past, momentum, jnp.asarray(largest, past.dtype)))
-    if of_positives is None:
-        histogram = _updated(past, _histogram_of_all(c, past, reach), momentum)
-        sums = sum_over_triplets(_losses, c, None, (jnp.cumsum(histogram), reach))
+        sums, histogram = zero_sums(c), past
+    elif mining == "all":
+        sums, histogram = _every_triplet(c, past, share, reach)
     else:
-        differences, weights = _nearest_negatives(c, *of_positives)
-        every_weight = c.anchor_weights[:, None] * weights
-        histogram = _updated(past, _histogram(differences, every_weight, past.size, reach), momentum)
-        sums = each_pair(_losses(differences, jnp.cumsum(histogram), reach), weights)
-    return LossStats(*(c.anchor_weights * each for each in sums)), histogram
+        sums, histogram = _hardest_triplets(c, past, share, reach, within_batch=batch.references is None)
+    per_anchor = LossStats(*(c.anchor_weights * each for each in sums))
+    loss, stats = reduce_anchors(per_anchor, batch.reduction)
+    return (loss, DynamicMarginStats(*stats, histogram)) if batch.has_aux else loss
+
+
+def _every_triplet(
+    c: Comparison, past: jax.Array, momentum: jax.Array, reach: jax.Array
+) -> tuple[LossStats, jax.Array]:
+    """Returns the sums of each anchor over all triplets, and the updated histogram."""
+    histogram = _updated(past, _histogram_of_all(c, past, reach), momentum)
+    return sum_over_triplets(_losses, c, None, (jnp.cumsum(histogram), reach)), histogram
+
+
+def _hardest_triplets(
+    c: Comparison, past: jax.Array, momentum: jax.Array, reach: jax.Array, *, within_batch: bool
+) -> tuple[LossStats, jax.Array]:
+    """Returns the same over the triplets of each anchor and positive with the negative nearest to one of the two."""
+    # Within the batch, the negatives of a positive are those that `pairs` leaves it as an anchor.
+    negatives = c.negatives if within_batch else negatives_between_references(c)
+    differences, weights = _nearest_negatives(c, c.between, negatives)
+    every_weight = c.anchor_weights[:, None] * weights
+    histogram = _updated(past, _histogram(differences, every_weight, past.size, reach), momentum)
+    return each_pair(_losses(differences, jnp.cumsum(histogram), reach), weights), histogram
 
 
 def _nearest_negatives(c: Comparison, others: jax.Array, negatives: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -737,9 +763,9 @@ def _bins(differences: jax.Array, num_bins: int, reach: jax.Array) -> tuple[jax.
     return bins.astype(jnp.int32), positions - bins
 
 
-def _updated(past: jax.Array, histogram: jax.Array, momentum: float) -> jax.Array:
+def _updated(past: jax.Array, histogram: jax.Array, momentum: jax.Array) -> jax.Array:
     """The past with a share of this batch; the one alone where the other is empty."""
     total, past_total = jnp.sum(histogram), jnp.sum(past)
-    share = jnp.where(past_total > 0, jnp.asarray(momentum, past.dtype), 1)
+    share = jnp.where(past_total > 0, momentum, 1)
     share = jnp.where(total > 0, share, 0)
     return (1 - share) * safe_divide(past, past_total) + share * safe_divide(histogram, total)

@@ -1,24 +1,28 @@
 """VICReg: two views without labels, kept alike, spread and decorrelated."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 from jaxmetric.losses._engine.reduction import LossResult, LossStats, reduce_stats
+from jaxmetric.losses._engine.types import ReductionToScalar, ScalarLike
 from jaxmetric.numerics import safe_divide, safe_sqrt
 
 
 def vicreg_loss(
-    embeddings: jax.Array,
-    other: jax.Array,
+    embeddings: ArrayLike,
+    other: ArrayLike,
     *,
-    invariance: float = 25.0,
-    variance: float = 25.0,
-    covariance: float = 1.0,
-    eps: float = 1e-4,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    reduction: str = "mean",
+    invariance: ScalarLike = 25.0,
+    variance: ScalarLike = 25.0,
+    covariance: ScalarLike = 1.0,
+    eps: ScalarLike = 1e-4,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    reduction: ReductionToScalar = "mean",
     has_aux: bool = False,
 ) -> LossResult:
     r"""VICReg: views of an example coincide, while coordinates vary over the batch and do so independently.
@@ -33,7 +37,7 @@ def vicreg_loss(
     in v, this is as its authors' code computes them, and what their 25, 25 and 1 weigh.
 
     Args:
-      embeddings: `[B, D]` floats, not normalised: Z.
+      embeddings: `[B, D]` floats, not normalized: Z.
       other: `[B, D]` floats, the other view of the same examples in the same order: Z'.
       invariance: lambda >= 0.
       variance: mu >= 0.
@@ -63,20 +67,28 @@ def vicreg_loss(
     """
     for name, value in (("invariance", invariance), ("variance", variance), ("covariance", covariance), ("eps", eps)):
         checks.check_scalar(name, value, least=0)
+    checks.check_reduction(reduction, unreduced=False)
     embeddings, other = checks.check_embeddings(embeddings), checks.check_embeddings(other, "other")
     if other.shape != embeddings.shape:
         raise ValueError(f"other has shape {other.shape}, expected {embeddings.shape} as embeddings")
-    weights = checks.example_weights(embeddings, where, weights)
-    views = checks.leave_out(embeddings, weights), checks.leave_out(other, weights)
-    stats = _vicreg(views, weights, (invariance, variance, covariance, eps))
-    loss = reduce_stats(stats, reduction)
+    where, weights = checks.check_mask_and_weights(embeddings, where, weights)
+    hyper = (invariance, variance, covariance, eps)
+    loss, stats = _vicreg(embeddings, other, where, weights, hyper, reduction=reduction)
     return (loss, stats) if has_aux else loss
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="reduction")
 def _vicreg(
-    views: tuple[jax.Array, jax.Array], weights: jax.Array, hyper: tuple[float, float, float, float]
-) -> LossStats:
+    embeddings: jax.Array,
+    other: jax.Array,
+    where: jax.Array | None,
+    weights: jax.Array | None,
+    hyper: tuple[ScalarLike, ...],
+    *,
+    reduction: str,
+) -> tuple[jax.Array, LossStats]:
+    weights = checks.masked_weights(embeddings, where, weights)
+    views = checks.leave_out(embeddings, weights), checks.leave_out(other, weights)
     dtype, count = views[0].dtype, jnp.sum(weights)
     invariance, variance, covariance, eps = (jnp.asarray(value, dtype) for value in hyper)
     squares = jnp.mean(jnp.square(views[0] - views[1].astype(dtype)), axis=1)
@@ -88,7 +100,8 @@ def _vicreg(
         others = jnp.where(jnp.eye(matrix.shape[0], dtype=bool), 0, matrix)
         correlated = jnp.sum(jnp.square(others)) / matrix.shape[0]
         loss += jnp.where(exists, variance * spread + covariance * correlated, 0)
-    return LossStats(loss * count, count, jnp.where(loss > 0, count, 0))
+    stats = LossStats(loss * count, count, jnp.where(loss > 0, count, 0))
+    return reduce_stats(stats, reduction), stats
 
 
 def _covariances(view: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

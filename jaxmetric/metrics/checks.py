@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxmetric.search import check_integers, host_array
+from jaxmetric.search import host_array, host_integers
 
 
 def check_labels(name: str, labels: Any, num_rows: int) -> np.ndarray:
     """Return labels `[num_rows, T]`, -1 where missing, as int64 on the host."""
-    labels = check_integers(name, labels)
+    labels = host_integers(name, labels)
     if labels.ndim != 2 or labels.shape[0] != num_rows or labels.shape[1] == 0:
         raise ValueError(f"{name} has shape {labels.shape}, expected ({num_rows}, T) with T >= 1")
     if labels.size and labels.min() < -1:
@@ -19,7 +19,7 @@ def check_labels(name: str, labels: Any, num_rows: int) -> np.ndarray:
 
 def check_label_column(name: str, labels: Any, num_rows: int | None = None) -> np.ndarray:
     """Return labels `[num_rows]`, of any length if None, -1 where missing, as int64 on the host."""
-    labels = check_integers(name, labels)
+    labels = host_integers(name, labels)
     if labels.ndim != 1 or num_rows not in (None, len(labels)):
         raise ValueError(f"{name} has shape {labels.shape}, expected ({'N' if num_rows is None else num_rows},)")
     return check_labels(name, labels[:, None], len(labels))[:, 0]

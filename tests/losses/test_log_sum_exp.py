@@ -1,4 +1,4 @@
-"""The losses made of log-sum-exps (contrast.py, soft_maximum.py) against their definitions, spelled in loops."""
+"""The losses made of log-sum-exps (log_sum_exp.py) against their definitions, spelled in loops."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmetric.losses import contrast, soft_maximum
+from jaxmetric.losses import log_sum_exp
 from jaxmetric.losses._engine.reduction import LossStats
 from jaxmetric.references import References
 
@@ -144,27 +144,27 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "ntxent": Case(contrast.ntxent_loss, ntxent, cosines, "similarity", {"temperature": 0.5}),
-    "n_pairs": Case(contrast.n_pairs_loss, n_pairs, products, "similarity", {}),
+    "ntxent": Case(log_sum_exp.ntxent_loss, ntxent, cosines, "similarity", {"temperature": 0.5}),
+    "n_pairs": Case(log_sum_exp.n_pairs_loss, n_pairs, products, "similarity", {}),
     "tuplet_margin": Case(
-        contrast.tuplet_margin_loss, tuplet_margin, cosines, "similarity", {"margin": 0.3, "scale": 3.0}
+        log_sum_exp.tuplet_margin_loss, tuplet_margin, cosines, "similarity", {"margin": 0.3, "scale": 3.0}
     ),
-    "supcon": Case(contrast.supcon_loss, supcon, cosines, "similarity", {"temperature": 0.5}),
-    "nca": Case(contrast.nca_loss, nca, squared_distances, "distance", {"softmax_scale": 0.7}),
-    "instance": Case(contrast.instance_loss, instance, cosines, "similarity", {"gamma": 3.0}),
+    "supcon": Case(log_sum_exp.supcon_loss, supcon, cosines, "similarity", {"temperature": 0.5}),
+    "nca": Case(log_sum_exp.nca_loss, nca, squared_distances, "distance", {"softmax_scale": 0.7}),
+    "instance": Case(log_sum_exp.instance_loss, instance, cosines, "similarity", {"gamma": 3.0}),
     "multi_similarity": Case(
-        soft_maximum.multi_similarity_loss,
+        log_sum_exp.multi_similarity_loss,
         multi_similarity,
         cosines,
         "similarity",
         {"alpha": 2.0, "beta": 5.0, "base": 0.3},
     ),
-    "circle": Case(soft_maximum.circle_loss, circle, cosines, "similarity", {"margin": 0.3, "gamma": 3.0}),
+    "circle": Case(log_sum_exp.circle_loss, circle, cosines, "similarity", {"margin": 0.3, "gamma": 3.0}),
     "lifted_structure": Case(
-        soft_maximum.lifted_structure_loss, lifted_structure, distances, "distance", {"margin": 0.8}
+        log_sum_exp.lifted_structure_loss, lifted_structure, distances, "distance", {"margin": 0.8}
     ),
     "generalized_lifted_structure": Case(
-        soft_maximum.generalized_lifted_structure_loss,
+        log_sum_exp.generalized_lifted_structure_loss,
         generalized_lifted_structure,
         distances,
         "distance",
@@ -339,14 +339,14 @@ def test_n_pairs_of_one_pair_per_class_is_the_loss_of_the_paper():
     anchors, positives = example(1)[0], example(2)[0]
     products = np.float64(anchors) @ np.float64(positives).T
     paper = np.mean([math.log(1 + sum(np.exp(np.delete(row - row[i], i)))) for i, row in enumerate(products)])
-    loss = contrast.n_pairs_loss(anchors, np.arange(B), references=References(positives, np.arange(B)))
+    loss = log_sum_exp.n_pairs_loss(anchors, np.arange(B), references=References(positives, np.arange(B)))
     np.testing.assert_allclose(loss, paper, rtol=1e-5)
 
 
 def test_a_positive_within_the_slack_is_pulled_no_closer():
     def loss(angle):
         embeddings = jnp.stack([jnp.array([1.0, 0.0]), jnp.stack([jnp.cos(angle), jnp.sin(angle)]), -jnp.ones(2)])
-        return contrast.tuplet_margin_loss(embeddings, np.int32([0, 0, 1]), margin=0.3, scale=1.0, pairs=first)
+        return log_sum_exp.tuplet_margin_loss(embeddings, np.int32([0, 0, 1]), margin=0.3, scale=1.0, pairs=first)
 
     first = np.arange(3)[:, None] == np.zeros((1, 3))  # only the pairs of the first example
     slope = jax.jit(jax.grad(loss))
@@ -357,7 +357,7 @@ def test_a_positive_within_the_slack_is_pulled_no_closer():
 
 def test_coinciding_positives_have_a_finite_angle():
     embeddings = np.float32([[1, 2, 3], [1, 2, 3], [10, 20, 30], [3, -1, 0]])
-    gradient = jax.jit(jax.grad(contrast.tuplet_margin_loss))(embeddings, np.int32([0, 0, 0, 1]))
+    gradient = jax.jit(jax.grad(log_sum_exp.tuplet_margin_loss))(embeddings, np.int32([0, 0, 0, 1]))
     assert np.abs(gradient).max() < 1
 
 
@@ -371,7 +371,7 @@ def test_the_weights_of_the_circle_loss_are_constants():
         return expected("circle", x + step * direction, labels, {}, definition=definition)[1].total
 
     def loss(x):
-        return soft_maximum.circle_loss(x, labels, **CASES["circle"].options, reduction="sum")
+        return log_sum_exp.circle_loss(x, labels, **CASES["circle"].options, reduction="sum")
 
     slope = np.vdot(jax.jit(jax.grad(loss))(embeddings), direction)
     np.testing.assert_allclose(slope, (total(1e-6) - total(-1e-6)) / 2e-6, rtol=1e-4)
@@ -381,7 +381,7 @@ def test_distinct_labels_make_the_instance_loss_tell_every_example_apart():
     embeddings, _ = example()
     logits = 5 * cosines(*[embeddings.astype(np.float64)] * 2)
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    loss = contrast.instance_loss(embeddings, np.arange(B), gamma=5.0)
+    loss = log_sum_exp.instance_loss(embeddings, np.arange(B), gamma=5.0)
     np.testing.assert_allclose(loss, -np.log(np.diag(softmax)).mean(), rtol=1e-5)
 
 

@@ -40,7 +40,7 @@ def papers_losses(embeddings, labels, centers, scale=20.0, gamma=0.1, margin=0.0
 
 
 def papers_regularizer(centers):
-    """The second term of equation 8, with the 1e-5 of the authors' code, one pair of centres at a time."""
+    """The second term of equation 8, with the 1e-5 of the authors' code, one pair of centers at a time."""
     num_classes, num_centers, _ = centers.shape
     total = 0.0
     for of_class in unit(centers):
@@ -361,7 +361,7 @@ def test_effective_centers_reject_a_negative_tolerance_and_a_flat_array():
 
 
 def test_effective_centers_need_memory_linear_in_the_number_of_classes():
-    # The differences of the centres of all classes at once would take [C, K, K, D]: 1 GB here.
+    # The differences of the centers of all classes at once would take [C, K, K, D]: 1 GB here.
     shape = jax.ShapeDtypeStruct((5000, 10, 512), np.float32)
     memory = effective_centers.lower(shape).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 300e6

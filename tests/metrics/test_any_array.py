@@ -59,7 +59,7 @@ CALLS = {
 RESULTS = {"LabelRanks", "Relevance", "Score"}
 HELPERS = {  # of the metrics
     *("nearest_rows", "stack_blocks", "number_blocks", "query_blocks", "offered_rows", "host_array"),
-    *("check_integers", "check_count", "check_embeddings", "check_pair", "check_exclude"),
+    *("host_integers", "check_count", "check_embeddings", "check_pair", "check_exclude"),
 }
 
 

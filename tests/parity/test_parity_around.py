@@ -1,4 +1,4 @@
-"""What stands around the losses, beside pytorch-metric-learning: distances, miners, regularisers, memory, views.
+"""What stands around the losses, beside pytorch-metric-learning: distances, miners, regularizers, memory, views.
 
 Their miners return triplets or pairs of indices; ours the mask of the pairs in them, so that sets of pairs are
 compared. Needs the extra `parity`; skipped without it.

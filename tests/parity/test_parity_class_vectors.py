@@ -57,7 +57,7 @@ def test_soft_triple(tau):
     centers = loss.fc.detach().numpy().T.reshape(C, K, D)
     ours = of_ours(jaxmetric.soft_triple_loss, embeddings, labels, centers, tau=tau)
 
-    # They normalise embeddings inside: their gradient lies in the tangent space of the sphere.
+    # They normalize embeddings inside: their gradient lies in the tangent space of the sphere.
     tangential = ours[1] - (ours[1] * embeddings).sum(1, keepdims=True) * embeddings
     assert_equal((ours[0], tangential, ours[2]), (value, of_embeddings, of_centers.T.reshape(C, K, D)))
 
@@ -80,12 +80,12 @@ def test_normalized_softmax():
         distance=distances.DotProductSimilarity(normalize_embeddings=False),
     )
     proxies = loss.W.detach().numpy().T
-    # Their distance is the one that normalises the class vectors, too; given ones of length 1, nothing is left to do.
+    # Their distance is the one that normalizes the class vectors, too; given ones of length 1, nothing is left to do.
     proxies = proxies / np.linalg.norm(proxies, axis=1, keepdims=True)
     loss.W.data = torch.tensor(proxies.T)
     value, of_embeddings, of_proxies = of_theirs(loss, loss.W, embeddings, labels)
     ours = of_ours(jaxmetric.normalized_softmax_loss, embeddings, labels, proxies, scale=20.0)
-    # That they do not normalise shows in the gradient: ours is the tangential part of theirs.
+    # That they do not normalize shows in the gradient: ours is the tangential part of theirs.
     tangential = of_proxies.T - (of_proxies.T * proxies).sum(1, keepdims=True) * proxies
     assert_equal(ours, (value, of_embeddings, tangential))
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmetric.losses import contrast, soft_maximum
+from jaxmetric.losses import log_sum_exp
 from jaxmetric.references import References
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
@@ -24,42 +24,42 @@ def euclidean(power=1):
 
 
 PEERS = {
-    "ntxent": (partial(contrast.ntxent_loss, temperature=0.07), losses.NTXentLoss(temperature=0.07)),
-    "ntxent, warm": (partial(contrast.ntxent_loss, temperature=1.5), losses.NTXentLoss(temperature=1.5)),
+    "ntxent": (partial(log_sum_exp.ntxent_loss, temperature=0.07), losses.NTXentLoss(temperature=0.07)),
+    "ntxent, warm": (partial(log_sum_exp.ntxent_loss, temperature=1.5), losses.NTXentLoss(temperature=1.5)),
     "tuplet_margin": (
-        partial(contrast.tuplet_margin_loss, margin=np.radians(5.73), scale=64.0),
+        partial(log_sum_exp.tuplet_margin_loss, margin=np.radians(5.73), scale=64.0),
         losses.TupletMarginLoss(margin=5.73, scale=64),
     ),
     "tuplet_margin, wide": (
-        partial(contrast.tuplet_margin_loss, margin=np.radians(30), scale=4.0),
+        partial(log_sum_exp.tuplet_margin_loss, margin=np.radians(30), scale=4.0),
         losses.TupletMarginLoss(margin=30, scale=4),
     ),
-    "supcon": (contrast.supcon_loss, losses.SupConLoss(reducer=MEAN)),
+    "supcon": (log_sum_exp.supcon_loss, losses.SupConLoss(reducer=MEAN)),
     # By default theirs is the mean over the anchors with a loss above 0.
-    "supcon, active": (partial(contrast.supcon_loss, reduction="mean_active"), losses.SupConLoss()),
+    "supcon, active": (partial(log_sum_exp.supcon_loss, reduction="mean_active"), losses.SupConLoss()),
     "nca": (
-        partial(contrast.nca_loss, softmax_scale=0.3),
+        partial(log_sum_exp.nca_loss, softmax_scale=0.3),
         losses.NCALoss(softmax_scale=0.3, distance=euclidean(power=2)),
     ),
-    "multi_similarity": (soft_maximum.multi_similarity_loss, losses.MultiSimilarityLoss()),
+    "multi_similarity": (log_sum_exp.multi_similarity_loss, losses.MultiSimilarityLoss()),
     "multi_similarity, flat": (
-        partial(soft_maximum.multi_similarity_loss, alpha=1.0, beta=3.0, base=0.2),
+        partial(log_sum_exp.multi_similarity_loss, alpha=1.0, beta=3.0, base=0.2),
         losses.MultiSimilarityLoss(alpha=1, beta=3, base=0.2),
     ),
-    "circle": (soft_maximum.circle_loss, losses.CircleLoss()),
-    "circle, flat": (partial(soft_maximum.circle_loss, margin=0.25, gamma=2.0), losses.CircleLoss(m=0.25, gamma=2)),
-    "lifted_structure": (soft_maximum.lifted_structure_loss, losses.LiftedStructureLoss(distance=euclidean())),
+    "circle": (log_sum_exp.circle_loss, losses.CircleLoss()),
+    "circle, flat": (partial(log_sum_exp.circle_loss, margin=0.25, gamma=2.0), losses.CircleLoss(m=0.25, gamma=2)),
+    "lifted_structure": (log_sum_exp.lifted_structure_loss, losses.LiftedStructureLoss(distance=euclidean())),
     # Only the difference of their two margins matters.
     "lifted_structure, margins": (
-        partial(soft_maximum.lifted_structure_loss, margin=0.4),
+        partial(log_sum_exp.lifted_structure_loss, margin=0.4),
         losses.LiftedStructureLoss(neg_margin=0.7, pos_margin=0.3, distance=euclidean()),
     ),
     "generalized_lifted_structure": (
-        soft_maximum.generalized_lifted_structure_loss,
+        log_sum_exp.generalized_lifted_structure_loss,
         losses.GeneralizedLiftedStructureLoss(distance=euclidean()),
     ),
     "generalized_lifted_structure, margins": (
-        partial(soft_maximum.generalized_lifted_structure_loss, margin=0.4),
+        partial(log_sum_exp.generalized_lifted_structure_loss, margin=0.4),
         losses.GeneralizedLiftedStructureLoss(neg_margin=0.7, pos_margin=0.3, distance=euclidean()),
     ),
 }
@@ -125,7 +125,7 @@ def test_lifted_structure_with_references_differs():
         return np.mean([max(to_others[a, p] + np.log(near[a].sum() + of_positive(a, p)), 0) ** 2 / 2 for a, p in pairs])
 
     np.testing.assert_allclose(value, mean(lambda a, p: near[p].sum() * (a != p)), rtol=1e-5)
-    loss = soft_maximum.lifted_structure_loss(embeddings, labels, references=references)
+    loss = log_sum_exp.lifted_structure_loss(embeddings, labels, references=references)
     np.testing.assert_allclose(loss, mean(lambda a, p: near_between[p].sum()), rtol=1e-5)
 
 
@@ -135,7 +135,7 @@ def test_n_pairs_of_one_pair_per_class():
     first, second = (np.array([np.flatnonzero(labels == c)[i] for c in range(C)]) for i in (0, 1))
 
     def loss(embeddings):
-        return contrast.n_pairs_loss(
+        return log_sum_exp.n_pairs_loss(
             embeddings[first], np.arange(C), references=References(embeddings[second], np.arange(C))
         )
 
@@ -145,13 +145,13 @@ def test_n_pairs_of_one_pair_per_class():
 
 def test_n_pairs_over_everything_is_their_ntxent_of_inner_products():
     theirs = losses.NTXentLoss(temperature=1, distance=distances.DotProductSimilarity(normalize_embeddings=False))
-    assert_equal(ours(contrast.n_pairs_loss, *example()), value_and_gradient(theirs, *example()))
+    assert_equal(ours(log_sum_exp.n_pairs_loss, *example()), value_and_gradient(theirs, *example()))
 
 
 def test_instance_of_distinct_labels():
     embeddings, _ = example()
     assert_equal(
-        ours(partial(contrast.instance_loss, gamma=5.0), embeddings, np.arange(B)),
+        ours(partial(log_sum_exp.instance_loss, gamma=5.0), embeddings, np.arange(B)),
         value_and_gradient(losses.InstanceLoss(gamma=5), embeddings, np.arange(B)),
     )
 
@@ -166,7 +166,7 @@ def test_instance_of_repeated_labels_differs():
     theirs = losses.InstanceLoss(gamma=5)
     value, permuted = (value_and_gradient(theirs, embeddings[o], labels[o])[0] for o in (np.arange(B), order))
     assert abs(value - permuted) > 1e-3
-    one, other = (contrast.instance_loss(embeddings[o], labels[o], gamma=5.0) for o in (np.arange(B), order))
+    one, other = (log_sum_exp.instance_loss(embeddings[o], labels[o], gamma=5.0) for o in (np.arange(B), order))
     np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
@@ -174,7 +174,7 @@ def test_nca_without_positives_is_nan_there_and_0_here():
     embeddings, _ = example()
     value, _ = value_and_gradient(losses.NCALoss(), embeddings, np.arange(B))
     assert np.isnan(value)
-    assert contrast.nca_loss(embeddings, np.arange(B)) == 0
+    assert log_sum_exp.nca_loss(embeddings, np.arange(B)) == 0
 
 
 def test_nca_drops_far_positives_there_and_keeps_them_here():
@@ -182,24 +182,24 @@ def test_nca_drops_far_positives_there_and_keeps_them_here():
     embeddings, labels = np.float32([[0.0], [20.0], [1.0], [19.5]]), np.array([0, 0, 1, 2])
     theirs = losses.NCALoss(distance=euclidean(power=2))
     with pytest.raises(AssertionError):
-        assert_equal(ours(contrast.nca_loss, embeddings, labels), value_and_gradient(theirs, embeddings, labels))
+        assert_equal(ours(log_sum_exp.nca_loss, embeddings, labels), value_and_gradient(theirs, embeddings, labels))
     # Anchor 0: 20 away from its positive, 1 from the nearest other; anchor 1: 20 and 0.5. All else is below rounding.
     expected = ((20**2 - 1**2) + (20**2 - 0.5**2)) / 2
-    np.testing.assert_allclose(contrast.nca_loss(embeddings, labels), expected, rtol=1e-6)
+    np.testing.assert_allclose(log_sum_exp.nca_loss(embeddings, labels), expected, rtol=1e-6)
 
 
 def test_ntxent_of_an_unlikely_positive_is_capped_there():
     """They add the smallest normal number to the probability before taking its logarithm; ours is exact, as above."""
     embeddings, labels = np.float32([[1, 0], [-1, 0], [1, 0]]), np.array([0, 0, 1])
     value, gradient = value_and_gradient(losses.NTXentLoss(temperature=0.01), embeddings, labels)
-    loss, _ = ours(partial(contrast.ntxent_loss, temperature=0.01), embeddings, labels)
+    loss, _ = ours(partial(log_sum_exp.ntxent_loss, temperature=0.01), embeddings, labels)
     # (1, 0) to (-1, 0): (1 - -1) / 0.01 = 200; and back: two equal similarities, log 2.
     np.testing.assert_allclose(loss, (200 + np.log(2)) / 2, rtol=1e-6)
     assert value < 0.5 * loss
 
 
 def test_anchors_without_a_positive_count_there_and_not_here():
-    """As in the code of its authors, multi-similarity needs both; the same holds of the generalised lifted structure.
+    """As in the code of its authors, multi-similarity needs both; the same holds of the generalized lifted structure.
 
     Theirs takes the logarithm of an empty sum for 0, so that an example alone in its class is pushed away from all.
     """
@@ -207,9 +207,9 @@ def test_anchors_without_a_positive_count_there_and_not_here():
     labels[0] = 99
     without = np.arange(B) != 0
     for ours_of, theirs in [
-        (soft_maximum.multi_similarity_loss, losses.MultiSimilarityLoss()),
+        (log_sum_exp.multi_similarity_loss, losses.MultiSimilarityLoss()),
         (
-            soft_maximum.generalized_lifted_structure_loss,
+            log_sum_exp.generalized_lifted_structure_loss,
             losses.GeneralizedLiftedStructureLoss(distance=euclidean()),
         ),
     ]:
@@ -227,4 +227,4 @@ def test_coinciding_positives_have_an_angle_here_and_a_nan_there():
     labels = np.arange(B) % C
     _, gradient = value_and_gradient(losses.TupletMarginLoss(), embeddings, labels)
     assert not np.isfinite(gradient).all()
-    assert np.isfinite(ours(contrast.tuplet_margin_loss, embeddings, labels)[1]).all()
+    assert np.isfinite(ours(log_sum_exp.tuplet_margin_loss, embeddings, labels)[1]).all()

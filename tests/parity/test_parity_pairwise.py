@@ -126,7 +126,7 @@ def test_siglip():
 @pytest.mark.parametrize("nu", [0.0, 0.2])
 @pytest.mark.parametrize("num_classes", [None, C])
 def test_margin(num_classes, nu):
-    """They divide by the pairs that lose something, but not the regulariser of a beta which all classes share."""
+    """They divide by the pairs that lose something, but not the regularizer of a beta which all classes share."""
     embeddings, labels = example()
     peer = losses.MarginLoss(
         margin=0.2, nu=nu, beta=1.1, learn_beta=True, num_classes=num_classes, distance=torch_euclidean()

@@ -87,7 +87,7 @@ def test_fast_ap(num_bins):
     embeddings, labels = example(normalized=True), WITH_SINGLETONS
     loss = losses.FastAPLoss(num_bins=num_bins)
     value, gradient = ours(lambda x: fast_ap_loss(x, labels, num_bins=num_bins), embeddings)
-    # They normalise embeddings inside: their gradient lies in the tangent space of the sphere.
+    # They normalize embeddings inside: their gradient lies in the tangent space of the sphere.
     gradient -= (gradient * embeddings).sum(axis=1, keepdims=True) * embeddings
     assert_equal((value, gradient), theirs(lambda x: loss(x, torch.tensor(labels)), embeddings))
 

@@ -51,7 +51,7 @@ def torch_euclidean(power=2):
 
 
 def on_the_sphere(embeddings, gradient):
-    """The part of a gradient that is left where embeddings are normalised first, as the peer does."""
+    """The part of a gradient that is left where embeddings are normalized first, as the peer does."""
     return gradient - (gradient * embeddings).sum(1, keepdims=True) * embeddings
 
 
@@ -138,7 +138,7 @@ def test_mined_triplets_are_among_those_of_the_miner(mining, type_of_triplets):
 
 @pytest.mark.parametrize("degrees", [30, 45])
 def test_angular(degrees):
-    """They take degrees, and normalise anchors and positives but not negatives, so that lengths matter there."""
+    """They take degrees, and normalize anchors and positives but not negatives, so that lengths matter there."""
     embeddings, labels = example()
     theirs = losses.AngularLoss(degrees, reducer=reducers.MeanReducer())
 

@@ -11,24 +11,24 @@ couples of anchored pairs, and H_1 that of the couples with the same anchor,
 The divisor is not an estimate: all pairs of the batch are counted, one level of disagreement at a time.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.agreement import PairLevels, disagreement_levels
+from jaxmetric.agreement import Disagreement, PairLevels, disagreement_levels
 from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.losses._engine.class_shard import axis_size
-from jaxmetric.losses._engine.labelled_batch import Disagreement, LabelledBatch
+from jaxmetric.losses._engine.comparison import MaskedExamples
 from jaxmetric.losses._engine.ordered_hinge import level_sums, ordered_hinge, ordered_hinge_of_rows, ordered_weight
 from jaxmetric.losses._engine.reduction import LossStats
+from jaxmetric.losses._engine.types import ScalarLike
 from jaxmetric.numerics import safe_divide
 
 
 def draw_anchors(key: jax.Array, valid: jax.Array, num_anchors: int, axis_name: str | None) -> jax.Array:
     """Distinct examples, different ones on each device: uniformly drawn valid ones for as long as there are any."""
-    device, devices = _place(axis_name)
+    device, devices = _device_and_count(axis_name)
     if num_anchors * devices > valid.size:
         raise ValueError(
             f"num_anchors is {num_anchors} on each of {devices} devices, expected at most {valid.size // devices}: "
@@ -39,19 +39,18 @@ def draw_anchors(key: jax.Array, valid: jax.Array, num_anchors: int, axis_name: 
     return jax.lax.dynamic_slice_in_dim(valid_first, device * num_anchors, num_anchors)
 
 
-@partial(jax.jit, static_argnames=("disagreement", "balance", "axis_name"))
 def anchored_stats(
-    batch: LabelledBatch,
+    batch: MaskedExamples,
     anchors: jax.Array,
-    margin: float,
+    margin: ScalarLike,
     *,
     disagreement: Disagreement,
     balance: str,
     axis_name: str | None,
 ) -> LossStats:
     """What the pairs of the anchors `[A]` of this device, and of those of the others, say of a batch."""
-    near_sums, far_sums = _sums_of_levels(batch, len(anchors), disagreement, axis_name)
-    levels = _levels_of(batch, anchors, batch.labels, batch.known, disagreement)
+    near_sums, far_sums = _level_sums_of_batch(batch, len(anchors), disagreement, axis_name)
+    levels = _levels_of_rows(batch, anchors, batch.labels, batch.known, disagreement)
     itself = anchors[:, None] == jnp.arange(batch.size)[None]
     pair_weights = jnp.where(itself, 0, batch.weights[anchors][:, None] * batch.weights[None])
     near_weights = far_weights = pair_weights
@@ -67,7 +66,7 @@ def anchored_stats(
 
     m, n = (jnp.sum(weights > 0).astype(distances.dtype) for weights in (batch.weights[anchors], batch.weights))
     excess = safe_divide(n - m, n - 1)
-    total, active, r = _over_devices(
+    total, active, r = _psum_over_devices(
         (
             every.total - excess * jnp.sum(one_anchor.total),
             every.active - excess * jnp.sum(one_anchor.active),
@@ -85,11 +84,11 @@ class _LevelSums(NamedTuple):
     far: jax.Array
 
 
-def _sums_of_levels(
-    batch: LabelledBatch, num_rows: int, disagreement: Disagreement, axis_name: str | None
+def _level_sums_of_batch(
+    batch: MaskedExamples, num_rows: int, disagreement: Disagreement, axis_name: str | None
 ) -> _LevelSums:
     """Counts all pairs of the batch, each device every N-th row, a few rows at a time."""
-    device, devices = _place(axis_name)
+    device, devices = _device_and_count(axis_name)
     # Each row with the half of the batch that follows it in a circle: of an even batch, the opposite row twice.
     half = batch.size // 2
     share = jnp.where(2 * jnp.arange(1, half + 1) == batch.size, 0.5, 1).astype(batch.weights.dtype)
@@ -97,17 +96,17 @@ def _sums_of_levels(
 
     def of_row(i: jax.Array) -> _LevelSums:
         labels, known, weights = (jax.lax.dynamic_slice_in_dim(x, i + 1, half, axis=-1).T for x in circle)
-        levels = _levels_of(batch, i[None], labels, known, disagreement)
+        levels = _levels_of_rows(batch, i[None], labels, known, disagreement)
         weights = jnp.where(i < batch.size, batch.weights[i] * weights * share, 0)
         return _LevelSums(*(level_sums(weights, x[0], levels.num_levels) for x in (levels.upper, levels.lower)))
 
     rows = device + devices * jnp.arange(-(-batch.size // devices))
-    of_rows = jax.lax.map(of_row, rows, batch_size=num_rows)
-    return _LevelSums(*_over_devices([jnp.sum(x, axis=0) for x in of_rows], axis_name))
+    sums = jax.lax.map(of_row, rows, batch_size=num_rows)
+    return _LevelSums(*_psum_over_devices([jnp.sum(x, axis=0) for x in sums], axis_name))
 
 
-def _levels_of(
-    batch: LabelledBatch, rows: jax.Array, labels: jax.Array, known: jax.Array, disagreement: Disagreement
+def _levels_of_rows(
+    batch: MaskedExamples, rows: jax.Array, labels: jax.Array, known: jax.Array, disagreement: Disagreement
 ) -> PairLevels:
     """The levels `[A, R]` of the pairs of A rows of the batch with R rows of labels."""
     return disagreement_levels(
@@ -119,7 +118,7 @@ def _levels_of(
     )
 
 
-def _place(axis_name: str | None) -> tuple[int | jax.Array, int]:
+def _device_and_count(axis_name: str | None) -> tuple[int | jax.Array, int]:
     """The number of this device, and how many there are."""
     if axis_name is None:
         return 0, 1
@@ -127,5 +126,5 @@ def _place(axis_name: str | None) -> tuple[int | jax.Array, int]:
     return jax.lax.axis_index(axis_name), devices
 
 
-def _over_devices(tree: Any, axis_name: str | None) -> Any:
+def _psum_over_devices(tree: Any, axis_name: str | None) -> Any:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)

@@ -1,4 +1,4 @@
-"""Working through many classes a chunk at a time, so that beside their vectors only a chunk's arrays exist."""
+"""Computing over many classes in chunks: beside the class vectors only the arrays of one chunk exist."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmetric.losses._engine.class_shard import ClassVectors, are_classes, first_held, held, with_rows, without_padding
+from jaxmetric.losses._engine.class_shard import (
+    ClassVectors,
+    first_local_class,
+    local_vectors,
+    real_classes,
+    replace_vectors,
+    zero_padding,
+)
 
 # All classes are scored at once up to this many scores, C K B; beyond, as many at a time as have CHUNK scores, which a
 # processor's cache can hold.
@@ -31,7 +38,7 @@ class Chunk(NamedTuple):
 
 def chunk_size(classes: ClassVectors, rows: int) -> int:
     """How many classes to take at a time: all that are here, or as many as have CHUNK scores, and one at least."""
-    shape = held(classes).shape
+    shape = local_vectors(classes).shape
     scores_per_class = max(math.prod(shape[1:-1]) * rows, 1)
     if scores_per_class * shape[0] <= WHOLE:
         return shape[0]
@@ -40,11 +47,11 @@ def chunk_size(classes: ClassVectors, rows: int) -> int:
 
 def single_chunk(classes: ClassVectors) -> Chunk:
     """All classes that are here."""
-    ids = first_held(classes) + jnp.arange(held(classes).shape[0])
-    return Chunk(without_padding(classes, held(classes), ids), ids, are_classes(classes, ids))
+    ids = first_local_class(classes) + jnp.arange(local_vectors(classes).shape[0])
+    return Chunk(zero_padding(classes, local_vectors(classes), ids), ids, real_classes(classes, ids))
 
 
-def over_chunks(add: Callable[[Any, Chunk], Any], start: Any, classes: ClassVectors, size: int) -> Any:
+def fold_chunks(add: Callable[[Any, Chunk], Any], start: Any, classes: ClassVectors, size: int) -> Any:
     """Folds chunks of `size` classes: `start = add(start, chunk)` for each."""
     return jax.lax.fori_loop(
         0, _num_chunks(classes, size), lambda number, total: add(total, chunk_at(classes, number, size)), start
@@ -55,12 +62,12 @@ def chunk_at(classes: ClassVectors, number: Any, size: int) -> Chunk:
     """One of the chunks. The last one reaches back, so that all are of the same size."""
     first = _first_row(classes, number, size)
     row = first + jnp.arange(size)
-    ids = first_held(classes) + row
-    vectors = without_padding(classes, jax.lax.dynamic_slice_in_dim(held(classes), first, size), ids)
-    return Chunk(vectors, ids, (row >= number * size) & are_classes(classes, ids))
+    ids = first_local_class(classes) + row
+    vectors = zero_padding(classes, jax.lax.dynamic_slice_in_dim(local_vectors(classes), first, size), ids)
+    return Chunk(vectors, ids, (row >= number * size) & real_classes(classes, ids))
 
 
-def gradients(
+def summed_gradients(
     function: Callable[[Chunk, Any], Any],
     cotangents: Callable[[Any, Chunk], Any],
     classes: ClassVectors,
@@ -98,13 +105,13 @@ def gradients(
         return d_vectors, jax.tree.map(jnp.add, d_operands, more)
 
     nothing = jax.tree.map(jnp.zeros_like, operands)
-    d_vectors, d_operands = jax.lax.fori_loop(0, _num_chunks(classes, size), add, (held(start), nothing))
-    return with_rows(classes, d_vectors), d_operands
+    d_vectors, d_operands = jax.lax.fori_loop(0, _num_chunks(classes, size), add, (local_vectors(start), nothing))
+    return replace_vectors(classes, d_vectors), d_operands
 
 
 def _num_chunks(classes: ClassVectors, size: int) -> int:
-    return -(-held(classes).shape[0] // size)
+    return -(-local_vectors(classes).shape[0] // size)
 
 
 def _first_row(classes: ClassVectors, number: Any, size: int) -> jax.Array:
-    return jnp.minimum(number * size, held(classes).shape[0] - size)
+    return jnp.minimum(number * size, local_vectors(classes).shape[0] - size)

@@ -1,10 +1,10 @@
-"""Classes shared out among devices: each holds the vectors of some, and a loss gets them as a `ClassShard`.
+"""Classes that are sharded over devices: each holds the vectors of some, and a loss gets them as a `ClassShard`.
 
-What devices know of their own classes only is added up over the mapped axis, in `over_shards`. The gradients follow the
-convention of `jaxmetric.parallel`: the sum of all N devices' losses is differentiated, so that cotangents are added up
-wherever values were. Averaged over devices, gradients of what is replicated are those of the loss; those of the
-vectors, which no other device has a part in, come out N times as large. Inside `shard_map` with `check_vma=True`, both
-come out N times as large, and right where the average of the loss over devices is differentiated.
+`psum_over_shards` adds up what each device knows of its own classes alone. The gradients follow the convention of
+`jaxmetric.parallel`: the sum of all N devices' losses is differentiated, so that cotangents are added up wherever
+values were. Averaged over devices, the gradients of replicated parameters are those of the loss; those of the class
+vectors, to which no other device contributes, are N times as large. Inside `shard_map` with `check_vma=True`, both are
+N times as large, and right where the average of the loss over devices is differentiated.
 """
 
 import dataclasses
@@ -57,19 +57,22 @@ class ClassShard:
 ClassVectors: TypeAlias = jax.Array | ClassShard
 
 
-def check_class_vectors(name: str, vectors: Any, num_axes: int) -> ClassVectors:
-    """Returns class vectors, `[C, D]` or (with three axes) `[C, K, D]`, or a shard of them, in float32 (or float64)."""
-    if not isinstance(vectors, ClassShard):
-        return checks.check_class_parameters(name, vectors, num_axes)
-    num_classes = checks.check_static_integer(f"{name}.num_classes", vectors.num_classes, least=1)
-    rows = checks.check_class_parameters(f"{name}.vectors", vectors.vectors, num_axes)
-    devices = axis_size(vectors.axis_name, f"{name}.axis_name")
-    if rows.shape[0] != shard_size(num_classes, devices):
-        raise ValueError(
-            f"{name}.vectors has {rows.shape[0]} rows, expected {shard_size(num_classes, devices)}: {num_classes} "
-            f"classes over {devices} devices"
-        )
-    return dataclasses.replace(vectors, vectors=rows)
+def check_class_vectors(name: str, vectors: Any, num_axes: int, dim: int | None = None) -> ClassVectors:
+    """Returns class vectors `[C, D]` or (with three axes) `[C, K, D]`, or a shard of them, in float32 (or float64)."""
+    is_shard = isinstance(vectors, ClassShard)
+    array = vectors.vectors if is_shard else vectors
+    rows = checks.check_class_parameters(f"{name}.vectors" if is_shard else name, array, num_axes)
+    if is_shard:
+        num_classes = checks.check_static_integer(f"{name}.num_classes", vectors.num_classes, least=1)
+        devices = axis_size(vectors.axis_name, f"{name}.axis_name")
+        if rows.shape[0] != shard_size(num_classes, devices):
+            raise ValueError(
+                f"{name}.vectors has {rows.shape[0]} rows, expected {shard_size(num_classes, devices)}: {num_classes} "
+                f"classes over {devices} devices"
+            )
+    if dim is not None and rows.shape[-1] != dim:
+        raise ValueError(f"{name} has shape {rows.shape}, expected last axis {dim} as embeddings")
+    return dataclasses.replace(vectors, vectors=rows) if is_shard else rows
 
 
 def axis_size(axis_name: str, name: str = "axis_name") -> int:
@@ -87,51 +90,51 @@ def shard_size(num_classes: int, devices: int) -> int:
 
 
 def count_classes(classes: ClassVectors) -> int:
-    """C, wherever the vectors of the classes are."""
+    """Returns C, the number of classes on all devices."""
     return classes.num_classes if isinstance(classes, ClassShard) else classes.shape[0]
 
 
-def held(classes: ClassVectors) -> jax.Array:
-    """The vectors that are here: all, or `[S, ...]` of a shard."""
+def local_vectors(classes: ClassVectors) -> jax.Array:
+    """Returns the vectors on this device: all of them, or `[S, ...]` of a shard."""
     return classes.vectors if isinstance(classes, ClassShard) else classes
 
 
-def with_rows(classes: ClassVectors, rows: jax.Array) -> ClassVectors:
-    """Other numbers for each of the classes that are here, in place of their vectors."""
+def replace_vectors(classes: ClassVectors, rows: jax.Array) -> ClassVectors:
+    """Returns the same classes with other rows in place of the vectors on this device."""
     return dataclasses.replace(classes, vectors=rows) if isinstance(classes, ClassShard) else rows
 
 
-def first_held(classes: ClassVectors) -> Any:
-    """The class of the first vector that is here."""
+def first_local_class(classes: ClassVectors) -> Any:
+    """Returns the class of the first vector on this device."""
     if not isinstance(classes, ClassShard):
         return 0
     return jax.lax.axis_index(classes.axis_name) * classes.vectors.shape[0]
 
 
-def are_classes(classes: ClassVectors, index: jax.Array) -> jax.Array:
-    """Which of the rows that stand at `index` among those of all devices are no padding."""
+def real_classes(classes: ClassVectors, index: jax.Array) -> jax.Array:
+    """Returns which rows at `index`, counted over all devices, are classes and not padding."""
     return index < count_classes(classes) if _has_padding(classes) else jnp.ones(index.shape, bool)
 
 
-def without_padding(classes: ClassVectors, rows: jax.Array, index: jax.Array) -> jax.Array:
-    """The rows at `index`, zeros where that is padding, so that nothing there reaches the loss."""
-    return _where_rows(are_classes(classes, index), rows) if _has_padding(classes) else rows
+def zero_padding(classes: ClassVectors, rows: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns the rows at `index`, with zeros in place of padding, which then never reaches the loss."""
+    return _masked_rows(real_classes(classes, index), rows) if _has_padding(classes) else rows
 
 
-def over_shards(classes: ClassVectors, tree: Any) -> Any:
-    """Adds up over devices what each has of its own classes; of all classes it is the sum already."""
+def psum_over_shards(classes: ClassVectors, tree: Any) -> Any:
+    """Returns the sum over devices of what each has of its own classes; the tree itself without shards."""
     return jax.lax.psum(tree, classes.axis_name) if isinstance(classes, ClassShard) else tree
 
 
-def of_labels(classes: ClassVectors, labels: jax.Array) -> jax.Array:
-    """`[B, ...]`: the vectors of the examples' classes; anything where a label is no class."""
-    rows = held(classes)
-    row = labels - first_held(classes)
-    of_examples = rows[jnp.clip(row, 0, rows.shape[0] - 1)]
+def gather_class_rows(classes: ClassVectors, labels: jax.Array) -> jax.Array:
+    """Gathers the row `[B, ...]` of each example's class. Rows for labels outside `[0, C)` are undefined."""
+    rows = local_vectors(classes)
+    row = labels - first_local_class(classes)
+    gathered = rows[jnp.clip(row, 0, rows.shape[0] - 1)]
     if not isinstance(classes, ClassShard):
-        return of_examples
-    is_here = (row >= 0) & (row < rows.shape[0]) & are_classes(classes, labels)
-    return over_shards(classes, _where_rows(is_here, of_examples))
+        return gathered
+    is_here = (row >= 0) & (row < rows.shape[0]) & real_classes(classes, labels)
+    return psum_over_shards(classes, _masked_rows(is_here, gathered))
 
 
 def _has_padding(classes: ClassVectors) -> bool:
@@ -140,5 +143,5 @@ def _has_padding(classes: ClassVectors) -> bool:
     return axis_size(classes.axis_name) * classes.vectors.shape[0] > classes.num_classes
 
 
-def _where_rows(where: jax.Array, rows: jax.Array) -> jax.Array:
+def _masked_rows(where: jax.Array, rows: jax.Array) -> jax.Array:
     return jnp.where(where.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)

@@ -1,22 +1,21 @@
-r"""What losses against learned class vectors share: arguments, the softmax over classes, working through many of them.
+r"""The softmax over classes of losses with learned class vectors, and sums over classes.
 
 A loss of the softmax family is how it scores (`Score`: the logits of each class for each example) and what its margin
-makes of the right class's logit. Both kinds of number come out of `right_and_others`: for each example the logit of its
+makes of the right class's logit. `right_and_others` returns both kinds of numbers: for each example the logit of its
 class and the log-sum-exp of all others, from which
 
 :math:`-\log \frac{\exp z_y'}{\exp z_y' + \sum_{c \ne y} \exp z_c} = \mathrm{softplus}(\mathrm{others} - z_y')`
 
 is one line for any margin :math:`z_y \to z_y'`, exact for small losses too. Losses that are sums over classes go
-through `sum_over_classes`. `class_vector_loss` is the public edge of all of them: checks, columns of labels, weights,
-reduction.
+through `sum_over_classes`.
 
 Both engines take the classes in chunks where `[C, K, B]` scores are large, and compute a chunk's scores again for its
-gradient: beside the class vectors and their gradient only a chunk's arrays exist, those of the normalisation included.
-What a chunk adds to the softmax is a `Partial`, and so is what a device adds that holds some of the classes, a
-`ClassShard`: `partial_softmax` makes one, `merge` joins those of two chunks and `join` those of all devices,
-`log_sum_exp` finishes. Chunks are `class_chunks`, checks of the arguments `class_columns`.
+gradient: beside the class vectors and their gradient only a chunk's arrays exist, those of the normalization included.
+A chunk contributes a `SoftmaxPart`, and so does a device that holds some of the classes, a `ClassShard`:
+`softmax_part` makes one, `combine_parts` adds those of two chunks and `combine_shards` those of all devices, and
+`log_sum_exp` finishes.
 
-Scores are class-major, `[C, B]`: sums over classes and centres then run over whole rows of examples, and the centres of
+Scores are class-major, `[C, B]`: sums over classes and centers then run over whole rows of examples, and the centers of
 a class are used as they lie in memory.
 """
 
@@ -27,99 +26,28 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxmetric import _checks as checks
-from jaxmetric.losses._engine.class_chunks import Chunk, chunk_at, chunk_size, gradients, over_chunks, single_chunk
-from jaxmetric.losses._engine.class_columns import Column, Options, check_columns
-from jaxmetric.losses._engine.class_shard import ClassShard, ClassVectors, held, over_shards, with_rows
-from jaxmetric.losses._engine.reduction import LossResult, LossStats, check_reduction, reduce_each, reduce_stats
+from jaxmetric.losses._engine.class_chunks import (
+    Chunk,
+    chunk_at,
+    chunk_size,
+    fold_chunks,
+    single_chunk,
+    summed_gradients,
+)
+from jaxmetric.losses._engine.class_shard import (
+    ClassShard,
+    ClassVectors,
+    local_vectors,
+    psum_over_shards,
+    replace_vectors,
+)
 from jaxmetric.numerics import equally_varying, excess, safe_divide, softplus
 
 # (class vectors [c, ...], *operands) -> logits [c, B]. Static under jit, as all functions here: one of a module.
 Score: TypeAlias = Callable[..., jax.Array]
 
-# (embeddings [B, D], column, **hyper-parameters) -> one value for each example (or None), and the sums.
-ColumnLoss: TypeAlias = Callable[..., tuple[jax.Array | None, LossStats]]
 
-
-def class_vector_loss(
-    of_column: ColumnLoss,
-    hyper: dict[str, Any],
-    embeddings: Any,
-    labels: Any,
-    vectors: Any,
-    *,
-    name: str,
-    num_axes: int,
-    class_weights: Any,
-    where: Any,
-    weights: Any,
-    reduction: str,
-    has_aux: bool,
-    per_example: bool = True,
-) -> LossResult:
-    """The public edge of a class-vector loss: checks, and the sum of the reduced losses of all columns of labels.
-
-    Args:
-      of_column: the loss of one column.
-      hyper: its hyper-parameters; numbers are traced, and get the embeddings' precision.
-      embeddings: `[B, D]`.
-      labels: `[B]` or `[B, 1]`; `[B, T]` with a tuple of class vectors.
-      vectors: the class vectors, an array or a shard, or a tuple of T of them.
-      name: what the loss calls the class vectors.
-      num_axes: 2 for `[C, D]`, 3 for `[C, K, D]`.
-      class_weights: `[C]`, a tuple of T arrays, or None.
-      where: `[B]` or `[B, T]` booleans, or None.
-      weights: `[B]`, or None.
-      reduction: see the loss.
-      has_aux: see the loss.
-      per_example: whether the loss has a value for each example, which the weight of its class multiplies.
-
-    Returns:
-      The loss, or with has_aux a pair of it and LossStats, of `[T]` arrays for a tuple of class vectors.
-    """
-    check_reduction(reduction, *(["none"] if per_example else []))
-    embeddings = checks.check_embeddings(embeddings)
-    options = Options(class_weights, where, weights)
-    columns = check_columns(embeddings, labels, vectors, options, name, num_axes)
-    loss, stats = _reduced(
-        embeddings, columns, hyper, of_column=of_column, per_example=per_example, reduction=reduction
-    )
-    if not isinstance(vectors, (tuple, list)):
-        stats = LossStats(*(each[0] for each in stats))
-    return (loss, stats) if has_aux else loss
-
-
-@partial(jax.jit, static_argnames=("of_column", "per_example", "reduction"))
-def _reduced(
-    embeddings: jax.Array,
-    columns: list[Column],
-    hyper: dict[str, Any],
-    *,
-    of_column: ColumnLoss,
-    per_example: bool,
-    reduction: str,
-) -> tuple[jax.Array, LossStats]:
-    hyper = {name: value if value is None else jnp.asarray(value, embeddings.dtype) for name, value in hyper.items()}
-    embeddings, columns, hyper = equally_varying((embeddings, columns, hyper))
-    losses: list[Any] = []
-    stats = []
-    for column in columns:
-        weights = column.weights
-        if per_example and column.class_weights is not None:
-            weights = weights * jnp.where(column.is_class(), column.of_labels(column.class_weights), 1)
-        column = column._replace(weights=weights, labels=jnp.where(weights > 0, column.labels, 0))
-        values, sums = of_column(checks.leave_out(embeddings, weights), column, **hyper)
-        losses.append(values if reduction == "none" else reduce_stats(sums, reduction))
-        stats.append(sums)
-    return sum(losses[1:], start=losses[0]), jax.tree.map(lambda *each: jnp.stack(each), *stats)
-
-
-def of_examples(values: jax.Array, column: Column) -> tuple[jax.Array, LossStats]:
-    """The result of a column whose loss is one value for each example, `[B]`; NaN where its label is no class."""
-    return reduce_each(jnp.where(column.is_class(), values, jnp.nan), column.weights, "none")
-
-
-def softmax_loss(right: jax.Array, others: jax.Array) -> jax.Array:
+def cross_entropy(right: jax.Array, others: jax.Array) -> jax.Array:
     """-log of the softmax probability of the right class, from its logit and the log-sum-exp of all others: `[B]`."""
     return softplus(others - right)
 
@@ -151,13 +79,13 @@ def _inverse_lengths(vectors: jax.Array) -> jax.Array:
 
 
 def nearest_center(centers: jax.Array, embeddings: jax.Array) -> jax.Array:
-    """`[c, B]`: of the inner products with the K normalised centres of each class the largest."""
+    """`[c, B]`: of the inner products with the K normalized centers of each class the largest."""
     return _nearest(normalized_dot_product(centers, embeddings))
 
 
 @jax.custom_vjp
 def _nearest(similarity: jax.Array) -> jax.Array:
-    # Centre by centre, which makes one loop over the similarities [c, K, B].
+    # Center by center, which makes one loop over the similarities [c, K, B].
     return reduce(jnp.maximum, [similarity[:, k] for k in range(similarity.shape[1])])
 
 
@@ -168,7 +96,7 @@ def _nearest_fwd(similarity: jax.Array) -> Any:
 
 def _nearest_bwd(saved: Any, cotangent: jax.Array) -> Any:
     similarity, nearest = saved
-    # Centres that are equally near share it.
+    # Centers that are equally near share it.
     counts = sum((similarity[:, k] == nearest).astype(nearest.dtype) for k in range(similarity.shape[1]))
     return (jnp.where(similarity == nearest[:, None], (cotangent / counts)[:, None], 0),)
 
@@ -179,7 +107,7 @@ _nearest.defvjp(_nearest_fwd, _nearest_bwd)
 # --- the softmax over classes -----------------------------------------------------------------------------------------
 
 
-class Partial(NamedTuple):
+class SoftmaxPart(NamedTuple):
     """What some of the classes add to the softmax of each example.
 
     Attributes:
@@ -193,40 +121,40 @@ class Partial(NamedTuple):
     right: jax.Array
 
 
-def partial_softmax(logits: jax.Array, index: jax.Array, counted: jax.Array, labels: jax.Array) -> Partial:
+def softmax_part(logits: jax.Array, index: jax.Array, counted: jax.Array, labels: jax.Array) -> SoftmaxPart:
     """What consecutive classes `index` `[c]` with `[c, B]` logits add; those not `counted` `[c]` are left out."""
     others = jnp.where(_is_other(index, counted, labels), logits, -jnp.inf)
     largest = jnp.max(others, axis=0)
     sum_exp = jnp.sum(jnp.exp(excess(others, _finite(largest)[None, :])), axis=0)
     row = jnp.clip(labels - index[0], 0, index.size - 1)
     is_here = (index[row] == labels) & counted[row]
-    return Partial(largest, sum_exp, jnp.where(is_here, logits[row, jnp.arange(labels.size)], 0))
+    return SoftmaxPart(largest, sum_exp, jnp.where(is_here, logits[row, jnp.arange(labels.size)], 0))
 
 
-def merge(first: Partial, second: Partial) -> Partial:
-    """The Partial of the classes of both."""
+def combine_parts(first: SoftmaxPart, second: SoftmaxPart) -> SoftmaxPart:
+    """The SoftmaxPart of the classes of both."""
     largest = jnp.maximum(first.largest, second.largest)
     sums = [_sum_relative_to(largest, part) for part in (first, second)]
-    return Partial(largest, sums[0] + sums[1], first.right + second.right)
+    return SoftmaxPart(largest, sums[0] + sums[1], first.right + second.right)
 
 
-def join(classes: ClassVectors, here: Partial) -> Partial:
-    """The Partial of all classes, from that of those which are on this device."""
+def combine_shards(classes: ClassVectors, here: SoftmaxPart) -> SoftmaxPart:
+    """The SoftmaxPart of all classes, from that of those which are on this device."""
     if not isinstance(classes, ClassShard):
         return here
     largest = jax.lax.pmax(here.largest, classes.axis_name)
-    whole = Partial(largest, *over_shards(classes, (_sum_relative_to(largest, here), here.right)))
+    whole = SoftmaxPart(largest, *psum_over_shards(classes, (_sum_relative_to(largest, here), here.right)))
     # Each device has its own cotangent of it, which the rules below add up.
     return equally_varying((whole, here))[0]
 
 
-def log_sum_exp(whole: Partial) -> jax.Array:
+def log_sum_exp(whole: SoftmaxPart) -> jax.Array:
     """`[B]`: the log-sum-exp over the classes that are not the example's; -inf if there is none."""
     none = whole.sum_exp == 0
     return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, whole.sum_exp)) + _finite(whole.largest))
 
 
-def _sum_relative_to(largest: jax.Array, part: Partial) -> jax.Array:
+def _sum_relative_to(largest: jax.Array, part: SoftmaxPart) -> jax.Array:
     return part.sum_exp * jnp.exp(excess(part.largest, _finite(largest)))
 
 
@@ -243,16 +171,18 @@ def _logit_cotangents(
     index: jax.Array,
     counted: jax.Array,
     labels: jax.Array,
-    whole: Partial,
-    of_right: jax.Array,
-    of_others: jax.Array,
+    whole: SoftmaxPart,
+    right_cotangent: jax.Array,
+    others_cotangent: jax.Array,
 ) -> jax.Array:
     """The cotangents of `[c, B]` logits, from those of the right class's logit and of the log-sum-exp of the others."""
     is_other = _is_other(index, counted, labels)
     # Not exp(logits - log_sum_exp), in which the rounding of large numbers makes any share of the largest.
     terms = jnp.exp(excess(jnp.where(is_other, logits, -jnp.inf), _finite(whole.largest)[None, :]))
-    of_terms = safe_divide(of_others, whole.sum_exp)
-    return jnp.where(is_other, terms * of_terms[None, :], jnp.where(counted[:, None], of_right[None, :], 0))
+    term_cotangent = safe_divide(others_cotangent, whole.sum_exp)
+    return jnp.where(
+        is_other, terms * term_cotangent[None, :], jnp.where(counted[:, None], right_cotangent[None, :], 0)
+    )
 
 
 def right_and_others(
@@ -270,31 +200,33 @@ def right_and_others(
       `[B]` logits (0 for a label outside [0, C)), and `[B]` log-sum-exps (-inf if there is one class only).
     """
     size = chunk_size(classes, labels.shape[0])
-    if size == held(classes).shape[0]:
+    if size == local_vectors(classes).shape[0]:
         logits = score(single_chunk(classes).vectors, *operands)
-        return _of_logits(with_rows(classes, logits), labels)
+        return _whole_right_and_others(replace_vectors(classes, logits), labels)
     return _chunked_right_and_others(score, size, classes, labels, operands)
 
 
 @jax.custom_vjp
-def _of_logits(logits: ClassVectors, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _of_logits_fwd(logits, labels)[0]
+def _whole_right_and_others(logits: ClassVectors, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _whole_right_and_others_fwd(logits, labels)[0]
 
 
-def _of_logits_fwd(logits: ClassVectors, labels: jax.Array) -> Any:
+def _whole_right_and_others_fwd(logits: ClassVectors, labels: jax.Array) -> Any:
     _, ids, counted = single_chunk(logits)
-    whole = join(logits, partial_softmax(held(logits), ids, counted, labels))
+    whole = combine_shards(logits, softmax_part(local_vectors(logits), ids, counted, labels))
     return (whole.right, log_sum_exp(whole)), (logits, labels, whole)
 
 
-def _of_logits_bwd(saved: Any, cotangents: Any) -> Any:
+def _whole_right_and_others_bwd(saved: Any, cotangents: Any) -> Any:
     logits, labels, whole = saved
     _, ids, counted = single_chunk(logits)
-    cotangents = over_shards(logits, cotangents)  # each device's own loss has a part in the logits of this one
-    return with_rows(logits, _logit_cotangents(held(logits), ids, counted, labels, whole, *cotangents)), None
+    cotangents = psum_over_shards(logits, cotangents)  # each device's own loss has a part in the logits of this one
+    return replace_vectors(
+        logits, _logit_cotangents(local_vectors(logits), ids, counted, labels, whole, *cotangents)
+    ), None
 
 
-_of_logits.defvjp(_of_logits_fwd, _of_logits_bwd)
+_whole_right_and_others.defvjp(_whole_right_and_others_fwd, _whole_right_and_others_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -305,18 +237,18 @@ def _chunked_right_and_others(
 
 
 def _right_and_others_fwd(score: Score, size: int, classes: ClassVectors, labels: jax.Array, operands: Any) -> Any:
-    def add(whole: Partial, chunk: Chunk) -> Partial:
-        return merge(whole, partial_softmax(score(chunk.vectors, *operands), chunk.ids, chunk.counted, labels))
+    def add(whole: SoftmaxPart, chunk: Chunk) -> SoftmaxPart:
+        return combine_parts(whole, softmax_part(score(chunk.vectors, *operands), chunk.ids, chunk.counted, labels))
 
-    dtype = jax.eval_shape(score, held(classes), *operands).dtype
+    dtype = jax.eval_shape(score, local_vectors(classes), *operands).dtype
     nothing = jnp.zeros_like(labels, dtype)
-    whole = join(classes, over_chunks(add, Partial(nothing - jnp.inf, nothing, nothing), classes, size))
+    whole = combine_shards(classes, fold_chunks(add, SoftmaxPart(nothing - jnp.inf, nothing, nothing), classes, size))
     return (whole.right, log_sum_exp(whole)), (classes, labels, operands, whole)
 
 
 def _right_and_others_bwd(score: Score, size: int, saved: Any, cotangents: Any) -> Any:
     classes, labels, operands, whole = saved
-    cotangents = over_shards(classes, cotangents)
+    cotangents = psum_over_shards(classes, cotangents)
 
     def logits(chunk: Chunk, operands: Any) -> jax.Array:
         return score(chunk.vectors, *operands)
@@ -325,7 +257,7 @@ def _right_and_others_bwd(score: Score, size: int, saved: Any, cotangents: Any) 
         return _logit_cotangents(logits, chunk.ids, chunk.counted, labels, whole, *cotangents)
 
     nothing = jax.tree.map(jnp.zeros_like, classes)
-    d_classes, d_operands = gradients(logits, of_logits, classes, operands, size, start=nothing)
+    d_classes, d_operands = summed_gradients(logits, of_logits, classes, operands, size, start=nothing)
     return d_classes, None, d_operands
 
 
@@ -354,10 +286,10 @@ def sum_over_classes(
       The terms, summed over their first axis, and the class vectors.
     """
     size = chunk_size(classes, rows)
-    if size == held(classes).shape[0]:
-        return over_shards(classes, _counted_sum(terms, single_chunk(classes), operands, fixed)), classes
+    if size == local_vectors(classes).shape[0]:
+        return psum_over_shards(classes, _counted_sum(terms, single_chunk(classes), operands, fixed)), classes
     sums, classes = _chunked_sum(terms, size, classes, operands, fixed)
-    return over_shards(classes, sums), classes
+    return psum_over_shards(classes, sums), classes
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -367,7 +299,7 @@ def _chunked_sum(terms: Callable[..., Any], size: int, classes: ClassVectors, op
 
     shapes = jax.eval_shape(partial(_counted_sum, terms), chunk_at(classes, 0, size), operands, fixed)
     nothing = jax.tree.map(jnp.zeros_like, shapes)
-    return over_chunks(add, nothing, classes, size), classes
+    return fold_chunks(add, nothing, classes, size), classes
 
 
 def _sum_fwd(terms: Callable[..., Any], size: int, classes: ClassVectors, operands: Any, fixed: Any) -> Any:
@@ -381,7 +313,7 @@ def _sum_bwd(terms: Callable[..., Any], size: int, saved: Any, cotangents: Any) 
     def of_chunk(chunk: Chunk, operands: Any) -> Any:
         return _counted_sum(terms, chunk, operands, fixed)
 
-    return (*gradients(of_chunk, lambda *_: of_sums, classes, operands, size, start=of_classes), None)
+    return (*summed_gradients(of_chunk, lambda *_: of_sums, classes, operands, size, start=of_classes), None)
 
 
 _chunked_sum.defvjp(_sum_fwd, _sum_bwd)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmetric.losses._engine.types import ScalarLike
 from jaxmetric.numerics import equally_varying
 
 # How many values are sorted together where rows are: few enough to stay in the cache.
@@ -61,7 +62,7 @@ def ordered_hinge(
     near_weights: jax.Array,
     far_weights: jax.Array,
     *,
-    margin: float,
+    margin: ScalarLike,
     num_levels: int,
 ) -> OrderedHinge:
     """Sums `relu(values[a] - values[b] + margin)` over all (a, b) with `upper[a] < lower[b]`.
@@ -90,11 +91,11 @@ def ordered_hinge(
     values = jnp.where((near_weights > 0) | (far_weights > 0), values, 0)
     total, active = _hinge(*equally_varying((values, constants)), num_levels)
     return OrderedHinge(
-        of_margin(total, active, margin), _pairs_weight(constants, num_levels), jax.lax.stop_gradient(active)
+        with_margin_gradient(total, active, margin), _pairs_weight(constants, num_levels), jax.lax.stop_gradient(active)
     )
 
 
-def ordered_hinge_of_rows(*rows: jax.Array, margin: float, num_levels: int) -> OrderedHinge:
+def ordered_hinge_of_rows(*rows: jax.Array, margin: ScalarLike, num_levels: int) -> OrderedHinge:
     """Returns the sums `[A]` that `ordered_hinge` finds in each row of its five arrays, `[A, P]`, a few at a time."""
 
     def of_row(row: tuple[jax.Array, ...]) -> OrderedHinge:
@@ -105,7 +106,7 @@ def ordered_hinge_of_rows(*rows: jax.Array, margin: float, num_levels: int) -> O
 
 @partial(jax.jit, static_argnames="hard")
 def gap_hinge_of_rows(
-    values: jax.Array, near_weights: jax.Array, far_weights: jax.Array, *, margin: float | jax.Array, hard: bool
+    values: jax.Array, near_weights: jax.Array, far_weights: jax.Array, *, margin: ScalarLike, hard: bool
 ) -> OrderedHinge:
     """Sums `relu(values[a] - values[b] + margin)` over the pairs of a near a and a far b with a certain gap, in rows.
 
@@ -126,7 +127,7 @@ def gap_hinge_of_rows(
     def of_row(row: tuple[jax.Array, jax.Array, jax.Array]) -> OrderedHinge:
         sums = _gap_sums(*jax.lax.stop_gradient((*row, jnp.asarray(margin, values.dtype))), hard=hard)
         total = with_gradient(sums.hinge.total, row[0], sums.gradient)
-        return sums.hinge._replace(total=of_margin(total, sums.hinge.active, margin))
+        return sums.hinge._replace(total=with_margin_gradient(total, sums.hinge.active, margin))
 
     rows = (values, near_weights.astype(values.dtype), far_weights.astype(values.dtype))
     return jax.lax.map(of_row, rows, batch_size=max(1, _BLOCK // values.shape[1]))
@@ -145,7 +146,7 @@ def _gap_sums(
     # How many values are below each, not above it, and so on: a window of the values in order lies between two counts.
     below, not_above = _count(ascending, values, "left"), _count(ascending, values, "right")
     below_height, not_above_height = _count(ascending, heights, "left"), _count(ascending, heights, "right")
-    near, far = (_at(below, weights)[:-1] for weights in (near_weights, far_weights))
+    near, far = (_scatter_sums(below, weights)[:-1] for weights in (near_weights, far_weights))
     near_sums, far_sums = (jnp.append(0, running_sums(weights)) for weights in (near, far))
     start, stop = (jnp.zeros_like(below), not_above) if hard else (not_above, jnp.maximum(not_above, not_above_height))
     active_stop = jnp.maximum(jnp.minimum(stop, below_height), start)
@@ -157,7 +158,7 @@ def _gap_sums(
     else:
         hinges = _hinges_of_windows(ascending, far, start, active_stop, heights)
         violated = near_sums[below] - near_sums[jnp.minimum(below, out_of_reach)]
-    nan = _nan_of(values)
+    nan = _nan_unless_finite(values)
     total, valid, active_sum = (jnp.sum(near_weights * each) for each in (hinges, compared, active))
     return _GapSums(OrderedHinge(total + nan, valid, active_sum), near_weights * active - far_weights * violated + nan)
 
@@ -190,15 +191,15 @@ def _hinges_of_windows(
     for bit in range(ascending.size.bit_length()):
         size = 1 << bit
         taken = ((stop - start) >> bit) & 1 == 1
-        ends = _from(ascending, size - 1)
+        ends = _shifted(ascending, size - 1)
         hinges += jnp.where(taken, below[position] + weights[position] * (heights - ends[position]), 0)
         position = jnp.where(taken, position + size, position)
-        below += weights * (_from(ascending, 2 * size - 1) - ends) + _from(below, size)
-        weights += _from(weights, size)
+        below += weights * (_shifted(ascending, 2 * size - 1) - ends) + _shifted(below, size)
+        weights += _shifted(weights, size)
     return hinges
 
 
-def _from(x: jax.Array, start: int) -> jax.Array:
+def _shifted(x: jax.Array, start: int) -> jax.Array:
     """The elements from `start` on, and the last one as often as it takes to be as many as before."""
     start = min(start, x.size - 1)
     return jnp.pad(x[start:], (0, start), mode="edge")
@@ -217,7 +218,7 @@ def near_far_sums(
     far_weights: jax.Array,
     segments: jax.Array,
     *,
-    margin: float | jax.Array,
+    margin: ScalarLike,
 ) -> NearFarSums:
     """Sums `relu(values[a] - values[b] + margin)` over all near a and far b of the same segment, for each value.
 
@@ -241,18 +242,18 @@ def near_far_sums(
     is_near, index, ascending = index < values.size, index % values.size, _floats(bits, values.dtype)
     bounds = _bounds(segments)
     near_weights, far_weights = near_weights[index], far_weights[index]
-    near_above = _until(bounds, near_weights)
+    near_above = _segment_suffix_sums(bounds, near_weights)
     # Beyond the last near value nothing counts; left out, it costs the sums of later segments no accuracy.
     next_near = jnp.where(near_weights > 0, jnp.arange(values.size), values.size)
     is_reached = jax.lax.cummin(next_near, reverse=True) <= bounds.last
-    far_below = _since(bounds, jnp.where(is_reached, far_weights, 0))
+    far_below = _segment_prefix_sums(bounds, jnp.where(is_reached, far_weights, 0))
     # The integral over the weight of the far values below, in which nothing cancels, as it would in a sum of values.
     steps = jnp.diff(ascending, prepend=ascending[:1]) * jnp.roll(far_below, 1)
-    hinges = _since(bounds, jnp.where(bounds.starts | ~is_reached, 0, steps))
+    hinges = _segment_prefix_sums(bounds, jnp.where(bounds.starts | ~is_reached, 0, steps))
     violations = jnp.where(is_near, far_below, jnp.where(is_reached, near_above, 0))
     sums = NearFarSums(jnp.where(is_near, hinges, 0), violations)
     in_place = (jnp.zeros_like(values).at[index].set(each, unique_indices=True) for each in sums)
-    return NearFarSums(*(each + _nan_of(heights) for each in in_place))
+    return NearFarSums(*(each + _nan_unless_finite(heights) for each in in_place))
 
 
 class _Bounds(NamedTuple):
@@ -274,13 +275,13 @@ def _bounds(segments: jax.Array) -> _Bounds:
     )
 
 
-def _since(bounds: _Bounds, x: jax.Array) -> jax.Array:
+def _segment_prefix_sums(bounds: _Bounds, x: jax.Array) -> jax.Array:
     """The sums from the start of each one's segment."""
     total = running_sums(x)
     return total - (total - x)[bounds.first]
 
 
-def _until(bounds: _Bounds, x: jax.Array) -> jax.Array:
+def _segment_suffix_sums(bounds: _Bounds, x: jax.Array) -> jax.Array:
     """The sums to the end of each one's segment."""
     total = running_sums(x, reverse=True)
     return total - (total - x)[bounds.last]
@@ -293,7 +294,7 @@ def with_gradient(total: jax.Array, values: jax.Array, gradient: jax.Array) -> j
     return total + jnp.sum(gradient * (values - jax.lax.stop_gradient(values)))
 
 
-def of_margin(total: jax.Array, active: jax.Array, margin: float | jax.Array) -> jax.Array:
+def with_margin_gradient(total: jax.Array, active: jax.Array, margin: ScalarLike) -> jax.Array:
     """Returns a `total` of hinges with its gradient in their margin: the weight of the active ones."""
     margin = jnp.asarray(margin, total.dtype)
     return total + jax.lax.stop_gradient(active) * (margin - jax.lax.stop_gradient(margin))
@@ -348,7 +349,7 @@ def _hinge_forward(
         tpu=partial(sums_by_sorting, num_levels=num_levels),
         default=partial(sums_by_searching, num_levels=num_levels),
     )
-    nan = _nan_of(values)
+    nan = _nan_unless_finite(values)
     return (sums.total + nan, sums.active), sums.gradient + nan
 
 
@@ -421,15 +422,15 @@ def _ascending(values: jax.Array) -> jax.Array:
 
 def _bits(values: jax.Array) -> jax.Array:
     """Integers in the order of the floats."""
-    return _turn(jax.lax.bitcast_convert_type(values, jnp.dtype(f"int{jnp.finfo(values.dtype).bits}")))
+    return _flip_negatives(jax.lax.bitcast_convert_type(values, jnp.dtype(f"int{jnp.finfo(values.dtype).bits}")))
 
 
 def _floats(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The floats of which `_bits` made integers."""
-    return jax.lax.bitcast_convert_type(_turn(bits), dtype)
+    return jax.lax.bitcast_convert_type(_flip_negatives(bits), dtype)
 
 
-def _turn(bits: jax.Array) -> jax.Array:
+def _flip_negatives(bits: jax.Array) -> jax.Array:
     # Read as integers, negative floats descend; flipping all bits but the sign turns them round, and back again.
     return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
 
@@ -453,7 +454,7 @@ def _near_sums(values: jax.Array, order: _Order, constants: Constants, num_level
 
     def add_level(level: int, sums: _NearSums) -> _NearSums:
         weights = jnp.where(constants.lower > level, constants.far_weights, 0)
-        below = running_sums(_at(order.slot, weights))
+        below = running_sums(_scatter_sums(order.slot, weights))
         integral = running_sums(below[:-1] * gaps)
         reached = below[order.reach]
         here = constants.upper == level
@@ -471,13 +472,13 @@ def _far_violations(order: _Order, constants: Constants, num_levels: int) -> jax
 
     def add_level(level: int, violations: jax.Array) -> jax.Array:
         weights = jnp.where(constants.upper < level, constants.near_weights, 0)
-        reaching = running_sums(_at(order.reach, weights), reverse=True)
+        reaching = running_sums(_scatter_sums(order.reach, weights), reverse=True)
         return jnp.where(constants.lower == level, reaching[order.slot], violations)
 
     return jax.lax.fori_loop(1, num_levels, add_level, jnp.zeros_like(order.ascending))
 
 
-def _at(index: jax.Array, weights: jax.Array) -> jax.Array:
+def _scatter_sums(index: jax.Array, weights: jax.Array) -> jax.Array:
     """Returns `[P + 1]`: the sum of the `[P]` weights at each index."""
     return jnp.zeros(weights.size + 1, weights.dtype).at[index].add(weights)
 
@@ -507,6 +508,6 @@ def _sums_by_products(x: jax.Array, *, reverse: bool) -> jax.Array:
     return (within + elsewhere[:, None]).reshape(-1)[: x.size]
 
 
-def _nan_of(values: jax.Array) -> jax.Array:
+def _nan_unless_finite(values: jax.Array) -> jax.Array:
     """Returns 0, or NaN if one of the values is not finite: a comparison with it says nothing."""
     return jnp.sum(0 * values)

@@ -14,6 +14,7 @@ from jaxmetric.losses._engine.comparison import Comparison
 from jaxmetric.losses._engine.ordered_hinge import ordered_hinge_of_rows
 from jaxmetric.losses._engine.positive_sums import PositivePair, sum_over_positives
 from jaxmetric.losses._engine.reduction import LossStats, each_pair
+from jaxmetric.losses._engine.types import ScalarLike
 from jaxmetric.numerics import softplus
 
 
@@ -23,7 +24,7 @@ def triplet_weights(comparison: Comparison) -> tuple[jax.Array, jax.Array]:
     return jnp.where(comparison.positives, weights, 0), jnp.where(comparison.negatives, weights, 0)
 
 
-def sorted_triplets(c: Comparison, margin: float) -> LossStats:
+def sorted_triplets(c: Comparison, margin: ScalarLike) -> LossStats:
     near, far = triplet_weights(c)
     level = (far > 0).astype(jnp.int32)
     return LossStats(*ordered_hinge_of_rows(c.values, level, level, near, far, margin=margin, num_levels=2))
@@ -69,9 +70,9 @@ def _term(
     return LossStats(*(each[0] for each in sums))
 
 
-def hinge(differences: jax.Array, margin: float | jax.Array) -> jax.Array:
+def hinge(differences: jax.Array, margin: ScalarLike) -> jax.Array:
     return jax.nn.relu(differences + margin)
 
 
-def soft_hinge(differences: jax.Array, margin: float | jax.Array) -> jax.Array:
+def soft_hinge(differences: jax.Array, margin: ScalarLike) -> jax.Array:
     return softplus(differences + margin)

@@ -9,6 +9,8 @@ from jax.typing import ArrayLike
 from jaxmetric.losses._engine.class_shard import ClassShard
 
 Reduction: TypeAlias = Literal["mean", "mean_active", "sum", "none"]
+# Of a loss that has no value for each example or anchor.
+ReductionToScalar: TypeAlias = Literal["mean", "mean_active", "sum"]
 # A number of Python, or a scalar array, which may be traced.
 ScalarLike: TypeAlias = float | jax.Array
 
@@ -16,6 +18,19 @@ ClassLabels: TypeAlias = Annotated[ArrayLike, "[B]"]
 LabelColumns: TypeAlias = Annotated[ArrayLike, "[B, T]"]
 ClassProxies: TypeAlias = Annotated[ArrayLike | ClassShard | Sequence[ArrayLike | ClassShard], "[C, D]"]
 ClassCenters: TypeAlias = Annotated[ArrayLike | ClassShard | Sequence[ArrayLike | ClassShard], "[C, K, D]"]
+ClassScalars: TypeAlias = Annotated[ArrayLike, "[C]"]
+ClassWeights: TypeAlias = ArrayLike | Sequence[ArrayLike | None]
+
+DistanceName: TypeAlias = Literal["squared_euclidean", "euclidean", "cosine", "snr"]
+SimilarityName: TypeAlias = Literal["cosine", "dot"]
+# A function of [A, D] and [R, D] that returns [A, R].
+PairwiseFunction: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+# A name, a function, or an [A, R] array computed beforehand.
+Distance: TypeAlias = DistanceName | PairwiseFunction | ArrayLike
+Similarity: TypeAlias = SimilarityName | PairwiseFunction | ArrayLike
+
+Agreement: TypeAlias = Literal["count", "any"]
+Balance: TypeAlias = Literal["quadruplets", "levels"]
 
 
 def declared_shape(function: Callable[..., Any], argument: str) -> str | None:

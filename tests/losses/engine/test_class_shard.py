@@ -11,14 +11,14 @@ from loss_rows import slow_but_for_one_of_each_engine
 
 import jaxmetric
 from jaxmetric import ClassShard
-from jaxmetric.losses import class_chunks, class_vectors
+from jaxmetric.losses._engine import class_chunks, class_columns
 from jaxmetric.parallel import AXIS_NAME, average, gather
 
 # 13 classes over 8 devices: six hold two, one holds one and a row of padding, the last padding alone.
 N, B, D, K, C, FEATURES = 8, 16, 4, 2, 13, 5
 SIZE = -(-C // N)
 
-# Name: the loss, the number of centres of a class, and the hyper-parameters to differentiate by.
+# Name: the loss, the number of centers of a class, and the hyper-parameters to differentiate by.
 LOSSES = {
     "soft triple": (jaxmetric.soft_triple_loss, K, {"scale": 5.0, "gamma": 0.3, "margin": 0.1, "tau": 0.5}),
     "hard triple": (jaxmetric.hard_triple_loss, K, {"scale": 5.0, "margin": 0.1}),
@@ -169,10 +169,10 @@ def test_so_they_are_under_pmap_and_vmap(driver):
 def test_so_they_are_where_each_device_works_in_chunks(monkeypatch, name):
     monkeypatch.setattr(class_chunks, "WHOLE", 1)
     monkeypatch.setattr(class_chunks, "CHUNK", 1)
-    class_vectors._reduced.clear_cache()  # the sizes of chunks are no argument of it
+    class_columns._reduced.clear_cache()  # the sizes of chunks are no argument of it
     assert_sharded_equals_whole(on_vmap, name, class_weights=None)
     assert_sharded_equals_whole(on_checked_shard_map, name, checked_step_of_device, class_weights=None)
-    class_vectors._reduced.clear_cache()
+    class_columns._reduced.clear_cache()
 
 
 def test_columns_of_labels_each_have_their_shard():

@@ -7,13 +7,13 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 import jaxmetric
-from jaxmetric.losses import class_chunks, class_vectors
+from jaxmetric.losses._engine import class_chunks, class_columns
 from jaxmetric.losses._engine.class_softmax import (
+    combine_parts,
     log_sum_exp,
-    merge,
     normalized_dot_product,
-    partial_softmax,
     right_and_others,
+    softmax_part,
     sum_over_classes,
 )
 
@@ -96,7 +96,7 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch, name):
     options = {"where": np.arange(B) != 2, "class_weights": np.linspace(0, 2, 11), **hyper}
 
     def value_and_gradients():
-        class_vectors._reduced.clear_cache()  # the sizes of chunks are no argument of it
+        class_columns._reduced.clear_cache()  # the sizes of chunks are no argument of it
         with jax.enable_x64(True):
             of_both = jax.value_and_grad(lambda x, w: loss(x, labels, w, **options), argnums=(0, 1))
             return jax.jit(of_both)(embeddings, vectors)
@@ -104,7 +104,7 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch, name):
     whole = value_and_gradients()
     take_chunks_of(monkeypatch, 4 * B * (num_centers or 1))
     chunked = value_and_gradients()
-    class_vectors._reduced.clear_cache()
+    class_columns._reduced.clear_cache()
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), chunked, whole)
 
 
@@ -114,8 +114,8 @@ def test_hyper_parameters_have_gradients_in_chunks_too(monkeypatch):
     def loss(scale, gamma):
         return jaxmetric.soft_triple_loss(embeddings, labels, centers, scale=scale, gamma=gamma, tau=0.0)
 
-    def gradients():
-        class_vectors._reduced.clear_cache()
+    def summed_gradients():
+        class_columns._reduced.clear_cache()
         with jax.enable_x64(True):
             return jax.jit(jax.grad(lambda *hyper: loss(*hyper), argnums=(0, 1)))(5.0, 0.3)
 
@@ -124,10 +124,10 @@ def test_hyper_parameters_have_gradients_in_chunks_too(monkeypatch):
         slopes = [
             (compiled(5.0 + s, 0.3 + g) - compiled(5.0 - s, 0.3 - g)) / 2e-6 for s, g in ((1e-6, 0.0), (0.0, 1e-6))
         ]
-    np.testing.assert_allclose(gradients(), slopes, rtol=1e-6)
+    np.testing.assert_allclose(summed_gradients(), slopes, rtol=1e-6)
     take_chunks_of(monkeypatch, 4 * B * K)
-    np.testing.assert_allclose(gradients(), slopes, rtol=1e-6)
-    class_vectors._reduced.clear_cache()
+    np.testing.assert_allclose(summed_gradients(), slopes, rtol=1e-6)
+    class_columns._reduced.clear_cache()
 
 
 def test_a_nan_stays_visible_in_chunks(monkeypatch):
@@ -148,7 +148,7 @@ def test_partials_of_shards_join_to_the_whole():
 
     def on_device(vectors):
         index = 2 * jax.lax.axis_index("classes") + jnp.arange(2)
-        part = partial_softmax(normalized_dot_product(vectors, embeddings), index, index >= 0, labels)
+        part = softmax_part(normalized_dot_product(vectors, embeddings), index, index >= 0, labels)
         largest = jax.lax.pmax(part.largest, "classes")
         rest = part.sum_exp * jnp.exp(part.largest - largest), part.right
         sum_exp, right = jax.lax.psum(rest, "classes")
@@ -165,14 +165,14 @@ def test_merging_is_commutative_and_takes_empty_parts():
 
     def part(counted):
         index = jnp.arange(8)
-        return partial_softmax(normalized_dot_product(vectors, embeddings), index, counted, labels)
+        return softmax_part(normalized_dot_product(vectors, embeddings), index, counted, labels)
 
     @jax.jit
     def joined():
         some = jnp.isin(jnp.arange(8), jnp.array([0, 5, 2]))
         first, second, nothing = part(some), part(~some), part(jnp.zeros(8, bool))
-        again = merge(merge(nothing, first), merge(second, nothing))
-        return [log_sum_exp(each) for each in (merge(first, second), merge(second, first), again)]
+        again = combine_parts(combine_parts(nothing, first), combine_parts(second, nothing))
+        return [log_sum_exp(each) for each in (combine_parts(first, second), combine_parts(second, first), again)]
 
     for each in joined():
         np.testing.assert_allclose(each, others_in_numpy(embeddings, labels, vectors), rtol=1e-5)

@@ -4,11 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmetric.losses._engine.comparison import compare, pair_weights
+from jaxmetric.losses._engine import comparison
+from jaxmetric.losses._engine.comparison import check_pairs, pair_weights
 from jaxmetric.losses._engine.reduction import each_anchor, each_pair
 from jaxmetric.references import References
 
 A, R, D = 5, 7, 3
+
+
+def compare(embeddings, labels, *, references=None, pairs=None, where=None, weights=None, **options):
+    return comparison.compare(
+        check_pairs(embeddings, labels, references, pairs, where, weights, "mean", False, **options)
+    )
 
 
 def example(seed=0, columns=1):

@@ -179,10 +179,10 @@ def test_the_gradient_of_the_margin_is_the_weight_of_the_violations_and_weights_
         hinge = ordered_hinge(*problem[:3], near_weights, far_weights, margin=margin, num_levels=6)
         return hinge.total + hinge.valid + hinge.active
 
-    of_margin, *of_weights = jax.grad(total, argnums=(0, 1, 2))(0.5, *map(jnp.asarray, problem[3:]))
+    with_margin_gradient, *of_weights = jax.grad(total, argnums=(0, 1, 2))(0.5, *map(jnp.asarray, problem[3:]))
     values, lower, upper, near, far = map(np.asarray, problem)
     violated = (upper[:, None] < lower[None, :]) & (values[:, None] + 0.5 > values[None, :])
-    np.testing.assert_allclose(of_margin, np.sum(np.outer(near, far) * violated), rtol=1e-5)
+    np.testing.assert_allclose(with_margin_gradient, np.sum(np.outer(near, far) * violated), rtol=1e-5)
     assert not any(np.any(gradient) for gradient in of_weights)
 
 

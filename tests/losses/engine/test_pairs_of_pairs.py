@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from jaxmetric.losses._engine.pairs_of_pairs import all_pairs, of_all_pairs, sample_ordered
+from jaxmetric.losses._engine.pairs_of_pairs import all_pairs, entries_of_pairs, sample_ordered
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 8, 101])
@@ -20,7 +20,7 @@ def test_all_pairs_takes_every_unordered_pair_once(batch):
 def test_the_entries_of_all_pairs_are_those_looked_up(batch):
     matrix = np.arange(batch * batch).reshape(batch, batch)
     first, second = (np.asarray(index) for index in all_pairs(batch))
-    np.testing.assert_array_equal(of_all_pairs(jnp.asarray(matrix)), matrix[first, second])
+    np.testing.assert_array_equal(entries_of_pairs(jnp.asarray(matrix)), matrix[first, second])
 
 
 def frequencies(near, far, size):

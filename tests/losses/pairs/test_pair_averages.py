@@ -4,7 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmetric import intra_pair_variance_loss, ranked_list_loss, threshold_consistent_margin_loss
+from jaxmetric import (
+    binomial_deviance_loss,
+    intra_pair_variance_loss,
+    ranked_list_loss,
+    threshold_consistent_margin_loss,
+)
 
 B, D, C = 10, 4, 3
 
@@ -46,6 +51,17 @@ def assert_number_of_the_batch(loss, expected, embeddings, labels, **options):
     np.testing.assert_allclose(each.sum(), expected, rtol=1e-5)
     np.testing.assert_allclose(stats, (expected, 1, 1), rtol=1e-5)
     assert each[3] == 0  # the masked one
+
+
+def test_binomial_deviance_is_its_formula():
+    embeddings, labels, weights = example()
+    similarity = cosines(embeddings)
+    near, far, weight = pairs_of(labels, weights)
+    alike = np.log1p(np.exp(-1.5 * (similarity[near] - 0.3)))
+    unlike = np.log1p(np.exp(1.5 * (similarity[far] - 0.3) * 4))
+    expected = np.average(alike, weights=weight[near]) + np.average(unlike, weights=weight[far])
+    options = {"alpha": 1.5, "beta": 0.3, "neg_cost": 4.0, "weights": weights}
+    assert_number_of_the_batch(binomial_deviance_loss, expected, embeddings, labels, **options)
 
 
 def test_intra_pair_variance_is_its_formula():

@@ -149,7 +149,7 @@ def test_snr_contrastive_is_the_sum_over_its_definition(zero_mean):
     assert_stats(snr_contrastive_loss, expected, np.float32(embeddings), labels, **options)
 
 
-def test_the_mean_of_the_zero_mean_regulariser_is_over_the_anchors():
+def test_the_mean_of_the_zero_mean_regularizer_is_over_the_anchors():
     embeddings, labels, *_ = example()
     loss = jax.jit(snr_contrastive_loss)
     without, with_it = (loss(embeddings, labels, zero_mean=zero_mean) for zero_mean in (0.0, 0.25))

@@ -437,7 +437,7 @@ def test_bad_input_is_named(kwargs, error, message):
     [
         ({"num_quadruplets": 0}, ValueError, "num_quadruplets is 0, expected a static integer of at least 1"),
         ({"num_quadruplets": 2.0}, TypeError, "num_quadruplets is 2.0, expected a static integer"),
-        ({"where": jnp.ones((4, 3), bool)}, ValueError, r"where has shape \(4, 3\), expected \[B\]"),
+        ({"where": jnp.ones((4, 9), bool)}, ValueError, r"where has shape \(4, 9\), expected \(4,\) or \(4, \d\)"),
         ({"where": jnp.ones(3, bool)}, ValueError, r"where has shape \(3,\), expected \(4,\)"),
         ({"reduction": "all"}, ValueError, "reduction is 'all', expected one of mean, mean_active, sum, none"),
         ({"margin": jnp.ones(2)}, ValueError, r"margin has shape \(2,\), expected a scalar"),
@@ -586,3 +586,14 @@ def test_the_sampled_loss_of_nothing_is_exactly_zero(batch):
     (loss, stats), gradient = jax.jit(jax.value_and_grad(draw, has_aux=True))(embeddings)
     assert (float(loss), *map(float, stats)) == (0, 0, 0, 0)
     assert not gradient.any()
+
+
+def test_a_draw_leaves_out_examples_with_a_missing_label():
+    rng = np.random.default_rng(0)
+    embeddings, labels = rng.normal(size=(8, 3)).astype(np.float32), rng.integers(0, 3, (8, 2))
+    known = np.arange(16).reshape(8, 2) % 5 > 0
+    draw = functools.partial(sampled_quadruplet_loss, jax.random.key(0), embeddings, num_quadruplets=50)
+    single, whole = draw(labels, where=known), draw(labels, where=known.all(axis=1))
+    assert single == whole > 0
+    with pytest.raises(ValueError, match=r"where has shape \(8, 3\), expected \(8,\) or \(8, 2\) as labels"):
+        draw(labels, where=np.ones((8, 3), bool))
