@@ -59,7 +59,7 @@ def test_a_file_that_is_not_there_is_one_line():
         ),
         (
             "from jaxmetric.run.config import Config\ndef config():\n    return Config(stepz=3)\n",
-            r"mine\.py:3: TypeError: .*unexpected keyword argument 'stepz'",
+            r"mine\.py:3: TypeError: .*unexpected keyword argument 'stepz'.*",
         ),
         ("", r"mine\.py defines no config\(\), a function that returns a jaxmetric\.run\.config\.Config"),
         ("config = 3", r"config of mine\.py has type int, expected a function that returns a Config"),
