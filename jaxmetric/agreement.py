@@ -182,9 +182,13 @@ def known_labels(labels: ArrayLike, where: ArrayLike | None, name: str = "labels
     return filled_where(*check_label_columns(name, labels, "where", where))
 
 
-def check_label_columns(name: str, labels: Any, where_name: str, where: Any) -> tuple[jax.Array, jax.Array | None]:
-    """Returns labels as `[B, T]`, and `where` as `[B, 1]` or `[B, T]`, or None."""
+def check_label_columns(
+    name: str, labels: Any, where_name: str, where: Any, embeddings: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Returns labels, a row for each of the `embeddings`, as `[B, T]`, and `where` as `[B, 1]` or `[B, T]`, or None."""
     labels = checks.check_integers(name, labels, checks.NUMBER_CLASSES)
+    if embeddings is not None:
+        checks.check_rows(embeddings, **{name: labels})
     if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] == 0):
         raise ValueError(f"{name} has shape {labels.shape}, expected [B] or [B, T] with T >= 1")
     if labels.ndim == 1:

@@ -50,17 +50,18 @@ def arcface_loss(
     in the authors' code: the loss always grows with the angle.
 
     Args:
-      embeddings: `[B, D]` floats, normalized here.
+      embeddings: `[B, D]` floats. They are normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
-        whose losses add up.
+      proxies: `[C, D]` class vectors, or a `ClassShard` of them; a tuple of T for T columns of labels, whose losses add
+        up. They are normalized here.
       scale: s > 0.
       margin: m, in radians, from 0 to pi.
-      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
-      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
-      weights: `[B]` example weights >= 0.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
-      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
+        weighs its own weight times that of its class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
+      has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of proxies.
 
     Returns:
       The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
@@ -107,17 +108,18 @@ def sub_center_arcface_loss(
     Beyond :math:`\theta_y = \pi - m` it goes on as `arcface_loss` does.
 
     Args:
-      embeddings: `[B, D]` floats, normalized here.
+      embeddings: `[B, D]` floats. They are normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, K, D]` centers, normalized here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
-        columns of labels, whose losses add up.
+      centers: `[C, K, D]` class vectors, K centers of each class, or a `ClassShard` of them; a tuple of T for T columns
+        of labels, whose losses add up. They are normalized here. See `init_centers`.
       scale: s > 0.
       margin: m, in radians, from 0 to pi.
-      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
-      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
-      weights: `[B]` example weights >= 0.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
-      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of centers.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
+        weighs its own weight times that of its class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
+      has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of centers.
 
     Returns:
       The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
@@ -173,17 +175,18 @@ def cosface_loss(
     the other classes: `normalized_softmax_loss` of normalized embeddings.
 
     Args:
-      embeddings: `[B, D]` floats, normalized here.
+      embeddings: `[B, D]` floats. They are normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
-        whose losses add up.
+      proxies: `[C, D]` class vectors, or a `ClassShard` of them; a tuple of T for T columns of labels, whose losses add
+        up. They are normalized here.
       scale: s > 0.
       margin: m, taken off the cosine.
-      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
-      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
-      weights: `[B]` example weights >= 0.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
-      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
+        weighs its own weight times that of its class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
+      has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of proxies.
 
     Returns:
       The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
@@ -228,17 +231,18 @@ def sphereface_loss(
     / m, (k + 1) \pi / m]`: cos(m theta), going on downwards.
 
     Args:
-      embeddings: `[B, D]` floats; their lengths are part of the loss.
+      embeddings: `[B, D]` floats. Their lengths are part of the loss.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
-        whose losses add up.
+      proxies: `[C, D]` class vectors, or a `ClassShard` of them; a tuple of T for T columns of labels, whose losses add
+        up. They are normalized here.
       scale: s > 0; 1 in the paper.
       margin: m >= 1, a static integer; 1 is no margin.
-      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
-      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
-      weights: `[B]` example weights >= 0.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
-      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
+        weighs its own weight times that of its class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
+      has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of proxies.
 
     Returns:
       The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
@@ -283,17 +287,18 @@ def large_margin_softmax_loss(
     / m, (k + 1) \pi / m]`.
 
     Args:
-      embeddings: `[B, D]` floats; their lengths are part of the loss.
+      embeddings: `[B, D]` floats. Their lengths are part of the loss.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, not normalized, or a `ClassShard` of them; a tuple of T for T columns of labels,
-        whose losses add up.
+      proxies: `[C, D]` class vectors, or a `ClassShard` of them; a tuple of T for T columns of labels, whose losses add
+        up. They are not normalized.
       scale: s > 0; 1 in the paper.
       margin: m >= 1, a static integer; 1 is the ordinary softmax.
-      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
-      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
-      weights: `[B]` example weights >= 0.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
-      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
+        weighs its own weight times that of its class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
+      has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of proxies.
 
     Returns:
       The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
@@ -335,15 +340,16 @@ def p2sgrad_loss(
     instead of a loss, :math:`\sum_c (\cos \theta_c - [c = y])\, \nabla \cos \theta_c`. It has no hyper-parameters.
 
     Args:
-      embeddings: `[B, D]` floats, normalized here.
+      embeddings: `[B, D]` floats. They are normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
-        whose losses add up.
-      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
-      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
-      weights: `[B]` example weights >= 0.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
-      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+      proxies: `[C, D]` class vectors, or a `ClassShard` of them; a tuple of T for T columns of labels, whose losses add
+        up. They are normalized here.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
+        weighs its own weight times that of its class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
+      has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of proxies.
 
     Returns:
       The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.

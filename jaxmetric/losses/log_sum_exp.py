@@ -54,19 +54,19 @@ def ntxent_loss(
     agree, and among the negatives n != p each counts :math:`1 - \pi_{an}` times.
 
     Args:
-      embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. None if `similarity` is an array.
+      labels: `[B]` or `[B, T]` integers. None if `pairs` says what is alike.
       temperature: tau > 0.
-      similarity: `"cosine"`, `"dot"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
-      label_weights: T static weights of the columns in the share of the labels that agree.
-      references: what the anchors are compared with; the batch itself if None.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      label_weights: T static weights > 0 of the columns of labels; 1 if None.
+      references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`, or the shares in [0, 1] by which pairs are alike and different.
-      where: `[B]` or `[B, T]` booleans: which examples, or labels, are valid.
-      weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
-        whatever its weight (unless that is 0). No gradient flows into them.
-      reduction: `"mean"` over pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for each
-        anchor the sum over its positives.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
+        its members', and a negative counts once whatever its weight (unless that is 0).
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over pairs, `"mean_active"` is over those
+        with a positive loss, and `"none"` returns for each anchor the sum over its positives.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -115,17 +115,17 @@ def n_pairs_loss(
     regularizer of the embeddings' lengths is not included: without one, or with a weak one, they grow.
 
     Args:
-      embeddings: `[B, D]` floats, not normalized; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
-      similarity: `"dot"`, `"cosine"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
-      references: what the anchors are compared with; the batch itself if None.
+      embeddings: `[B, D]` floats. They are not normalized. None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
-        whatever its weight (unless that is 0). No gradient flows into them.
-      reduction: `"mean"` over pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for each
-        anchor the sum over its positives.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
+        its members', and a negative counts once whatever its weight (unless that is 0).
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over pairs, `"mean_active"` is over those
+        with a positive loss, and `"none"` returns for each anchor the sum over its positives.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -173,19 +173,20 @@ def tuplet_margin_loss(
     angle below :math:`\beta` to a positive is not made any smaller.
 
     Args:
-      embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       margin: beta, the slack, in radians, in [0, pi / 2).
       scale: s > 0.
-      similarity: `"cosine"`, or a function of `[B, D]` and `[R, D]`, or a `[B, R]` array, of cosines.
-      references: what the anchors are compared with; the batch itself if None.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array. The loss is made for
+        cosines.
+      references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
-        whatever its weight (unless that is 0). No gradient flows into them.
-      reduction: `"mean"` over pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for each
-        anchor the sum over its positives.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
+        its members', and a negative counts once whatever its weight (unless that is 0).
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over pairs, `"mean_active"` is over those
+        with a positive loss, and `"none"` returns for each anchor the sum over its positives.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -236,19 +237,20 @@ def supcon_loss(
     it agrees with the anchor; |P(i)| is the sum of the shares.
 
     Args:
-      embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. None if `similarity` is an array.
+      labels: `[B]` or `[B, T]` integers. None if `pairs` says what is alike.
       temperature: tau > 0.
-      similarity: `"cosine"`, `"dot"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
-      label_weights: T static weights of the columns in the share of the labels that agree.
-      references: what the anchors are compared with; the batch itself if None.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      label_weights: T static weights > 0 of the columns of labels; 1 if None.
+      references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`, or the shares in [0, 1] by which pairs are alike and different.
-      where: `[B]` or `[B, T]` booleans: which examples, or labels, are valid.
-      weights: `[B]` example weights >= 0, those of the anchors in the mean over anchors and those of the positives in
-        the mean over positives; in the denominator each counts once (unless it weighs 0). No gradient flows into them.
-      reduction: `"mean"` over anchors with a positive and a negative, `"mean_active"` over those with a positive loss,
-        `"sum"`, or `"none"`: one value per anchor.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. Those of the anchors count in
+        the mean over anchors, those of the positives in the mean over positives; in the denominator each counts once
+        (unless it weighs 0).
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over anchors with a positive and a
+        negative, `"mean_active"` is over those with a positive loss, and `"none"` returns one value for each anchor.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -296,19 +298,19 @@ def nca_loss(
     positives of i.
 
     Args:
-      embeddings: `[B, D]` floats; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       softmax_scale: gamma > 0.
-      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or a
-        `[B, R]` array.
-      references: what the anchors are compared with; the batch itself if None.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+        `[A, R]` array.
+      references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
-        gradient flows into them.
-      reduction: `"mean"` over anchors with a positive, `"mean_active"` over those with a positive loss, `"sum"`, or
-        `"none"`: one value per anchor.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh the anchors. In
+        the sums each example counts once (unless it weighs 0).
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over anchors with a positive,
+        `"mean_active"` is over those with a positive loss, and `"none"` returns one value for each anchor.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -356,19 +358,20 @@ def instance_loss(
     The paper learns the vectors of the classes, one per image of the training set; this is its form within a batch.
 
     Args:
-      embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; `jnp.arange(B)` makes every example a class; None if `pairs` says what is
+      embeddings: `[B, D]` floats. None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers. `jnp.arange(B)` makes every example a class. None if `pairs` says what is
         alike.
       gamma: the scale of the similarities, > 0.
-      similarity: `"cosine"`, or a function of `[B, D]` and `[R, D]`, or a `[B, R]` array, of cosines.
-      references: what the anchors are compared with, besides themselves; the batch itself if None.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array. The loss is made for
+        cosines.
+      references: what the batch is compared with; the batch itself if None. Each example is compared with itself, too.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
-        gradient flows into them.
-      reduction: `"mean"` over examples with a negative, `"mean_active"` over those with a positive loss, `"sum"`, or
-        `"none"`: one value per example.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh the anchors. In
+        the sums each example counts once (unless it weighs 0).
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over examples with a negative,
+        `"mean_active"` is over those with a positive loss, and `"none"` returns one value for each example.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -469,21 +472,21 @@ def multi_similarity_loss(
     share of its labels that agree, and :math:`1 - \pi` times in the second.
 
     Args:
-      embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. None if `similarity` is an array.
+      labels: `[B]` or `[B, T]` integers. None if `pairs` says what is alike.
       alpha: how sharply hard positives stand out, > 0.
       beta: how sharply hard negatives stand out, > 0.
       base: lambda, the similarity between positives and negatives: 1 in the paper's text, 0.5 in its code.
-      similarity: `"cosine"`, `"dot"`, a function of `[B, D]` and `[R, D]`, or a `[B, R]` array.
-      label_weights: T static weights of the columns in the share of the labels that agree.
-      references: what the anchors are compared with; the batch itself if None.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      label_weights: T static weights > 0 of the columns of labels; 1 if None.
+      references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`, or the shares in [0, 1] by which pairs are alike and different.
-      where: `[B]` or `[B, T]` booleans: which examples, or labels, are valid.
-      weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
-        gradient flows into them.
-      reduction: `"mean"` over anchors with a positive and a negative, `"mean_active"` over those with a positive loss,
-        `"sum"`, or `"none"`: one value per anchor.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh the anchors. In
+        the sums each example counts once (unless it weighs 0).
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over anchors with a positive and a
+        negative, `"mean_active"` is over those with a positive loss, and `"none"` returns one value for each anchor.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -534,20 +537,21 @@ def circle_loss(
     constants by the gradient; p are the positives and n the negatives of the anchor.
 
     Args:
-      embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       margin: m: positives should be more similar than 1 - m, negatives less than m.
       gamma: the scale, > 0. The paper takes m = 0.4, gamma = 80 for fine-grained retrieval and m = 0.25, gamma = 256
         for faces.
-      similarity: `"cosine"`, or a function of `[B, D]` and `[R, D]`, or a `[B, R]` array, of cosines.
-      references: what the anchors are compared with; the batch itself if None.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array. The loss is made for
+        cosines.
+      references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
-        gradient flows into them.
-      reduction: `"mean"` over anchors with a positive and a negative, `"mean_active"` over those with a positive loss,
-        `"sum"`, or `"none"`: one value per anchor.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh the anchors. In
+        the sums each example counts once (unless it weighs 0).
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over anchors with a positive and a
+        negative, `"mean_active"` is over those with a positive loss, and `"none"` returns one value for each anchor.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -599,19 +603,19 @@ def lifted_structure_loss(
     comparing the references with each other.
 
     Args:
-      embeddings: `[B, D]` floats; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       margin: alpha.
-      distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or, of a
-        batch without references, a `[B, B]` array.
-      references: what the anchors are compared with; the batch itself if None.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+        `[A, R]` array. With references an array is not possible, as these are compared with each other.
+      references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0; a pair weighs the product of its members', and a negative counts once
-        whatever its weight (unless that is 0). No gradient flows into them.
-      reduction: `"mean"` over pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for each
-        anchor the sum over its positives.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
+        its members', and a negative counts once whatever its weight (unless that is 0).
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over pairs, `"mean_active"` is over those
+        with a positive loss, and `"none"` returns for each anchor the sum over its positives.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -668,19 +672,19 @@ def generalized_lifted_structure_loss(
     and n the negatives of a.
 
     Args:
-      embeddings: `[B, D]` floats; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       margin: m.
-      distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or a
-        `[B, R]` array.
-      references: what the anchors are compared with; the batch itself if None.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+        `[A, R]` array.
+      references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0 of the anchors; in the sums each example counts once (unless it weighs 0). No
-        gradient flows into them.
-      reduction: `"mean"` over anchors with a positive and a negative, `"mean_active"` over those with a positive loss,
-        `"sum"`, or `"none"`: one value per anchor.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh the anchors. In
+        the sums each example counts once (unless it weighs 0).
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over anchors with a positive and a
+        negative, `"mean_active"` is over those with a positive loss, and `"none"` returns one value for each anchor.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:

@@ -62,23 +62,24 @@ def contrastive_loss(
     :math:`[D - m^+]_+` and :math:`[m^- - D]_+`.
 
     Args:
-      embeddings: `[B, D]` floats; None if `distance` is an array.
-      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike. With T labels a pair is alike by the share
+      embeddings: `[B, D]` floats. None if `distance` is an array.
+      labels: `[B]` or `[B, T]` integers. None if `pairs` says what is alike. With T labels a pair is alike by the share
         of them that agrees, and different by the rest: it loses both terms, each weighed by its share.
       pos_margin: m+, the distance up to which alike examples lose nothing. A negative one lets coinciding examples lose
         something, too.
       neg_margin: m-, the distance from which others lose nothing.
       power: 2 for the paper's squared hinges, 1 for linear ones.
-      distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
-      label_weights: T static weights of the labels.
-      references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`, or the
-        shares in [0, 1] by which pairs are alike and different.
-      where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
-      weights: `[B]` weights >= 0; a pair weighs the product of its members'.
-      reduction: `"mean"` over all pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for
-        each anchor the sum over its pairs.
+      label_weights: T static weights > 0 of the columns of labels; 1 if None.
+      references: what the batch is compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
+        its members'.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over all pairs, `"mean_active"` is over
+        those with a positive loss, and `"none"` returns for each anchor the sum over its pairs.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -144,21 +145,22 @@ def snr_contrastive_loss(
     embedding's coordinates at 0. The distance is not symmetric, so that a pair counts in both orders.
 
     Args:
-      embeddings: `[B, D]` floats with D >= 2.
-      labels: `[B]` or `[B, T]` integers; None if `pairs` says what is alike. With T labels a pair is alike by the share
+      embeddings: `[B, D]` floats. D is at least 2.
+      labels: `[B]` or `[B, T]` integers. None if `pairs` says what is alike. With T labels a pair is alike by the share
         of them that agrees.
       pos_margin: m+; the paper's formula has none.
       neg_margin: m-, alpha of the paper.
       zero_mean: lambda >= 0, the weight of the regularizer. It is part of every pair's loss, so that `"mean"` contains
         its mean over the anchors, and every pair counts for `"mean_active"`.
-      label_weights: T static weights of the labels.
-      references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`, or the
-        shares in [0, 1] by which pairs are alike and different.
-      where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
-      weights: `[B]` weights >= 0; a pair weighs the product of its members'.
-      reduction: `"mean"` over all pairs, `"mean_active"` over those with a positive loss, `"sum"`, or `"none"`: for
-        each anchor the sum over its pairs.
+      label_weights: T static weights > 0 of the columns of labels; 1 if None.
+      references: what the batch is compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
+        its members'.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over all pairs, `"mean_active"` is over
+        those with a positive loss, and `"none"` returns for each anchor the sum over its pairs.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -215,21 +217,22 @@ def siglip_loss(
     with. The scale t and the bias b are usually learned: pass them as parameters.
 
     Args:
-      embeddings: `[B, D]` floats, images for example; None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers; `jnp.arange(B)` on both sides for images and their texts; None if `pairs` says
+      embeddings: `[B, D]` floats. Images, for example. None if `similarity` is an array.
+      labels: `[B]` or `[B, T]` integers. `jnp.arange(B)` on both sides for images and their texts. None if `pairs` says
         what is alike. With T labels a pair is alike by the share of them that agrees, and different by the rest.
       scale: t > 0, static or learned; the paper learns its logarithm, from log 10.
       bias: b, static or learned; the paper starts from -10, where most pairs, being different, lose little.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
-      label_weights: T static weights of the labels.
-      references: what to compare the batch with, texts for example; the batch itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`, or the
-        shares in [0, 1] by which pairs are alike and different.
-      where: `[B]` (or `[B, T]`) booleans: which examples (or labels) are valid.
-      weights: `[B]` weights >= 0; a reference's counts relative to the mean of the references' weights.
-      reduction: `"mean"` of the anchors' losses, the paper's: the sum over all pairs divided by the batch, not by the
-        number of pairs; `"mean_active"`, which is the same; `"sum"` over all pairs, or `"none"`: for each anchor the
-        sum over its pairs.
+      label_weights: T static weights > 0 of the columns of labels; 1 if None.
+      references: what the batch is compared with; the batch itself if None. Texts for images, for example.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A reference's counts relative
+        to the mean of the references' weights.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over anchors, as in the paper: the sum over
+        all pairs divided by the batch, not by the number of pairs. `"mean_active"` is the same, and `"none"` returns
+        for each anchor the sum over its pairs.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -294,20 +297,22 @@ def margin_loss(
     so that O(B^2) time and memory suffice.
 
     Args:
-      embeddings: `[B, D]` floats, normalized by the network; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers, in [0, C) if `beta` is `[C]`; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. They are normalized by the network. None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers. They are in [0, C) if `beta` is `[C]`. None if `pairs` says what is alike.
       beta: a scalar or `[C]`, static or learned; the default is the boundary from which the paper starts.
       margin: alpha >= 0.
       nu: >= 0, the weight of the regularizer, which draws a learned beta down.
-      distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
-      references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used. The paper draws negatives by their distance. With
-        `labels=None`: two masks, `(positives, negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` weights >= 0; a triplet weighs the product of its members'.
-      reduction: `"mean"` over the pairs of all triplets, two each; `"mean_active"`, the authors' choice, over those
-        with a positive loss; `"sum"`, or `"none"`: for each anchor the sum over its triplets.
+      references: what the batch is compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`. The paper draws negatives by their distance.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A triplet weighs the product
+        of its members'.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over the pairs of all triplets, two each,
+        `"mean_active"`, the authors' choice, is over those with a positive loss, and `"none"` returns for each anchor
+        the sum over its triplets.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -417,17 +422,19 @@ def intra_pair_variance_loss(
     paper of `tuplet_margin_loss`.
 
     Args:
-      embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       pos_eps: epsilon of the positives, >= 0.
       neg_eps: epsilon of the negatives, >= 0.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
-      references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` weights >= 0; a pair weighs the product of its members'.
-      reduction: `"mean"`, which is the formula; `"mean_active"` and `"sum"`, which are the same, as the loss is one
-        number of the whole batch; or `"none"`: what each anchor's pairs contribute to it.
+      references: what the batch is compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
+        its members'.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The loss is one number of the whole batch, so that the
+        first three are the same; the last returns what each anchor's pairs contribute to it.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -486,19 +493,21 @@ def threshold_consistent_margin_loss(
     hard pairs, and of them alone. A regularizer beside another loss.
 
     Args:
-      embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       pos_margin: m+, the similarity that alike examples should exceed.
       neg_margin: m-, the similarity below which others should stay.
       pos_weight: lambda+ >= 0.
       neg_weight: lambda- >= 0.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
-      references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` weights >= 0; a pair weighs the product of its members'.
-      reduction: `"mean"`, which is the formula; `"mean_active"` and `"sum"`, which are the same, as the loss is one
-        number of the whole batch; or `"none"`: what each anchor's pairs contribute to it.
+      references: what the batch is compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
+        its members'.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The loss is one number of the whole batch, so that the
+        first three are the same; the last returns what each anchor's pairs contribute to it.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -563,18 +572,20 @@ def binomial_deviance_loss(
     negative pairs, which is the paper's sum with the weights 1 / n of each kind.
 
     Args:
-      embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       alpha: the steepness, > 0.
       beta: the similarity between positives and negatives.
       neg_cost: c > 0, the cost of negatives.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
-      references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` weights >= 0; a pair weighs the product of its members'.
-      reduction: `"mean"`, which is the formula; `"mean_active"` and `"sum"`, which are the same, as the loss is one
-        number of the whole batch; or `"none"`: what each anchor's pairs contribute to it.
+      references: what the batch is compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
+        its members'.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The loss is one number of the whole batch, so that the
+        first three are the same; the last returns what each anchor's pairs contribute to it.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -636,21 +647,23 @@ def ranked_list_loss(
     code: they say how much a pair is pulled, and are not themselves to be made smaller.
 
     Args:
-      embeddings: `[B, D]` floats, normalized by the network; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. They are normalized by the network. None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       margin: m >= 0, between the two boundaries.
       alpha: the boundary of the negatives; 1 + margin / 2 if not given.
       pos_temperature: T_p >= 0; 0 weighs all positives outside their boundary alike.
       neg_temperature: T_n >= 0; towards infinity only the nearest negative counts.
       neg_weight: lambda in [0, 1].
-      distance: `"euclidean"`, `"squared_euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
-      references: what to compare the batch with; itself if not given.
-      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` weights >= 0 of anchors in the mean, and of references in the sums of an anchor.
-      reduction: `"mean"` over the anchors that have a positive or a negative, `"mean_active"` over those that lose
-        something, `"sum"`, or `"none"` for one value per anchor.
+      references: what the batch is compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh anchors in the
+        mean, and references in the sums of an anchor.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over the anchors that have a positive or a
+        negative, `"mean_active"` is over those that lose something, and `"none"` returns one value for each anchor.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:

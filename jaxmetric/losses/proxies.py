@@ -52,17 +52,18 @@ def normalized_softmax_loss(
     single center per class.
 
     Args:
-      embeddings: `[B, D]` floats; normalized ones make the similarities cosines.
+      embeddings: `[B, D]` floats. Normalized ones make the similarities cosines.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
-        whose losses add up.
+      proxies: `[C, D]` class vectors, or a `ClassShard` of them; a tuple of T for T columns of labels, whose losses add
+        up. They are normalized here.
       scale: lambda > 0, the inverse temperature.
       margin: delta, taken off the similarity to the right class.
-      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
-      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
-      weights: `[B]` example weights >= 0.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
-      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
+        weighs its own weight times that of its class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
+      has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of proxies.
 
     Returns:
       The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
@@ -113,17 +114,18 @@ def proxy_nca_loss(
     already. With `temperature=1/9` that is the loss of Proxy-NCA++.
 
     Args:
-      embeddings: `[B, D]` floats, normalized here.
+      embeddings: `[B, D]` floats. They are normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
-        whose losses add up.
+      proxies: `[C, D]` class vectors, or a `ClassShard` of them; a tuple of T for T columns of labels, whose losses add
+        up. They are normalized here.
       temperature: sigma > 0.
       positive_in_denominator: whether the right class is in Z.
-      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
-      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
-      weights: `[B]` example weights >= 0.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
-      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
+        weighs its own weight times that of its class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
+      has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of proxies.
 
     Returns:
       The scalar loss (or `[B]` losses): >= 0 with the positive in the denominator; without it as low as
@@ -193,17 +195,19 @@ def proxy_anchor_loss(
     classes.
 
     Args:
-      embeddings: `[B, D]` floats, normalized here.
+      embeddings: `[B, D]` floats. They are normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors, normalized here, or a `ClassShard` of them; a tuple of T for T columns of labels,
-        whose losses add up.
+      proxies: `[C, D]` class vectors, or a `ClassShard` of them; a tuple of T for T columns of labels, whose losses add
+        up. They are normalized here.
       scale: alpha > 0.
       margin: delta.
-      class_weights: `[C]` weights >= 0, which multiply the two terms of a class; a tuple of T.
-      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
-      weights: `[B]` weights >= 0. Relative to their mean, they are how often an example counts in the inner sums.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. They multiply
+        the two terms of a class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. Relative to their mean, they
+        are how often an example counts in the inner sums.
       reduction: `"mean"`, `"mean_active"` or `"sum"`.
-      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of proxies.
+      has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of proxies.
 
     Returns:
       The scalar loss >= 0. Under `jit`, a valid label outside [0, C) gives NaN.
@@ -288,13 +292,14 @@ def center_loss(
     Args:
       embeddings: `[B, D]` floats.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, D]` class centers, not normalized, or a `ClassShard` of them; a tuple of T for T columns of labels,
-        whose losses add up.
-      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
-      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
-      weights: `[B]` example weights >= 0.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
-      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of centers.
+      centers: `[C, D]` class vectors, or a `ClassShard` of them; a tuple of T for T columns of labels, whose losses add
+        up. They are not normalized.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
+        weighs its own weight times that of its class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
+      has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of centers.
 
     Returns:
       The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
@@ -355,14 +360,17 @@ def manifold_loss(
     Args:
       embeddings: `[B, D]` floats.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
-      proxies: `[C, D]` class vectors.
+      proxies: `[C, D]` class vectors; a tuple of T for T columns of labels, whose losses add up.
       context_weight: lambda_C >= 0, of the context loss.
       alpha: in (0, 1), how far the random walks go.
       margin: m, in similarity.
-      class_weights: `[C]` weights >= 0 that multiply those of the examples of a class.
-      where: `[B]` booleans (`[B, T]` with a tuple): which examples are valid; others are no part of the walks.
-      weights: `[B]` example weights >= 0 of the losses; in the walks every valid example counts once.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
+        weighs its own weight times that of its class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None. Others are not
+        part of the walks.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh the losses; in the
+        walks every valid example counts once.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:

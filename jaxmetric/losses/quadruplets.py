@@ -57,23 +57,23 @@ def quadruplet_loss(
     unknown columns; a pair comes before another only if its largest disagreement is below the other's smallest.
 
     Args:
-      embeddings: `[B, D]` floats, normalized or not.
+      embeddings: `[B, D]` floats. They need not be normalized.
       labels: `[B]` or `[B, T]` integers.
       margin: alpha, in squared distance.
       agreement: `"count"` orders pairs by how many labels agree; `"any"` only puts those that agree on everything
         before those that do not, as the code published with the paper does.
-      self_pairs: whether to take the pairs (i, i) as well, as that code does. It enumerates ordered pairs, so that
-        (i, i) occurs once where (i, j) occurs twice: here (i, i) weighs a half, which makes the mean equal to
-        that over that code's terms, and the sum an eighth of its sum.
+      self_pairs: whether to take the pairs (i, i) as well, as that code does. It enumerates ordered pairs, so that (i,
+        i) occurs once where (i, j) occurs twice: here (i, i) weighs a half, which makes the mean equal to that over
+        that code's terms, and the sum an eighth of its sum.
       balance: `"quadruplets"` weighs every quadruplet the same; `"levels"` every pair of different levels of
         disagreement, however many quadruplets it has, so that frequent coarse levels do not drown the fine ones.
-      label_weights: T static weights > 0: disagreement on column t counts `label_weights[t]`.
+      label_weights: T static weights > 0 of the columns of labels; 1 if None.
       ordinal: T static entries: 0 or None for a categorical column, for an ordinal one the largest |a - b| its values
         can have; its disagreement is then |a - b|.
-      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid.
-      weights: `[B]` example weights >= 0; a quadruplet weighs the product of its pairs', a pair that of its members.
-        They are constants: no gradient flows into them.
-      reduction: `"mean"`, `"mean_active"` (over quadruplets with a positive loss) or `"sum"`.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A quadruplet weighs the
+        product of its pairs', a pair that of its members.
+      reduction: `"mean"`, `"mean_active"` or `"sum"`. `"mean_active"` is over quadruplets with a positive loss.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -132,10 +132,11 @@ def sampled_quadruplet_loss(
       labels: `[B]` or `[B, T]` integers.
       num_quadruplets: how many to draw, static, at least 1.
       margin: alpha, in squared distance.
-      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid. An example with a missing
-        label is left out of the draw; `quadruplet_loss` uses its other labels.
-      weights: `[B]` example weights >= 0: quadruplets are drawn in proportion to the product of their pairs'.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per quadruplet.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None. An example with
+        a missing label is left out of the draw; `quadruplet_loss` uses its other labels.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. Quadruplets are drawn in
+        proportion to the product of their pairs'.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each quadruplet.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -327,19 +328,20 @@ def anchored_quadruplet_loss(
 
     Args:
       key: a `jax.random` key, the same on all devices.
-      embeddings: `[B, D]` floats, normalized or not, the same on all devices.
+      embeddings: `[B, D]` floats. They need not be normalized, and are the same on all devices.
       labels: `[B]` or `[B, T]` integers.
       num_anchors: A, for each device, static; at least 2, and N A at most B.
       margin: alpha, in squared distance.
       agreement: as in `quadruplet_loss`, like all that follow.
       balance: `"quadruplets"` or `"levels"`.
-      label_weights: T static weights > 0.
+      label_weights: T static weights > 0 of the columns of labels; 1 if None.
       ordinal: T static entries: 0 or None for a categorical column, for an ordinal one its largest |a - b|.
       axis_name: the mapped axis of devices whose anchors are taken together; None for one device.
-      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid.
-      weights: `[B]` example weights >= 0. They do not change which anchors are drawn, save that 0 is a mask.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They do not change which
+        anchors are drawn, save that 0 is a mask.
       reduction: `"mean"`, `"mean_active"` or `"sum"`.
-      has_aux: whether to return `(loss, LossStats)`; `total` and `active` are estimates, `valid` is exact.
+      has_aux: whether to return `(loss, LossStats)`. `total` and `active` are estimates, `valid` is exact.
 
     Returns:
       The scalar loss >= 0; 0, with zero gradients, if no quadruplet of the batch has two different disagreements.

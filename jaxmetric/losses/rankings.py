@@ -51,17 +51,17 @@ def smooth_ap_loss(
     `pairs=~jnp.eye(B, dtype=bool)` leaves it out. A query without another positive has no loss.
 
     Args:
-      embeddings: `[B, D]` floats, normalized or not; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers, in any order and number; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. They need not be normalized. None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers. Classes may come in any order and number. None if `pairs` says what is alike.
       temperature: tau > 0, in similarity; the smaller, the nearer to average precision and the sparser the gradient.
-      similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
-      references: what each query ranks; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
-        `(positives, negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0: of queries, and of positives in a query's mean; among the ranked every valid
-        example counts once.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per query.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      references: what the batch is compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`. References in other pairs are not ranked.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh queries, and
+        positives in a query's mean; among the ranked every valid example counts once.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each query.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -122,20 +122,20 @@ def pnp_loss(
     leaves it out. A query without another positive has no loss.
 
     Args:
-      embeddings: `[B, D]` floats, normalized or not; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. They need not be normalized. None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       variant: f, one of the five above.
       alpha: > 0, of `"Dq"`.
       b: > 0, of `"Ib"`.
       temperature: tau > 0, in similarity.
-      similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
-      references: what each query ranks; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
-        `(positives, negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0: of queries, and of positives in a query's mean; among the negatives every
-        valid example counts once.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per query.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      references: what the batch is compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`. References in other pairs are not ranked.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh queries, and
+        positives in a query's mean; among the negatives every valid example counts once.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each query.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -189,19 +189,19 @@ def recall_at_k_loss(
     The query itself is not ranked. A perfect ranking does not have the loss 0: the positive on place k counts 1/2.
 
     Args:
-      embeddings: `[B, D]` floats, normalized or not; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. They need not be normalized. None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       ks: K, static numbers >= 1.
       temperature: tau_2 > 0, in similarity.
       rank_temperature: tau_1 > 0, in ranks.
-      similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array.
-      references: what each query ranks; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
-        `(positives, negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0: of queries, and of the positives among each other; among the ranked every
-        valid example counts once.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per query.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      references: what the batch is compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`. References in other pairs are not ranked.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh queries,
+        and the positives of a query among each other; among the ranked every valid example counts once.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each query.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -250,19 +250,19 @@ def fast_ap_loss(
     the cumulative ones, + those of positives; a distance counts at the two nodes around it, by its nearness to each.
 
     Args:
-      embeddings: `[B, D]` normalized floats, whose squared distances lie in [0, 4]: larger ones count as 4 and have no
-        gradient. None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. They are normalized, so that squared distances lie in [0, 4]; larger ones count as 4
+        and have no gradient. None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       num_bins: L, a static number >= 1.
-      distance: `"squared_euclidean"` or any other in [0, 4]: a name, a function `(x [A, D], y [R, D]) -> [A, R]`, or an
-        `[A, R]` array.
-      references: what each query ranks; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; the others are not ranked. With `labels=None`: two masks,
-        `(positives, negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0: of queries, and of positives in a query's mean; in H every valid example
-        counts once.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per query.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+        `[A, R]` array. Distances lie in [0, 4]; larger ones count as 4.
+      references: what the batch is compared with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`. References in other pairs are not ranked.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh queries, and
+        positives in a query's mean; in H every valid example counts once.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each query.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -447,17 +447,19 @@ def histogram_loss(
     As a mean over negative pairs, of the frequency :math:`\phi^+` of positive pairs which are less similar.
 
     Args:
-      embeddings: `[B, D]` floats, normalized or not; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. They need not be normalized. None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       num_bins: R, a static number >= 1: 2 over the width of a bin.
-      similarity: `"cosine"`, `"dot"`, a function `(x [A, D], y [R, D]) -> [A, R]`, or an `[A, R]` array. Similarities
-        outside [-1, 1] count as -1 or 1 and have no gradient.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array. Similarities outside
+        [-1, 1] count as -1 or 1 and have no gradient.
       references: what the batch is compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used. With `labels=None`: two masks, `(positives, negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0; a pair weighs the product of its members', in both histograms.
-      reduction: `"mean"` over negative pairs, `"mean_active"`, `"sum"`, or `"none"`: for each anchor the sum over its
-        negative pairs.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
+        its members', in both histograms.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over negative pairs, and `"none"` returns
+        for each anchor the sum over its negative pairs.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:

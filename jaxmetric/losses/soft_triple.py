@@ -52,20 +52,21 @@ def soft_triple_loss(
     S_{i,c}} + \tau\,` `soft_triple_regularizer(centers)`.
 
     Args:
-      embeddings: `[B, D]` floats, normalized by the network.
+      embeddings: `[B, D]` floats. They are normalized by the network.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, K, D]` centers, normalized here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
-        columns of labels, whose losses add up.
+      centers: `[C, K, D]` class vectors, K centers of each class, or a `ClassShard` of them; a tuple of T for T columns
+        of labels, whose losses add up. They are normalized here. See `init_centers`.
       scale: lambda > 0.
       gamma: > 0, the entropy of the assignment to centers; towards 0 only the nearest center counts.
       margin: delta, taken off the similarity to the right class.
       tau: >= 0, the weight of the regularizer; 0 leaves it out. It is part of every example's loss, so that `"sum"` and
         `"none"` contain it as often as they contain examples, and every example counts for `"mean_active"`.
-      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
-      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
-      weights: `[B]` example weights >= 0.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
-      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of centers.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
+        weighs its own weight times that of its class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
+      has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of centers.
 
     Returns:
       The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.
@@ -141,17 +142,18 @@ def hard_triple_loss(
     :math:`|w_c^k| = 1`: what `soft_triple_loss` becomes for gamma towards 0, without its regularizer.
 
     Args:
-      embeddings: `[B, D]` floats, normalized by the network.
+      embeddings: `[B, D]` floats. They are normalized by the network.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
-      centers: `[C, K, D]` centers, normalized here, see `init_centers`, or a `ClassShard` of them; a tuple of T for T
-        columns of labels, whose losses add up.
+      centers: `[C, K, D]` class vectors, K centers of each class, or a `ClassShard` of them; a tuple of T for T columns
+        of labels, whose losses add up. They are normalized here. See `init_centers`.
       scale: lambda > 0.
       margin: delta, taken off the similarity to the right class.
-      class_weights: `[C]` weights >= 0, by which those of the examples of a class are multiplied; a tuple of T.
-      where: `[B]` booleans, or `[B, T]` for single missing labels: which are valid.
-      weights: `[B]` example weights >= 0.
-      reduction: `"mean"`, `"mean_active"`, `"sum"`, or `"none"` for one value per example.
-      has_aux: whether to return `(loss, LossStats)`; its arrays are `[T]` for a tuple of centers.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
+        weighs its own weight times that of its class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
+      has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of centers.
 
     Returns:
       The scalar loss >= 0 (or `[B]` losses). Under `jit`, a valid label outside [0, C) gives NaN.

@@ -94,31 +94,32 @@ def triplet_loss(
     and a negative n of another; d is the squared Euclidean distance, if no other is asked for.
 
     Args:
-      embeddings: `[B, D]` floats, normalized or not; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike, or `triplets` lists the triplets.
+      embeddings: `[B, D]` floats. They need not be normalized. None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike, or `triplets` lists the triplets.
       margin: alpha, in units of the distance.
       mining: `"all"` takes every triplet, exactly, in O(B^2) memory, and in O(B^2 log B) time or, with `soft_margin` or
         `swap`, in O(B) for each pair of an anchor and a positive. At the same cost `"all-hard"` takes every triplet
         whose negative is not farther than its positive, and `"all-semi-hard"` every one whose negative is farther, but
-        by no more than the margin. `"semi-hard"` takes for each such pair the nearest
-        negative that is farther than the positive (the farthest if there is none); `"hard"` takes for each anchor its
-        farthest positive and its nearest negative.
+        by no more than the margin. `"semi-hard"` takes for each such pair the nearest negative that is farther than the
+        positive (the farthest if there is none); `"hard"` takes for each anchor its farthest positive and its nearest
+        negative.
       soft_margin: whether to take log(1 + exp(d(a, p) - d(a, n) + alpha)) instead of the hinge. The soft margin of
         Hermans et al. has alpha = 0.
       swap: whether to take min(d(a, n), d(p, n)) instead of d(a, n), in the triplets that were mined without it.
-      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or an
-        array `[B, R]`.
-      references: where positives and negatives come from; the batch itself if not given.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+        `[A, R]` array.
+      references: what the batch is compared with; the batch itself if None. Positives and negatives are references.
       triplets: `[N, 3]` integers, or a tuple of three `[N]`, in place of labels: the rows of an anchor in the batch, of
         a positive and of a negative in the references; a negative number marks a row without a triplet. With them
         `reduction="none"` gives `[N]` losses, and O(N) distances are computed. For three arrays `[N, D]` of anchors,
         positives and negatives, pass their concatenation and `jnp.arange(3 * N).reshape(3, N).T`.
-      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given. With `labels=None`: two masks,
-        `(positives, negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0; a triplet weighs the product of its members'. No gradient flows into them.
-      reduction: `"mean"`, `"mean_active"` (over triplets with a positive loss), `"sum"`, or `"none"`: for each anchor
-        the sum over its triplets.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A triplet weighs the product
+        of its members'.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. `"mean_active"` is over triplets with a positive loss,
+        and `"none"` returns for each anchor the sum over its triplets.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -256,19 +257,21 @@ def chen_quadruplet_loss(
     and l whose classes differ from each other and from that of a.
 
     Args:
-      embeddings: `[B, D]` floats, normalized or not; None if `distance` is an array.
+      embeddings: `[B, D]` floats. They need not be normalized. None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers.
       margin: alpha_1, in units of the distance.
       second_margin: alpha_2, in units of the distance; smaller than alpha_1, as the second term is auxiliary.
-      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or an
-        array `[B, R]`.
-      references: where p, n and l come from, k being of the batch; the batch itself if not given.
-      pairs: `[B, R]` booleans: which (a, p), (a, n) and (k, l) may be used; all if not given.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0; a tuple weighs the product of its members'. No gradient flows into them.
-      reduction: `"mean"`, `"mean_active"` (over tuples with a positive loss) or `"sum"`: that of the triplets plus that
-        of the quadruplets.
-      has_aux: whether to return `(loss, LossStats)`, whose entries are `[2]`: of triplets and of quadruplets.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+        `[A, R]` array.
+      references: what the batch is compared with; the batch itself if None. p, n and l are references, a and k examples
+        of the batch.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. They select (a, p), (a, n) and (k, l).
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A tuple weighs the product of
+        its members'.
+      reduction: `"mean"`, `"mean_active"` or `"sum"`. `"mean_active"` is over tuples with a positive loss. Each is that
+        of the triplets plus that of the quadruplets.
+      has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[2]`: of triplets and of quadruplets.
 
     Returns:
       The scalar loss >= 0; 0, with zero gradients, if the batch has no triplet.
@@ -382,19 +385,18 @@ def angular_loss(
     negatives of a, and :math:`f_{apn} = 4 \tan^2\!\alpha \,(x_a + x_p)^T x_n - 2 (1 + \tan^2\!\alpha)\, x_a^T x_p`.
 
     Args:
-      embeddings: `[B, D]` floats; None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. None if `similarity` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       angle: alpha, in radians, in (0, pi / 2): the angle which the one at the negative should not exceed.
-      similarity: `"cosine"`, which compares embeddings scaled to length 1; `"dot"`; a function of `[B, D]` and
-        `[R, D]`; or an array `[B, R]`.
-      references: where positives and negatives come from; the batch itself if not given.
-      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given. With `labels=None`: two masks,
-        `(positives, negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0; a pair (a, p) weighs the product of its members'. In the sum over n every
-        negative counts once. No gradient flows into the weights.
-      reduction: `"mean"`, `"mean_active"` (over pairs with a positive loss), `"sum"`, or `"none"`: for each anchor the
-        sum over its pairs.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
+      references: what the batch is compared with; the batch itself if None. Positives and negatives are references.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair (a, p) weighs the
+        product of its members'. In the sum over n every negative counts once.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. `"mean_active"` is over pairs with a positive loss, and
+        `"none"` returns for each anchor the sum over its pairs.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -458,17 +460,18 @@ def centroid_triplet_loss(
     the other examples of the anchor's class and :math:`c_n` that of another class, the nearest of them.
 
     Args:
-      embeddings: `[B, D]` floats, normalized or not. Centroids are not normalized.
+      embeddings: `[B, D]` floats. They need not be normalized. Centroids are not normalized.
       labels: `[B]` or `[B, 1]` integers.
       margin: alpha, in units of the distance.
       mining: `"hard"` takes the nearest centroid of another class, `"all"` every one of them.
-      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, or a function of `[B, D]` and `[R, D]`.
-      references: of which the centroids are means; the batch itself if not given.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0: centroids are weighted means, and a triplet weighs what its anchor does. No
-        gradient flows into the weights.
-      reduction: `"mean"`, `"mean_active"` (over triplets with a positive loss), `"sum"`, or `"none"`: for each anchor
-        the sum over its triplets.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`. An array
+        is not possible, as centroids are computed here.
+      references: what the batch is compared with; the batch itself if None. The centroids are means of references.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. Centroids are weighted means,
+        and a triplet weighs what its anchor does.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. `"mean_active"` is over triplets with a positive loss,
+        and `"none"` returns for each anchor the sum over its triplets.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -601,8 +604,8 @@ def dynamic_soft_margin_loss(
     past batches and this one, whose difference is at most z. F is a constant: no gradient flows through it.
 
     Args:
-      embeddings: `[B, D]` floats of length 1; None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers; None if `pairs` says what is alike.
+      embeddings: `[B, D]` floats. They have length 1. None if `distance` is an array.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
       histogram: `[K]` floats >= 0, what the call on the batch before returned in its stats; zeros or None before the
         first: then it is that of this batch.
       momentum: in [0, 1], the share of this batch in the histogram of which F is the running sum.
@@ -611,15 +614,16 @@ def dynamic_soft_margin_loss(
         embeddings of length 1 are at most 2.
       mining: `"hard"` takes for each anchor and positive the negative nearest to one of the two, as the paper does;
         `"all"` every negative of the anchor.
-      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[B, D]` and `[R, D]`, or an
-        array `[B, R]`.
-      references: where positives and negatives come from; the batch itself if not given.
-      pairs: `[B, R]` booleans: which (a, p) and (a, n) may be used; all if not given. With `labels=None`: two masks,
-        `(positives, negatives)`.
-      where: `[B]` booleans: which examples are valid.
-      weights: `[B]` example weights >= 0; a triplet weighs the product of its members'. No gradient flows into them.
-      reduction: `"mean"`, `"mean_active"` (over triplets with a positive loss), `"sum"`, or `"none"`: for each anchor
-        the sum over its triplets.
+      distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
+        `[A, R]` array.
+      references: what the batch is compared with; the batch itself if None. Positives and negatives are references.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
+        negatives)`.
+      where: `[B]` booleans: which examples are valid; all if None.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A triplet weighs the product
+        of its members'.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. `"mean_active"` is over triplets with a positive loss,
+        and `"none"` returns for each anchor the sum over its triplets.
       has_aux: whether to return `(loss, DynamicMarginStats)`.
 
     Returns:

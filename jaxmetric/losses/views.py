@@ -37,15 +37,17 @@ def vicreg_loss(
     in v, this is as its authors' code computes them, and what their 25, 25 and 1 weigh.
 
     Args:
-      embeddings: `[B, D]` floats, not normalized: Z.
+      embeddings: `[B, D]` floats. They are not normalized: Z.
       other: `[B, D]` floats, the other view of the same examples in the same order: Z'.
       invariance: lambda >= 0.
       variance: mu >= 0.
       covariance: nu >= 0.
       eps: epsilon >= 0, in variance.
-      where: `[B]` booleans: which examples are valid, in both views.
-      weights: `[B]` example weights >= 0, in means and covariances.
-      reduction: `"mean"` is the loss; `"sum"` is it times the number of examples, and `"mean_active"` is `"mean"`.
+      where: `[B]` booleans: which examples are valid; all if None. They are valid in both views.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They count in means and
+        covariances.
+      reduction: `"mean"`, `"mean_active"` or `"sum"`. `"sum"` is the loss times the number of examples, and
+        `"mean_active"` is `"mean"`.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:

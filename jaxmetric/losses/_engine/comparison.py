@@ -337,8 +337,7 @@ def check_examples(
         labels = checks.check_class_labels(rows, labels, f"{prefix}labels")[:, None]
         where, weights = checks.check_mask_and_weights(rows, where, weights, prefix)
         return Examples(rows, labels, None if where is None else where[:, None], weights)
-    labels, where = check_label_columns(f"{prefix}labels", labels, "where", where)
-    checks.check_rows(rows, **{f"{prefix}labels": labels})
+    labels, where = check_label_columns(f"{prefix}labels", labels, "where", where, rows)
     if weights is not None:
         has_label = None if where is None else jnp.any(where, axis=1)
         _, weights = checks.check_mask_and_weights(rows, has_label, weights, prefix)
