@@ -43,6 +43,23 @@ def test_the_navigation_has_every_page():
     assert sorted(listed) == [relative(path) for path in PAGES]
 
 
+def families():
+    """The losses of each file of `jaxmetric.losses`, in their order there."""
+    for path in sorted((ROOT / "jaxmetric" / "losses").glob("[a-z]*.py")):
+        functions = [each.name for each in ast.parse(path.read_text()).body if isinstance(each, ast.FunctionDef)]
+        yield path.stem, [name for name in functions if name.endswith("_loss")]
+
+
+@pytest.mark.parametrize(
+    ("page", "entry"), [("mkdocs.yml", r"- losses/(\w+_loss)\.md"), ("docs/losses/index.md", r"^\| \[(\w+_loss)\]")]
+)
+def test_navigation_and_chooser_list_the_losses_by_the_files_they_are_in(page, entry):
+    listed = re.findall(entry, (ROOT / page).read_text(), re.MULTILINE)
+    for family, names in families():
+        first = listed.index(names[0])
+        assert listed[first : first + len(names)] == names, family
+
+
 def test_every_loss_has_a_page_and_every_page_a_loss():
     assert sorted(path.stem for path in (DOCS / "losses").glob("*_loss.md")) == LOSSES
 
