@@ -19,18 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmetric import distances, losses, memory, parallel
+from jaxmetric import losses, memory, parallel
 from jaxmetric.data import LabelColumn
+from jaxmetric.losses._engine.comparison import named_function
 from jaxmetric.mining import label_pairs
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.terms import Term, class_vectors_of, nearest, parameters, parse_miner, parse_terms, takes_columns
-
-_DISTANCES_TO_MINE = {
-    "squared_euclidean": distances.pairwise_squared_euclidean,
-    "euclidean": distances.pairwise_euclidean,
-    "cosine": distances.pairwise_cosine_distance,
-    "snr": distances.pairwise_snr,
-}
 
 
 class PlacedTerm(NamedTuple):
@@ -330,7 +324,7 @@ def _mined_pairs(placed: PlacedTerm, key: jax.Array, embeddings: jax.Array, argu
             embeddings=embeddings, positives=positives, negatives=negatives, references=references, **options
         )
     others = embeddings if references is None else references.embeddings
-    values = _DISTANCES_TO_MINE[name](embeddings, others)
+    values = named_function("distance", name)(embeddings, others)
     return miner.function(distances=values, positives=positives, negatives=negatives, **options)
 
 
