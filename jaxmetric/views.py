@@ -57,18 +57,18 @@ def self_supervised(loss: Callable[..., Any], *, symmetric: bool = True) -> Call
 
     def over_views(*views: jax.Array, where: Any = None, weights: Any = None, **options: Any) -> Any:
         views = _check_views(views)
-        batch, of_pictures = views[0].shape[0], {}
+        batch, of_images = views[0].shape[0], {}
         if where is not None:
-            of_pictures["where"] = checks.check_booleans("where", where)
+            of_images["where"] = checks.check_booleans("where", where)
         if weights is not None:
-            of_pictures["weights"] = checks.check_array("weights", weights, "numbers")
+            of_images["weights"] = checks.check_array("weights", weights, "numbers")
         if symmetric:
-            repeated = {name: jnp.tile(each, len(views)) for name, each in of_pictures.items()}
+            repeated = {name: jnp.tile(each, len(views)) for name, each in of_images.items()}
             return loss(jnp.concatenate(views), view_labels(batch, len(views)), **repeated, **options)
         first, *others = views
-        repeated = {name: jnp.tile(each, len(others)) for name, each in of_pictures.items()}
+        repeated = {name: jnp.tile(each, len(others)) for name, each in of_images.items()}
         references = References(jnp.concatenate(others), view_labels(batch, len(others)), **repeated)
-        return loss(first, view_labels(batch, 1), references=references, **of_pictures, **options)
+        return loss(first, view_labels(batch, 1), references=references, **of_images, **options)
 
     return over_views
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "XLA_FLAGS" not in os.environ:  # with flags, or none, of one's own the suite runs what users run
-    # Programs are small here and run a few times: optimising them takes longer than they ever run.
+    # Programs are small here and run a few times: optimizing them takes longer than they ever run.
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     if version("jaxlib").startswith("0.10."):  # a process ends at a flag that its XLA does not know
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # these take a third of the suite's time

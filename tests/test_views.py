@@ -28,7 +28,7 @@ def infonce(anchors, references, positives, left_out=()):
     return losses
 
 
-def test_view_labels_number_the_pictures_view_by_view():
+def test_view_labels_number_the_images_view_by_view():
     assert view_labels(3, 1).tolist() == [0, 1, 2]
     assert view_labels(2, 3).tolist() == [0, 1, 0, 1, 0, 1]
 
@@ -63,7 +63,7 @@ def test_losses_without_references_work_on_symmetric_views():
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_masked_pictures_are_as_deleted_in_every_view(symmetric):
+def test_masked_images_are_as_deleted_in_every_view(symmetric):
     loss = self_supervised(ntxent_loss, symmetric=symmetric)
     first, second, third = views(3)
     where = np.array([True, False, True, True])

@@ -12,7 +12,7 @@ class Chip(NamedTuple):
       memory: bytes of HBM.
       flops: multiply-adds in bfloat16, counted as two, per second.
       bandwidth: bytes per second between HBM and the cores.
-      interconnect: bytes per second that a chip can send to its neighbours, over all links together.
+      interconnect: bytes per second that a chip can send to its neighbors, over all links together.
       sides: how many numbers name the shape of a slice.
       most: chips of the largest slice.
 

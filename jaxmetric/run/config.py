@@ -179,7 +179,7 @@ class Config:
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step always has one."""
     neighbors: int = 5
-    """k of the joint inference of all labels by k nearest neighbours."""
+    """k of the joint inference of all labels by k nearest neighbors."""
 
 
 @dataclasses.dataclass(frozen=True)
