@@ -9,8 +9,9 @@ from scipy.stats import chisquare
 
 import jaxmetric.losses.quadruplets as module
 from jaxmetric import anchored_quadruplet_loss, quadruplet_loss
+from jaxmetric.agreement import check_disagreement
+from jaxmetric.losses._engine.comparison import check_examples, masked_examples
 from jaxmetric.losses._engine.reduction import reduce_stats
-from jaxmetric.losses.quadruplets import check_disagreement, labelled_batch
 from jaxmetric.parallel import AXIS_NAME, average, drive_shard_map, gather
 
 B, T, D = 7, 3, 3
@@ -34,11 +35,11 @@ def example(batch=B, seed=0):
 
 
 def loss_of(anchors, embeddings, margin, labels, where, weights, *, axis_name=None, reduction="mean", **options):
-    """The loss of given anchors, instead of drawn ones, and its stats."""
+    """The loss of given anchors, instead of random ones, and its stats."""
     options = {"agreement": "count", "balance": "quadruplets", "label_weights": None, "ordinal": None} | options
     balance = options.pop("balance")
-    batch = labelled_batch(embeddings, labels, where, weights)
-    disagreement = check_disagreement(batch, **options)
+    batch = masked_examples(check_examples(embeddings, labels, where, weights, multi_output=True))
+    disagreement = check_disagreement(labels.shape[1], **options)
     stats = module.anchored_stats(
         batch, anchors, margin, disagreement=disagreement, balance=balance, axis_name=axis_name
     )
