@@ -122,7 +122,7 @@ class SoftmaxPart(NamedTuple):
 
 
 def softmax_part(logits: jax.Array, index: jax.Array, counted: jax.Array, labels: jax.Array) -> SoftmaxPart:
-    """Returns the part of consecutive classes `index` `[c]` from `[c, B]` logits; skips those that are not `counted`."""
+    """Returns the part of consecutive classes `index` `[c]` from `[c, B]` logits; skips those not `counted` `[c]`."""
     others = jnp.where(_is_other(index, counted, labels), logits, -jnp.inf)
     largest = jnp.max(others, axis=0)
     sum_exp = jnp.sum(jnp.exp(excess(others, _finite(largest)[None, :])), axis=0)
