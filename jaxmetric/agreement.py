@@ -89,7 +89,7 @@ def label_agreement(
 
 
 class Disagreement(NamedTuple):
-    """How labels are compared: the static options of `disagreement_levels`."""
+    """The way labels are compared: the static options of `disagreement_levels`."""
 
     agreement: str = "count"
     label_weights: tuple[float, ...] | None = None

@@ -136,10 +136,10 @@ def pairwise_lp(x: jax.Array, y: jax.Array | None = None, *, p: float, power: fl
     x, y = equally_varying((x, y))
     columns = y.T  # summing over the first axis lets a CPU work on whole rows of others
 
-    def from_anchor(anchor: jax.Array) -> jax.Array:
+    def anchor_distances(anchor: jax.Array) -> jax.Array:
         return _power(_lp_norms(anchor[:, None] - columns, p), power)
 
-    return jax.lax.map(jax.checkpoint(from_anchor), x)
+    return jax.lax.map(jax.checkpoint(anchor_distances), x)
 
 
 def _lp_norms(differences: jax.Array, p: float) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Which pairs of a batch are worth learning from, chosen by how far apart they are.
+"""Miners: they choose the pairs of a batch that are worth learning from, by their distances.
 
 `label_pairs` says which references are positives and which negatives of each anchor. A miner keeps some of both and
 returns them as one mask `[A, R]`, which losses take as `pairs=`:
@@ -30,7 +30,7 @@ from jaxmetric.references import References, check_own_rows, check_references, o
 def label_pairs(
     labels: jax.Array, references: References | None = None, *, where: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Which references are of the same class as each anchor, and which are of another.
+    """Returns which references are of the same class as each anchor, and which are of another.
 
     Args:
       labels: `[A]` or `[A, 1]` integers.
@@ -151,7 +151,7 @@ def batch_easy_hard(
             negatives = negatives & (distances > _value_of(keep_positives, distances))
         keep_negatives = negatives if negative == "all" else _hardest(hardness_of_negatives, negatives)
     both = jnp.any(keep_positives, axis=1, keepdims=True) & jnp.any(keep_negatives, axis=1, keepdims=True)
-    return _with_nan((keep_positives | keep_negatives) & both, distances, candidates)
+    return _keep_nan((keep_positives | keep_negatives) & both, distances, candidates)
 
 
 def triplet_margin(
@@ -307,7 +307,7 @@ def multi_similarity(
     nearest = jnp.min(jnp.where(negatives, distances, jnp.inf), axis=1, keepdims=True, initial=jnp.inf)
     farthest = jnp.max(jnp.where(positives, distances, -jnp.inf), axis=1, keepdims=True, initial=-jnp.inf)
     kept = (positives & (distances + epsilon > nearest)) | (negatives & (distances - epsilon < farthest))
-    return _with_nan(kept, distances, positives | negatives)
+    return _keep_nan(kept, distances, positives | negatives)
 
 
 def pair_margin(
@@ -344,7 +344,7 @@ def pair_margin(
     checks.check_scalar("pos_margin", pos_margin)
     checks.check_scalar("neg_margin", neg_margin)
     kept = (positives & (distances > pos_margin)) | (negatives & (distances < neg_margin))
-    return _with_nan(kept, distances, positives | negatives)
+    return _keep_nan(kept, distances, positives | negatives)
 
 
 def hard_aware(distances: jax.Array, positives: jax.Array, negatives: jax.Array, *, share: float = 0.5) -> jax.Array:
@@ -509,22 +509,22 @@ def semi_hard_negatives(distances: jax.Array, negatives: jax.Array) -> jax.Array
 
 @jax.jit
 def _next_negatives(distances: jax.Array, negatives: jax.Array) -> jax.Array:
-    def of_anchor(distance: jax.Array, negative: jax.Array) -> jax.Array:
+    def next_negatives(distance: jax.Array, negative: jax.Array) -> jax.Array:
         ascending, index = jax.lax.sort((jnp.where(negative, distance, jnp.inf), jnp.arange(distance.size)), num_keys=1)
         farther = jnp.searchsorted(ascending, distance, side="right")
         return index[jnp.clip(farther, 0, jnp.sum(negative) - 1)]
 
-    return jax.vmap(of_anchor)(distances, negatives)
+    return jax.vmap(next_negatives)(distances, negatives)
 
 
 def _hardest(hardness: jax.Array, mask: jax.Array) -> jax.Array:
-    """`[A, R]`: the first hardest entry of each row of the mask; NaN counts as hardest."""
+    """Returns `[A, R]`: the first hardest entry of each row of the mask; NaN counts as hardest."""
     index = jnp.argmax(jnp.where(mask, hardness, -jnp.inf), axis=1)
     return mask & (jnp.arange(mask.shape[1])[None, :] == index[:, None])
 
 
 def _value_of(chosen: jax.Array, distances: jax.Array) -> jax.Array:
-    """`[A, 1]`: the distance of the one entry of each row that is chosen."""
+    """Returns `[A, 1]`: the distance of the one entry of each row that is chosen."""
     return jnp.sum(jnp.where(chosen, distances, 0), axis=1, keepdims=True)
 
 
@@ -536,11 +536,11 @@ def _pairs_with_gap(
     has_partner = jax.vmap(_has_partner, in_axes=(0, 0, None, None))
     kept_positives = positives & has_partner(distances, negatives, low, high)
     kept_negatives = negatives & has_partner(-distances, positives, low, high)
-    return _with_nan(kept_positives | kept_negatives, distances, positives | negatives)
+    return _keep_nan(kept_positives | kept_negatives, distances, positives | negatives)
 
 
 def _has_partner(values: jax.Array, mask: jax.Array, low: float, high: float) -> jax.Array:
-    """`[R]`: for which values v there is a value u of the mask with low < u - v <= high."""
+    """Returns `[R]`: for which values v there is a value u of the mask with low < u - v <= high."""
     mask = mask & ~jnp.isnan(values)
     ascending = jnp.sort(jnp.where(mask, values, jnp.inf))
     index = jnp.searchsorted(ascending, values + low, side="right")
@@ -568,7 +568,7 @@ def _draw_by_distance(
     descending = -jnp.sort(-scores, axis=1)
     lowest = jnp.take_along_axis(descending, jnp.maximum(count - 1, 0), axis=1)
     kept = (near & (scores >= lowest) | positives) & (count > 0)
-    return _with_nan(kept, distances, positives | negatives)
+    return _keep_nan(kept, distances, positives | negatives)
 
 
 @jax.jit
@@ -578,7 +578,7 @@ def _share_of_the_hardest(distances: jax.Array, positives: jax.Array, negatives:
         rank = _rank_in_group((~mask).astype(jnp.int32), easiness, num_groups=2)
         count = jnp.ceil(share * jnp.sum(mask, dtype=distances.dtype))
         kept |= mask & (rank < count.astype(rank.dtype))
-    return _with_nan(kept, distances, positives | negatives)
+    return _keep_nan(kept, distances, positives | negatives)
 
 
 @partial(jax.jit, static_argnames="num_bins")
@@ -602,7 +602,7 @@ def _draw_from_bins(
         index = jnp.where(mask, jnp.clip(position.astype(jnp.int32), 0, num_bins - 1), num_bins)
         rank = _rank_in_group(index, jax.random.uniform(side_key, mask.shape), num_groups=num_bins + 1)
         kept |= mask & (rank < per_bin)
-    return _with_nan(kept, distances, positives | negatives)
+    return _keep_nan(kept, distances, positives | negatives)
 
 
 def _rank_in_group(group: jax.Array, score: jax.Array, *, num_groups: int) -> jax.Array:
@@ -623,18 +623,18 @@ def _pairs_under_angle(
     candidates, known = positives | negatives, ~jnp.isnan(squared)
     between = jnp.where(jnp.isnan(between), jnp.inf, between)
 
-    def of_anchor(row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+    def kept_pairs(row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         to, positive, negative = row
         reach = jnp.where(positive, factor * to, -jnp.inf)
         least = jnp.min(jnp.where(negative, to, jnp.inf)[:, None] + between, axis=0, initial=jnp.inf)
         most = jnp.max(reach[:, None] - between, axis=0, initial=-jnp.inf)
         return (positive & (least < reach)) | (negative & (to < most))
 
-    kept = jax.lax.map(of_anchor, (squared, positives & known, negatives & known))
-    return _with_nan(kept, squared, candidates)
+    kept = jax.lax.map(kept_pairs, (squared, positives & known, negatives & known))
+    return _keep_nan(kept, squared, candidates)
 
 
-def _with_nan(kept: jax.Array, distances: jax.Array, candidates: jax.Array) -> jax.Array:
+def _keep_nan(kept: jax.Array, distances: jax.Array, candidates: jax.Array) -> jax.Array:
     """Adds the candidates at a distance of NaN: no comparison finds them, and the loss must show them."""
     return kept | (candidates & jnp.isnan(distances))
 

@@ -13,7 +13,7 @@ PairMasks: TypeAlias = ArrayLike | tuple[ArrayLike, ArrayLike]
 
 
 class References(NamedTuple):
-    """What the anchors of a batch are compared with, where that is not the batch itself.
+    """The examples that the anchors of a batch are compared with, where these are not the batch itself.
 
     A gallery for its queries, one view for another, the examples of all devices for those of one, or a memory of past
     batches: `loss(embeddings, labels, references=References(...))`.

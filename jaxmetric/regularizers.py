@@ -57,7 +57,7 @@ def lp_regularizer(
 def zero_mean_regularizer(
     embeddings: jax.Array, *, where: jax.Array | None = None, weights: jax.Array | None = None
 ) -> jax.Array:
-    r"""How far the coordinates of each embedding are from a mean of zero: :math:`\frac{1}{B} \sum_i |\sum_d x_{id}|`.
+    r"""The mean absolute sum of the coordinates of each embedding: :math:`\frac{1}{B} \sum_i |\sum_d x_{id}|`.
 
     Made for the signal-to-noise-ratio distance, which takes variances for signals.
 
@@ -89,7 +89,7 @@ def zero_mean_regularizer(
 
 
 def center_invariant_regularizer(proxies: jax.Array) -> jax.Array:
-    r"""How unequal the lengths of the class vectors are: rare classes tend to get short ones.
+    r"""Penalizes unequal lengths of the class vectors: rare classes tend to get short ones.
 
     :math:`\frac{1}{4C} \sum_c \left(\|w_c\|^2 - \frac{1}{C} \sum_k \|w_k\|^2\right)^2`.
 
@@ -116,7 +116,7 @@ def center_invariant_regularizer(proxies: jax.Array) -> jax.Array:
 
 
 def regular_face_regularizer(proxies: jax.Array) -> jax.Array:
-    r"""How near each class vector's nearest neighbor is: pushes the classes apart, evenly over the sphere.
+    r"""The mean cosine of each class vector with its nearest neighbor: pushes classes apart, evenly over the sphere.
 
     :math:`\frac{1}{C} \sum_c \max_{k \ne c} \cos(w_c, w_k)`, in O(C D) memory: the neighbors are found block by block,
     and only the cosines with them are differentiated.

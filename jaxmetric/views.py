@@ -55,22 +55,22 @@ def self_supervised(loss: Callable[..., Any], *, symmetric: bool = True) -> Call
       Representations, ICML 2020 (symmetric, with `ntxent_loss`).
     """
 
-    def over_views(*views: jax.Array, where: Any = None, weights: Any = None, **options: Any) -> Any:
+    def loss_of_views(*views: jax.Array, where: Any = None, weights: Any = None, **options: Any) -> Any:
         views = _check_views(views)
-        batch, of_images = views[0].shape[0], {}
+        batch, image_options = views[0].shape[0], {}
         if where is not None:
-            of_images["where"] = checks.check_booleans("where", where)
+            image_options["where"] = checks.check_booleans("where", where)
         if weights is not None:
-            of_images["weights"] = checks.check_array("weights", weights, "numbers")
+            image_options["weights"] = checks.check_array("weights", weights, "numbers")
         if symmetric:
-            repeated = {name: jnp.tile(each, len(views)) for name, each in of_images.items()}
+            repeated = {name: jnp.tile(each, len(views)) for name, each in image_options.items()}
             return loss(jnp.concatenate(views), view_labels(batch, len(views)), **repeated, **options)
         first, *others = views
-        repeated = {name: jnp.tile(each, len(others)) for name, each in of_images.items()}
+        repeated = {name: jnp.tile(each, len(others)) for name, each in image_options.items()}
         references = References(jnp.concatenate(others), view_labels(batch, len(others)), **repeated)
-        return loss(first, view_labels(batch, 1), references=references, **of_images, **options)
+        return loss(first, view_labels(batch, 1), references=references, **image_options, **options)
 
-    return over_views
+    return loss_of_views
 
 
 def _check_views(views: tuple[Any, ...]) -> tuple[jax.Array, ...]:

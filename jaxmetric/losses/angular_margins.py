@@ -414,9 +414,9 @@ def _large_margin_softmax(embeddings: jax.Array, column: Column, scale: ScalarLi
 
 
 def _cosines(embeddings: jax.Array, column: Column) -> jax.Array:
-    """`[B]` cosines of the angles between embeddings and the vectors of their classes."""
-    of_class = gather_class_rows(column.vectors, column.labels)
-    return jnp.sum(safe_normalize(embeddings) * safe_normalize(of_class), axis=1)
+    """Returns `[B]` cosines of the angles between embeddings and the vectors of their classes."""
+    class_vectors = gather_class_rows(column.vectors, column.labels)
+    return jnp.sum(safe_normalize(embeddings) * safe_normalize(class_vectors), axis=1)
 
 
 def _psi(cosine: jax.Array, m: int) -> jax.Array:
@@ -431,7 +431,7 @@ def _psi(cosine: jax.Array, m: int) -> jax.Array:
 
 
 def _length(vectors: jax.Array) -> jax.Array:
-    """`[B]` lengths, without squaring what may be too small or too large for it; gradient 0 at 0."""
+    """Returns `[B]` lengths, without squaring what may be too small or too large for it; gradient 0 at 0."""
     return jnp.sum(vectors * safe_normalize(vectors), axis=-1)
 
 

@@ -418,7 +418,7 @@ def _tuplet_margin(c: Comparison, margin: ScalarLike, scale: ScalarLike) -> Loss
 
 
 def _each_positive_against_negatives(c: Comparison, positive: jax.Array, negative: jax.Array) -> LossStats:
-    """For each pair (a, p), log(1 + sum over n of exp(negative[a, n] - positive[a, p]))."""
+    """Sums, over the pairs (a, p), log(1 + sum over n of exp(negative[a, n] - positive[a, p]))."""
     against = masked_logsumexp(negative, c.negatives)
     return each_pair(softplus(against[:, None] - positive), pair_weights(c, c.positives))
 

@@ -270,8 +270,8 @@ def _siglip(c: Comparison, scale: ScalarLike, bias: ScalarLike) -> LossStats:
     losses = softplus(signed) - jnp.minimum(c.positives, c.negatives) * signed
     count = jnp.sum(c.reference_weights > 0, dtype=c.values.dtype)
     relative = safe_divide(count * c.reference_weights, jnp.sum(c.reference_weights))
-    of_anchor = jnp.sum(jnp.where(valid, relative[None, :] * losses, 0), axis=1)
-    return each_anchor(of_anchor, jnp.where(jnp.any(valid, axis=1), c.anchor_weights, 0))
+    anchor_losses = jnp.sum(jnp.where(valid, relative[None, :] * losses, 0), axis=1)
+    return each_anchor(anchor_losses, jnp.where(jnp.any(valid, axis=1), c.anchor_weights, 0))
 
 
 def margin_loss(
@@ -541,7 +541,7 @@ def threshold_consistent_margin_loss(
 def _threshold_consistent(
     c: Comparison, pos_margin: ScalarLike, neg_margin: ScalarLike, pos_weight: ScalarLike, neg_weight: ScalarLike
 ) -> LossStats:
-    # What is hard is asked for in the negative, so that a similarity of NaN stays.
+    # Written as `~(x > y)` so that a NaN similarity counts as hard and stays visible.
     near = pair_weights(c, c.positives & ~(c.values > pos_margin))
     far = pair_weights(c, c.negatives & ~(c.values < neg_margin))
     contributions = pos_weight * _contributions(pos_margin - c.values, near) + neg_weight * _contributions(
@@ -708,7 +708,7 @@ def _ranked_list(
 
 
 def _worst_first(beyond: jax.Array, selected: jax.Array, weights: jax.Array, temperature: ScalarLike) -> jax.Array:
-    """`[A]`: the average of each anchor's positive excesses `[A, R]`, each weighing exp(temperature excess)."""
+    """Returns `[A]`: the average of each anchor's positive excesses `[A, R]`, each weighing exp(temperature excess)."""
     wrong = selected & ~(beyond <= 0)
     beyond = jnp.where(wrong, beyond, 0)
     constant = jax.lax.stop_gradient(beyond)
@@ -723,7 +723,7 @@ def _average(values: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _contributions(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """What each value contributes to the weighted average of all."""
+    """Returns the contribution of each value to the weighted average of all."""
     return jnp.where(weights > 0, safe_divide(weights, jnp.sum(weights)) * values, 0)
 
 

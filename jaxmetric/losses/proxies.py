@@ -253,7 +253,7 @@ def _proxy_anchor(embeddings: jax.Array, column: Column, scale: ScalarLike, marg
 def _anchor_terms(
     vectors: jax.Array, index: jax.Array, operands: tuple[Any, ...], fixed: tuple[Any, ...]
 ) -> tuple[jax.Array, ...]:
-    """For each class its positive and its negative term, whether the batch has it, and whether its loss is positive."""
+    """Returns for each class its positive and negative terms, and its weight if it is present, and if it is active."""
     (embeddings, margin), (labels, counts, class_weights) = operands, fixed
     logits = normalized_dot_product(vectors, embeddings)
     valid, is_right = (counts > 0)[None, :], index[:, None] == labels[None, :]

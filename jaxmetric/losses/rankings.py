@@ -289,7 +289,7 @@ def fast_ap_loss(
 
 
 class _Ranking(NamedTuple):
-    """What a query ranks: its positives, of which `[A, R]` may hold the query itself, and its negatives."""
+    """The references that each query ranks. The query itself may be one of its positives."""
 
     similarities: jax.Array  # [A, R]
     positives: jax.Array  # [A, R] booleans
@@ -307,14 +307,14 @@ def _ranking(comparison: Comparison, own: jax.Array | None = None) -> _Ranking:
 
 
 class _Masks(NamedTuple):
-    """What a term sees of its query beside the similarities."""
+    """The masks of a query, which a term takes."""
 
     positives: jax.Array  # [R]
     negatives: jax.Array  # [R]
 
 
 class _Constants(NamedTuple):
-    """What all terms see."""
+    """The constants that all terms take."""
 
     reference_weights: jax.Array  # [R]
     temperature: jax.Array
@@ -322,7 +322,7 @@ class _Constants(NamedTuple):
 
 
 def _before(pair: PositivePair, of: jax.Array, temperature: jax.Array) -> jax.Array:
-    """How many of the references `of` `[R]` are before the positive, softly; the positive itself is not."""
+    """Counts softly the references `of` `[R]` that are ranked before the positive, without the positive itself."""
     others = of & (jnp.arange(of.size) != pair.positive)
     return jnp.sum(jnp.where(others, jax.nn.sigmoid((pair.anchor_row - pair.value) / temperature), 0))
 
@@ -362,12 +362,12 @@ def _mean_over_positives(c: Comparison, temperature: ScalarLike, *hyper: ScalarL
     constants = _Constants(weights, jnp.asarray(temperature, dtype), tuple(jnp.asarray(each, dtype) for each in hyper))
     masks = _Masks(ranking.positives, ranking.negatives)
     sums = sum_over_positives(term, ranking.similarities, None, ranking.positives, masks, constants)
-    of_positives = jnp.sum(jnp.where(ranking.positives, weights[None, :], 0), axis=1)
-    return each_anchor(safe_divide(sums, of_positives), ranking.query_weights)
+    positive_weight = jnp.sum(jnp.where(ranking.positives, weights[None, :], 0), axis=1)
+    return each_anchor(safe_divide(sums, positive_weight), ranking.query_weights)
 
 
 def _among_first(pair: PositivePair, ranked: jax.Array, constants: _Constants) -> tuple[jax.Array, ...]:
-    """Whether the positive is among the k first, softly, for each k."""
+    """Returns for each k a soft indicator that the positive is among the first k."""
     rank_temperature, *ks = constants.hyper
     rank = 1 + _before(pair, ranked, constants.temperature)
     weight = _weight(pair, constants)
@@ -384,10 +384,10 @@ def _recall_lost(
     constants = _Constants(weights, jnp.asarray(temperature, dtype), hyper)
     found = sum_over_positives(_among_first, similarities, None, positives, positives | negatives, constants)
     found = jnp.stack(found, axis=1)
-    of_positives = jnp.sum(jnp.where(positives, weights[None, :], 0), axis=1, keepdims=True)
+    positive_weight = jnp.sum(jnp.where(positives, weights[None, :], 0), axis=1, keepdims=True)
     num_positives = jnp.sum(positives.astype(dtype), axis=1, keepdims=True)
     # With weights, a query has as many positives as before, of which some count for more.
-    found = found * safe_divide(num_positives, of_positives)
+    found = found * safe_divide(num_positives, positive_weight)
     recall = safe_divide(jnp.minimum(first[None, :], found), jnp.minimum(first[None, :], num_positives))
     valid = jnp.any(negatives, axis=1)
     return each_anchor(1 - jnp.mean(recall, axis=1), jnp.where(valid, query_weights, 0))
@@ -417,9 +417,9 @@ def _fast_ap(comparison: Comparison, *, num_bins: int) -> LossStats:
         return [jnp.sum(each, axis=1) for each in masked]
 
     nodes = jnp.arange(num_bins + 1, dtype=positions.dtype)
-    of_positives, of_negatives, weighed = jax.lax.map(lambda node: counts(node, positions), nodes)
-    negatives_before = jnp.cumsum(of_negatives, axis=0)
-    before = jnp.cumsum(of_positives, axis=0) + negatives_before
+    positive_counts, negative_counts, weighed = jax.lax.map(lambda node: counts(node, positions), nodes)
+    negatives_before = jnp.cumsum(negative_counts, axis=0)
+    before = jnp.cumsum(positive_counts, axis=0) + negatives_before
     # One minus the precision at each node, whose mean over the positives is 1 - FastAP.
     lost = jnp.sum(weighed * safe_divide(negatives_before, before), axis=0)
     valid = jnp.where(jnp.any(positives, axis=1), comparison.anchor_weights, 0)
@@ -496,7 +496,7 @@ def _histogram(comparison: Comparison, *, num_bins: int) -> LossStats:
 
 
 class _SoftBins(NamedTuple):
-    """Where `[A, R]` values lie on a grid of nodes 0 to n."""
+    """The positions of `[A, R]` values on a grid of nodes 0 to n."""
 
     share: jax.Array  # in [0, 1], of the node above
     below: jax.Array  # of the node below, in a flat table of n + 1 nodes for each anchor
@@ -511,7 +511,7 @@ def _soft_bins(values: jax.Array, num_bins: int) -> _SoftBins:
 
 
 def _soft_counts(bins: _SoftBins, weights: jax.Array, num_bins: int) -> jax.Array:
-    """`[n + 1]`: the weight at each node, of values that weigh `weights` `[A, R]`."""
+    """Returns `[n + 1]`: the weight at each node, of values that weigh `weights` `[A, R]`."""
     upper = jnp.where(weights > 0, weights * bins.share, 0)
     # A table for each anchor: single sums over all pairs of a large batch would lose digits.
     counts = jnp.zeros(weights.shape[0] * (num_bins + 1), weights.dtype)
@@ -520,7 +520,7 @@ def _soft_counts(bins: _SoftBins, weights: jax.Array, num_bins: int) -> jax.Arra
 
 
 def _interpolate(table: jax.Array, bins: _SoftBins) -> jax.Array:
-    """`[A, R]`: at each value the function that is given at the nodes by `table` `[n + 1]`."""
+    """Returns `[A, R]`: at each value the function that is given at the nodes by `table` `[n + 1]`."""
     tables = jnp.tile(table, bins.below.shape[0])
     lower, upper = tables[bins.below], tables[bins.below + 1]
     return lower + bins.share * (upper - lower)

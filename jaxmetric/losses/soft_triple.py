@@ -277,7 +277,7 @@ def init_centers(key: jax.Array, num_classes: int, centers_per_class: int, dim: 
 
 
 def effective_centers(centers: jax.Array, *, tolerance: float = 0.1) -> jax.Array:
-    """How many distinct centers each class has: those within `tolerance` of each other, in chains, count as one.
+    """Counts the distinct centers of each class: those within `tolerance` of each other, in chains, count as one.
 
     Args:
       centers: `[C, K, D]`, normalized here.
@@ -298,28 +298,28 @@ def effective_centers(centers: jax.Array, *, tolerance: float = 0.1) -> jax.Arra
     """
     checks.check_scalar("tolerance", tolerance, least=0)
     centers = safe_normalize(checks.check_class_parameters("centers", centers, 3))
-    return jax.lax.map(lambda of_class: _num_clusters(of_class, tolerance), centers)
+    return jax.lax.map(lambda class_centers: _num_clusters(class_centers, tolerance), centers)
 
 
 def _relaxed_similarity(centers: jax.Array, embeddings: jax.Array, gamma: jax.Array) -> jax.Array:
-    """`[c, B]`: for each class the mean of the similarities to its centers, weighed by their softmax at gamma."""
+    """Returns `[c, B]`: the mean similarity to the centers of each class, weighed by their softmax at gamma."""
     return _relaxed_max(normalized_dot_product(centers, embeddings), gamma)
 
 
 @jax.custom_vjp
 def _relaxed_max(similarity: jax.Array, gamma: jax.Array) -> jax.Array:
-    """`[c, B]`: the means over the K centers of `[c, K, B]` similarities, weighed by their softmax at gamma."""
+    """Returns `[c, B]`: the means over the K centers of `[c, K, B]` similarities, weighed by their softmax at gamma."""
     return _relaxed_max_fwd(similarity, gamma)[0]
 
 
 def _relaxed_max_fwd(similarity: jax.Array, gamma: jax.Array) -> Any:
     # Center by center, which makes one loop of it all.
-    of_centers = [similarity[:, k] for k in range(similarity.shape[1])]
-    nearest = reduce(jnp.maximum, of_centers)
+    by_center = [similarity[:, k] for k in range(similarity.shape[1])]
+    nearest = reduce(jnp.maximum, by_center)
     total = excess_sum = jnp.zeros_like(nearest)
-    for of_center in of_centers:
+    for similarities in by_center:
         # Relative to the nearest center, nothing cancels when gamma is small.
-        relative = excess(of_center, nearest)
+        relative = excess(similarities, nearest)
         share = jnp.exp(relative / gamma)
         total, excess_sum = total + share, excess_sum + share * relative
     excess_mean = excess_sum / total

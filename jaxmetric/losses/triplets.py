@@ -30,10 +30,10 @@ from jaxmetric.losses._engine.comparison import (
 from jaxmetric.losses._engine.given_triplets import TripletDistances, triplet_distances
 from jaxmetric.losses._engine.ordered_hinge import (
     NearFarSums,
+    attach_gradient,
+    attach_margin_gradient,
     gap_hinge_of_rows,
     near_far_sums,
-    with_gradient,
-    with_margin_gradient,
 )
 from jaxmetric.losses._engine.pairs_of_pairs import all_pairs
 from jaxmetric.losses._engine.positive_sums import PositivePair, sum_over_positives
@@ -329,23 +329,23 @@ def _all_quadruplets(c: Comparison, margin: ScalarLike, *, symmetric: bool) -> L
     # Without a pair of two other classes, what is left of the sums is only their rounding.
     near = jnp.where(c.positives & elsewhere[:, None], weights, 0)
     sums = _near_far_sums(c, near, far, margin, symmetric=symmetric)
-    total = with_gradient(jnp.sum(near * sums.hinges), c.values, (near - far) * sums.violations)
+    total = attach_gradient(jnp.sum(near * sums.hinges), c.values, (near - far) * sums.violations)
     valid = jnp.sum(jnp.sum(near, axis=1) * jax.nn.relu(_not_touching(c, far)))
     active = jnp.sum(near * sums.violations)
-    return LossStats(with_margin_gradient(total, active, margin), valid, active)
+    return LossStats(attach_margin_gradient(total, active, margin), valid, active)
 
 
 def _near_far_sums(
     c: Comparison, near: jax.Array, far: jax.Array, margin: ScalarLike, *, symmetric: bool
 ) -> NearFarSums:
-    """`[A, R]` sums over the pairs of the other side that share no class: all, less those that share either."""
+    """Returns `[A, R]` sums over the pairs of the other side that share no class: all, less those that share either."""
     if symmetric:  # (i, j) stands for (j, i) as well
         first, second = all_pairs(near.shape[0])
         near, far = 2 * near, 2 * far
     else:
         first, second = (index.reshape(-1) for index in jnp.indices(near.shape))
-    of_anchors, of_references = c.anchor_labels[first], c.reference_labels[second]
-    segments = jnp.stack([jnp.zeros_like(of_anchors), of_anchors, of_references])
+    anchor_classes, reference_classes = c.anchor_labels[first], c.reference_labels[second]
+    segments = jnp.stack([jnp.zeros_like(anchor_classes), anchor_classes, reference_classes])
     values, near, far = (each[first, second] for each in (c.values, near, far))
     everywhere_and_touching = jax.lax.map(lambda each: near_far_sums(values, near, far, each, margin=margin), segments)
     hinges, violations = (
@@ -357,13 +357,13 @@ def _near_far_sums(
     return NearFarSums(jnp.where(violations <= 0, 0, jax.nn.relu(hinges)), violations)
 
 
-def _not_touching(c: Comparison, of_pairs: jax.Array) -> jax.Array:
-    """`[A]`: the sum of what each `[A, R]` negative pair has, over those that do not touch the class of each anchor."""
-    of_anchors, of_references = jnp.sum(of_pairs, axis=1), jnp.sum(of_pairs, axis=0)
+def _not_touching(c: Comparison, pair_values: jax.Array) -> jax.Array:
+    """Returns `[A]`: the sum of `[A, R]` values of negative pairs, over those that do not touch the anchor's class."""
+    anchor_sums, reference_sums = jnp.sum(pair_values, axis=1), jnp.sum(pair_values, axis=0)
     same_anchor = c.anchor_labels[:, None] == c.anchor_labels[None, :]
     same_reference = c.anchor_labels[:, None] == c.reference_labels[None, :]
-    touching = jnp.sum(jnp.where(same_anchor, of_anchors[None, :], 0), axis=1)
-    return jnp.sum(of_pairs) - touching - jnp.sum(jnp.where(same_reference, of_references[None, :], 0), axis=1)
+    touching = jnp.sum(jnp.where(same_anchor, anchor_sums[None, :], 0), axis=1)
+    return jnp.sum(pair_values) - touching - jnp.sum(jnp.where(same_reference, reference_sums[None, :], 0), axis=1)
 
 
 def angular_loss(
@@ -559,7 +559,7 @@ def _centroids(c: Comparison) -> _Centroids:
 
 
 def _own_centroids(c: Comparison) -> jax.Array:
-    """`[A, D]`: the mean of the other examples of each anchor's class."""
+    """Returns `[A, D]`: the mean of the other examples of each anchor's class."""
     weights = jnp.where(c.positives, c.reference_weights[None, :], 0)
     shares = safe_divide(weights, jnp.broadcast_to(jnp.sum(weights, axis=1, keepdims=True), weights.shape))
     return jnp.matmul(shares, c.references, precision=jax.lax.Precision.HIGHEST)
@@ -716,18 +716,18 @@ def _hardest_triplets(
 
 
 def _nearest_negatives(c: Comparison, others: jax.Array, negatives: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`[A, R]`: z of each anchor and positive with the negative nearest to one of the two, and the weight of both."""
+    """Returns `[A, R]`: z of each anchor and positive with the negative nearest to one of the two, and their weight."""
 
     def nearest(distances: jax.Array, negatives: jax.Array) -> tuple[jax.Array, jax.Array]:
         index = hardest_negatives(distances, negatives)
         distance = jnp.take_along_axis(distances, index[:, None], axis=1)[:, 0]
         return jnp.where(jnp.any(negatives, axis=1), distance, jnp.inf), c.reference_weights[index]
 
-    of_anchor, anchors_weight = (each[:, None] for each in nearest(c.values, c.negatives))
-    of_positive, positives_weight = (each[None, :] for each in nearest(others, negatives))
-    positive_is_nearer = of_positive < of_anchor
+    anchor_distance, anchors_weight = (each[:, None] for each in nearest(c.values, c.negatives))
+    positive_distance, positives_weight = (each[None, :] for each in nearest(others, negatives))
+    positive_is_nearer = positive_distance < anchor_distance
     exists = c.positives & jnp.any(c.negatives, axis=1, keepdims=True)
-    far = jnp.where(positive_is_nearer, of_positive, of_anchor)
+    far = jnp.where(positive_is_nearer, positive_distance, anchor_distance)
     weights = c.reference_weights[None, :] * jnp.where(positive_is_nearer, positives_weight, anchors_weight)
     return jnp.where(exists, c.values - jnp.where(exists, far, 0), 0), jnp.where(exists, weights, 0)
 
@@ -736,8 +736,8 @@ def _histogram_of_all(c: Comparison, past: jax.Array, reach: jax.Array) -> jax.A
     """The histogram of all triplets."""
     _, far = triplet_weights(c)
     constants = c.reference_weights, jnp.zeros_like(past), reach
-    of_anchors = sum_over_positives(_histogram_term, c.values, None, c.positives, far, constants)
-    return jnp.sum(c.anchor_weights[:, None] * of_anchors, axis=0)
+    anchor_histograms = sum_over_positives(_histogram_term, c.values, None, c.positives, far, constants)
+    return jnp.sum(c.anchor_weights[:, None] * anchor_histograms, axis=0)
 
 
 def _histogram_term(pair: PositivePair, far: jax.Array, constants: Any) -> jax.Array:

@@ -1,1 +1,1 @@
-"""What losses are made of: comparisons of a batch, sums over tuples, softmaxes over classes, reductions."""
+"""The parts that losses share: comparisons of a batch, sums over tuples, softmaxes over classes, reductions."""

@@ -48,7 +48,7 @@ def anchored_stats(
     balance: str,
     axis_name: str | None,
 ) -> LossStats:
-    """What the pairs of the anchors `[A]` of this device, and of those of the others, say of a batch."""
+    """Returns the stats estimated from the pairs of the anchors `[A]` of this device and of the other devices."""
     near_sums, far_sums = _level_sums_of_batch(batch, len(anchors), disagreement, axis_name)
     levels = _levels_of_rows(batch, anchors, batch.labels, batch.known, disagreement)
     itself = anchors[:, None] == jnp.arange(batch.size)[None]
@@ -78,7 +78,7 @@ def anchored_stats(
 
 
 class _LevelSums(NamedTuple):
-    """`[num_levels]`: the weight of the pairs on each level, which of an interval is the highest and the lowest."""
+    """The weight `[num_levels]` of the pairs on each level, by the highest and by the lowest level of each pair."""
 
     near: jax.Array
     far: jax.Array
@@ -94,14 +94,14 @@ def _level_sums_of_batch(
     share = jnp.where(2 * jnp.arange(1, half + 1) == batch.size, 0.5, 1).astype(batch.weights.dtype)
     circle = [jnp.concatenate([x.T, x.T], axis=-1) for x in (batch.labels, batch.known, batch.weights)]
 
-    def of_row(i: jax.Array) -> _LevelSums:
+    def row_level_sums(i: jax.Array) -> _LevelSums:
         labels, known, weights = (jax.lax.dynamic_slice_in_dim(x, i + 1, half, axis=-1).T for x in circle)
         levels = _levels_of_rows(batch, i[None], labels, known, disagreement)
         weights = jnp.where(i < batch.size, batch.weights[i] * weights * share, 0)
         return _LevelSums(*(level_sums(weights, x[0], levels.num_levels) for x in (levels.upper, levels.lower)))
 
     rows = device + devices * jnp.arange(-(-batch.size // devices))
-    sums = jax.lax.map(of_row, rows, batch_size=num_rows)
+    sums = jax.lax.map(row_level_sums, rows, batch_size=num_rows)
     return _LevelSums(*_psum_over_devices([jnp.sum(x, axis=0) for x in sums], axis_name))
 
 

@@ -23,7 +23,7 @@ CHUNK = 2**19
 
 
 class Chunk(NamedTuple):
-    """Some of the classes that are here.
+    """A chunk of the classes on this device.
 
     Attributes:
       vectors: `[c, ...]`, zeros where a row is padding.
@@ -37,7 +37,7 @@ class Chunk(NamedTuple):
 
 
 def chunk_size(classes: ClassVectors, rows: int) -> int:
-    """How many classes to take at a time: all that are here, or as many as have CHUNK scores, and one at least."""
+    """Returns the number of classes in a chunk: all on this device, or as many as have CHUNK scores, at least one."""
     shape = local_vectors(classes).shape
     scores_per_class = max(math.prod(shape[1:-1]) * rows, 1)
     if scores_per_class * shape[0] <= WHOLE:
@@ -46,7 +46,7 @@ def chunk_size(classes: ClassVectors, rows: int) -> int:
 
 
 def single_chunk(classes: ClassVectors) -> Chunk:
-    """All classes that are here."""
+    """Returns all classes on this device as one chunk."""
     ids = first_local_class(classes) + jnp.arange(local_vectors(classes).shape[0])
     return Chunk(zero_padding(classes, local_vectors(classes), ids), ids, real_classes(classes, ids))
 
@@ -59,7 +59,7 @@ def fold_chunks(add: Callable[[Any, Chunk], Any], start: Any, classes: ClassVect
 
 
 def chunk_at(classes: ClassVectors, number: Any, size: int) -> Chunk:
-    """One of the chunks. The last one reaches back, so that all are of the same size."""
+    """Returns one chunk. The last chunk overlaps the one before it, so that all have the same size."""
     first = _first_row(classes, number, size)
     row = first + jnp.arange(size)
     ids = first_local_class(classes) + row
@@ -94,10 +94,10 @@ def summed_gradients(
         d_vectors, d_operands = total
         chunk = chunk_at(classes, number, size)
 
-        def of_vectors(vectors: jax.Array, operands: Any) -> Any:
+        def chunk_result(vectors: jax.Array, operands: Any) -> Any:
             return function(chunk._replace(vectors=vectors), operands)
 
-        result, pull_back = jax.vjp(of_vectors, chunk.vectors, operands)
+        result, pull_back = jax.vjp(chunk_result, chunk.vectors, operands)
         d_chunk, more = pull_back(cotangents(result, chunk))
         first = _first_row(classes, number, size)
         d_chunk = jax.lax.dynamic_slice_in_dim(d_vectors, first, size) + d_chunk

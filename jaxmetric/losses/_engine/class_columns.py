@@ -1,4 +1,4 @@
-"""What every loss with class vectors begins and ends with: checked columns of labels, and their reduced losses.
+"""The beginning and the end of every loss with class vectors: checked columns of labels, and reduced losses.
 
 `check_classes` checks the arguments that these losses share and returns a `ClassBatch`. `class_loss` is one compiled
 program: it clears what is masked, applies a loss's formula to each column of labels, and adds up the reduced losses.
@@ -217,8 +217,8 @@ def _check_columns(
     columns = []
     for t, (class_vectors, weight) in enumerate(zip(vectors, class_weights, strict=True)):
         known = where if where is None or where.ndim < 2 else where[:, t]
-        of_column = options._replace(class_weights=weight, where=known)
-        columns.append(_check_column(embeddings, labels[:, t], class_vectors, of_column, f"{name}[{t}]", num_axes))
+        column_options = options._replace(class_weights=weight, where=known)
+        columns.append(_check_column(embeddings, labels[:, t], class_vectors, column_options, f"{name}[{t}]", num_axes))
     return tuple(columns)
 
 

@@ -1,4 +1,4 @@
-"""Some of the classes instead of all: those of the batch and others drawn at random, new ones at every step."""
+"""Samples classes: those of the batch and others drawn at random, new ones at every step."""
 
 from typing import NamedTuple
 
@@ -105,7 +105,7 @@ def _check_labels(labels: jax.Array, where: jax.Array | None, num_classes: int) 
 
 
 def _check_count(num_sampled: int, num_classes: int, devices: int, batch: int) -> int:
-    """How many classes each device draws."""
+    """Returns the number of classes that each device draws."""
     checks.check_static_integer("num_sampled", num_sampled, least=1)
     size = shard_size(num_classes, devices)
     if num_sampled == num_classes:
@@ -116,9 +116,9 @@ def _check_count(num_sampled: int, num_classes: int, devices: int, batch: int) -
         numbers = "a number" if devices == 1 else f"a multiple of {devices}"
         between = f"{numbers} from {least} to {most}" if least < most else f"{least}"
         some = f"{between}, or " if least <= most and least < num_classes else ""
-        by_whom = "" if devices == 1 else f" by each of {devices} devices, which hold up to {size} classes"
+        holders = "" if devices == 1 else f" by each of {devices} devices, which hold up to {size} classes"
         raise ValueError(
             f"num_sampled is {num_sampled}, expected {some}all {num_classes}: what a batch of {batch} has is kept"
-            f"{by_whom}"
+            f"{holders}"
         )
     return num_sampled // devices

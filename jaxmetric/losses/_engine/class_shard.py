@@ -76,7 +76,7 @@ def check_class_vectors(name: str, vectors: Any, num_axes: int, dim: int | None 
 
 
 def axis_size(axis_name: str, name: str = "axis_name") -> int:
-    """How many devices a mapped axis has; raises ValueError where it is not mapped."""
+    """Returns the number of devices of a mapped axis; raises ValueError if it is not mapped."""
     try:
         return jax.lax.axis_size(axis_name)
     except NameError:

@@ -48,7 +48,7 @@ Score: TypeAlias = Callable[..., jax.Array]
 
 
 def cross_entropy(right: jax.Array, others: jax.Array) -> jax.Array:
-    """-log of the softmax probability of the right class, from its logit and the log-sum-exp of all others: `[B]`."""
+    """Returns `[B]`: -log of the softmax probability of the right class, from its logit and the others' log-sum-exp."""
     return softplus(others - right)
 
 
@@ -56,7 +56,7 @@ def cross_entropy(right: jax.Array, others: jax.Array) -> jax.Array:
 
 
 def dot_product(vectors: jax.Array, embeddings: jax.Array) -> jax.Array:
-    """`[c, B]` inner products of class vectors `[c, D]` and embeddings `[B, D]`."""
+    """Returns `[c, B]` inner products of class vectors `[c, D]` and embeddings `[B, D]`."""
     return jnp.matmul(vectors, embeddings.T, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -69,7 +69,7 @@ def normalized_dot_product(vectors: jax.Array, embeddings: jax.Array) -> jax.Arr
 
 
 def _inverse_lengths(vectors: jax.Array) -> jax.Array:
-    """`[c, 1]`: 1 over the Euclidean lengths of `[c, D]` vectors; 0, with gradient 0, for a vector of zeros."""
+    """Returns `[c, 1]`: 1 over the Euclidean lengths of `[c, D]` vectors; 0, with gradient 0, for a vector of zeros."""
     # As in `safe_normalize`, squares neither overflow nor vanish.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=1, keepdims=True))
     empty = largest < jnp.finfo(vectors.dtype).tiny
@@ -79,7 +79,7 @@ def _inverse_lengths(vectors: jax.Array) -> jax.Array:
 
 
 def nearest_center(centers: jax.Array, embeddings: jax.Array) -> jax.Array:
-    """`[c, B]`: of the inner products with the K normalized centers of each class the largest."""
+    """Returns `[c, B]`: of the inner products with the K normalized centers of each class the largest."""
     return _nearest(normalized_dot_product(centers, embeddings))
 
 
@@ -108,7 +108,7 @@ _nearest.defvjp(_nearest_fwd, _nearest_bwd)
 
 
 class SoftmaxPart(NamedTuple):
-    """What some of the classes add to the softmax of each example.
+    """The contribution of some of the classes to the softmax of each example.
 
     Attributes:
       largest: `[B]`: the largest logit of a class that is not the example's; -inf if there is none.
@@ -122,7 +122,7 @@ class SoftmaxPart(NamedTuple):
 
 
 def softmax_part(logits: jax.Array, index: jax.Array, counted: jax.Array, labels: jax.Array) -> SoftmaxPart:
-    """What consecutive classes `index` `[c]` with `[c, B]` logits add; those not `counted` `[c]` are left out."""
+    """Returns the part of consecutive classes `index` `[c]` from `[c, B]` logits; skips those not `counted` `[c]`."""
     others = jnp.where(_is_other(index, counted, labels), logits, -jnp.inf)
     largest = jnp.max(others, axis=0)
     sum_exp = jnp.sum(jnp.exp(excess(others, _finite(largest)[None, :])), axis=0)
@@ -132,14 +132,14 @@ def softmax_part(logits: jax.Array, index: jax.Array, counted: jax.Array, labels
 
 
 def combine_parts(first: SoftmaxPart, second: SoftmaxPart) -> SoftmaxPart:
-    """The SoftmaxPart of the classes of both."""
+    """Returns the part of the classes of both."""
     largest = jnp.maximum(first.largest, second.largest)
     sums = [_sum_relative_to(largest, part) for part in (first, second)]
     return SoftmaxPart(largest, sums[0] + sums[1], first.right + second.right)
 
 
 def combine_shards(classes: ClassVectors, here: SoftmaxPart) -> SoftmaxPart:
-    """The SoftmaxPart of all classes, from that of those which are on this device."""
+    """Returns the part of all classes, from that of the classes on this device."""
     if not isinstance(classes, ClassShard):
         return here
     largest = jax.lax.pmax(here.largest, classes.axis_name)
@@ -149,7 +149,7 @@ def combine_shards(classes: ClassVectors, here: SoftmaxPart) -> SoftmaxPart:
 
 
 def log_sum_exp(whole: SoftmaxPart) -> jax.Array:
-    """`[B]`: the log-sum-exp over the classes that are not the example's; -inf if there is none."""
+    """Returns `[B]`: the log-sum-exp over the classes that are not the example's; -inf if there is none."""
     none = whole.sum_exp == 0
     return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, whole.sum_exp)) + _finite(whole.largest))
 
@@ -253,11 +253,11 @@ def _right_and_others_bwd(score: Score, size: int, saved: Any, cotangents: Any) 
     def logits(chunk: Chunk, operands: Any) -> jax.Array:
         return score(chunk.vectors, *operands)
 
-    def of_logits(logits: jax.Array, chunk: Chunk) -> jax.Array:
+    def logit_cotangents(logits: jax.Array, chunk: Chunk) -> jax.Array:
         return _logit_cotangents(logits, chunk.ids, chunk.counted, labels, whole, *cotangents)
 
     nothing = jax.tree.map(jnp.zeros_like, classes)
-    d_classes, d_operands = summed_gradients(logits, of_logits, classes, operands, size, start=nothing)
+    d_classes, d_operands = summed_gradients(logits, logit_cotangents, classes, operands, size, start=nothing)
     return d_classes, None, d_operands
 
 
@@ -308,12 +308,15 @@ def _sum_fwd(terms: Callable[..., Any], size: int, classes: ClassVectors, operan
 
 def _sum_bwd(terms: Callable[..., Any], size: int, saved: Any, cotangents: Any) -> Any:
     classes, operands, fixed = saved
-    of_sums, of_classes = cotangents
+    sum_cotangents, class_cotangents = cotangents
 
-    def of_chunk(chunk: Chunk, operands: Any) -> Any:
+    def chunk_sum(chunk: Chunk, operands: Any) -> Any:
         return _counted_sum(terms, chunk, operands, fixed)
 
-    return (*summed_gradients(of_chunk, lambda *_: of_sums, classes, operands, size, start=of_classes), None)
+    return (
+        *summed_gradients(chunk_sum, lambda *_: sum_cotangents, classes, operands, size, start=class_cotangents),
+        None,
+    )
 
 
 _chunked_sum.defvjp(_sum_fwd, _sum_bwd)

@@ -1,4 +1,4 @@
-"""What every loss over pairs begins with: anchors compared with references, and which of those are alike.
+"""The beginning and the end of every loss over pairs: anchors compared with references, and reduced losses.
 
 `check_pairs` checks the arguments that these losses share and returns a `PairBatch`. `pair_loss` is one compiled
 program: it makes a `Comparison` of the batch, applies a loss's formula to its values and masks, and divides the sums.
@@ -259,7 +259,7 @@ def check_pairs(
     )
     if between and matrix is not None and references is not None:
         raise ValueError(f"{name} is an array, expected a name or a function: references are compared with each other")
-    return _with_function_values(batch, name, pairwise) if callable(pairwise) else batch
+    return _evaluate_function(batch, name, pairwise) if callable(pairwise) else batch
 
 
 def check_graded_pairs(
@@ -516,7 +516,7 @@ def zero_sums(comparison: Comparison) -> LossStats:
     return LossStats(*(jnp.zeros_like(comparison.anchor_weights),) * 3)
 
 
-def _with_function_values(batch: PairBatch, name: str, function: PairwiseFunction) -> PairBatch:
+def _evaluate_function(batch: PairBatch, name: str, function: PairwiseFunction) -> PairBatch:
     """Calls a given function outside of the compiled program, which would be compiled anew for every new function."""
     anchors = masked_examples(batch.examples)
     references = anchors if batch.references is None else masked_examples(batch.references)

@@ -36,7 +36,7 @@ class OrderedHinge(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """What is not differentiated; see `ordered_hinge`."""
+    """The arguments that are not differentiated; see `ordered_hinge`."""
 
     lower: jax.Array
     upper: jax.Array
@@ -46,7 +46,7 @@ class Constants(NamedTuple):
 
 
 class _Order(NamedTuple):
-    """Where the values lie in ascending order: a violates b if and only if `slot[b] <= reach[a]`."""
+    """The positions of the values in ascending order: a violates b if and only if `slot[b] <= reach[a]`."""
 
     ascending: jax.Array
     slot: jax.Array  # 1 + the number of values below each
@@ -91,17 +91,19 @@ def ordered_hinge(
     values = jnp.where((near_weights > 0) | (far_weights > 0), values, 0)
     total, active = _hinge(*equally_varying((values, constants)), num_levels)
     return OrderedHinge(
-        with_margin_gradient(total, active, margin), _pairs_weight(constants, num_levels), jax.lax.stop_gradient(active)
+        attach_margin_gradient(total, active, margin),
+        _pairs_weight(constants, num_levels),
+        jax.lax.stop_gradient(active),
     )
 
 
 def ordered_hinge_of_rows(*rows: jax.Array, margin: ScalarLike, num_levels: int) -> OrderedHinge:
     """Returns the sums `[A]` that `ordered_hinge` finds in each row of its five arrays, `[A, P]`, a few at a time."""
 
-    def of_row(row: tuple[jax.Array, ...]) -> OrderedHinge:
+    def row_sums(row: tuple[jax.Array, ...]) -> OrderedHinge:
         return ordered_hinge(*row, margin=margin, num_levels=num_levels)
 
-    return jax.lax.map(of_row, rows, batch_size=max(1, _BLOCK // rows[0].shape[1]))
+    return jax.lax.map(row_sums, rows, batch_size=max(1, _BLOCK // rows[0].shape[1]))
 
 
 @partial(jax.jit, static_argnames="hard")
@@ -124,13 +126,13 @@ def gap_hinge_of_rows(
       Sums `[A]` as in `OrderedHinge`, of these pairs alone.
     """
 
-    def of_row(row: tuple[jax.Array, jax.Array, jax.Array]) -> OrderedHinge:
+    def row_sums(row: tuple[jax.Array, jax.Array, jax.Array]) -> OrderedHinge:
         sums = _gap_sums(*jax.lax.stop_gradient((*row, jnp.asarray(margin, values.dtype))), hard=hard)
-        total = with_gradient(sums.hinge.total, row[0], sums.gradient)
-        return sums.hinge._replace(total=with_margin_gradient(total, sums.hinge.active, margin))
+        total = attach_gradient(sums.hinge.total, row[0], sums.gradient)
+        return sums.hinge._replace(total=attach_margin_gradient(total, sums.hinge.active, margin))
 
     rows = (values, near_weights.astype(values.dtype), far_weights.astype(values.dtype))
-    return jax.lax.map(of_row, rows, batch_size=max(1, _BLOCK // values.shape[1]))
+    return jax.lax.map(row_sums, rows, batch_size=max(1, _BLOCK // values.shape[1]))
 
 
 class _GapSums(NamedTuple):
@@ -164,7 +166,7 @@ def _gap_sums(
 
 
 def _count(ascending: jax.Array, values: jax.Array, side: str) -> jax.Array:
-    """For each value, how many of those in ascending order are below it (`"left"`) or not above it (`"right"`)."""
+    """Counts, for each value, the ascending elements below it (`"left"`) or not above it (`"right"`)."""
     return jnp.searchsorted(ascending, values, side=side, method="scan").astype(jnp.int32)
 
 
@@ -200,13 +202,13 @@ def _hinges_of_windows(
 
 
 def _shifted(x: jax.Array, start: int) -> jax.Array:
-    """The elements from `start` on, and the last one as often as it takes to be as many as before."""
+    """Returns the elements from `start` on, with the last one repeated to keep the size."""
     start = min(start, x.size - 1)
     return jnp.pad(x[start:], (0, start), mode="edge")
 
 
 class NearFarSums(NamedTuple):
-    """What each value has to do with those on the other side; not differentiable (see `with_gradient`)."""
+    """Sums for each value over the values on the other side; not differentiable (see `attach_gradient`)."""
 
     hinges: jax.Array  # [P], of a near value: the weighted sum of its hinges; of a far one 0
     violations: jax.Array  # [P], the weight of the far values that it violates, or of the near ones that violate it
@@ -252,12 +254,12 @@ def near_far_sums(
     hinges = _segment_prefix_sums(bounds, jnp.where(bounds.starts | ~is_reached, 0, steps))
     violations = jnp.where(is_near, far_below, jnp.where(is_reached, near_above, 0))
     sums = NearFarSums(jnp.where(is_near, hinges, 0), violations)
-    in_place = (jnp.zeros_like(values).at[index].set(each, unique_indices=True) for each in sums)
-    return NearFarSums(*(each + _nan_unless_finite(heights) for each in in_place))
+    unsorted = (jnp.zeros_like(values).at[index].set(each, unique_indices=True) for each in sums)
+    return NearFarSums(*(each + _nan_unless_finite(heights) for each in unsorted))
 
 
 class _Bounds(NamedTuple):
-    """For each element of a sorted sequence: whether its segment starts with it, and where that starts and ends."""
+    """The segments of a sorted sequence: for each element whether it starts one, and its segment's first and last."""
 
     starts: jax.Array
     first: jax.Array
@@ -276,25 +278,25 @@ def _bounds(segments: jax.Array) -> _Bounds:
 
 
 def _segment_prefix_sums(bounds: _Bounds, x: jax.Array) -> jax.Array:
-    """The sums from the start of each one's segment."""
+    """Returns the sums from the start of each element's segment up to it."""
     total = running_sums(x)
     return total - (total - x)[bounds.first]
 
 
 def _segment_suffix_sums(bounds: _Bounds, x: jax.Array) -> jax.Array:
-    """The sums to the end of each one's segment."""
+    """Returns the sums from each element to the end of its segment."""
     total = running_sums(x, reverse=True)
     return total - (total - x)[bounds.last]
 
 
-def with_gradient(total: jax.Array, values: jax.Array, gradient: jax.Array) -> jax.Array:
+def attach_gradient(total: jax.Array, values: jax.Array, gradient: jax.Array) -> jax.Array:
     """Returns a scalar `total` of `values` that was found together with its gradient in them."""
     total, gradient = jax.lax.stop_gradient((total, gradient))
     values = jnp.where(gradient == 0, 0, values)  # those without a part in it may be anything
     return total + jnp.sum(gradient * (values - jax.lax.stop_gradient(values)))
 
 
-def with_margin_gradient(total: jax.Array, active: jax.Array, margin: ScalarLike) -> jax.Array:
+def attach_margin_gradient(total: jax.Array, active: jax.Array, margin: ScalarLike) -> jax.Array:
     """Returns a `total` of hinges with its gradient in their margin: the weight of the active ones."""
     margin = jnp.asarray(margin, total.dtype)
     return total + jax.lax.stop_gradient(active) * (margin - jax.lax.stop_gradient(margin))
@@ -364,7 +366,7 @@ _hinge.defvjp(_hinge_forward, _hinge_backward)
 
 
 def sums_by_searching(values: jax.Array, constants: Constants, num_levels: int) -> _Sums:
-    """What `ordered_hinge` is made of, by one sort of integers, and searches and lookups in its result."""
+    """Computes the sums by one sort of integers, and by searches and lookups in its result."""
     order = _sort(values, constants.margin)
     near = _near_sums(values, order, constants, num_levels)
     far_violations = _far_violations(order, constants, num_levels)
@@ -376,7 +378,7 @@ def sums_by_searching(values: jax.Array, constants: Constants, num_levels: int) 
 
 
 def sums_by_sorting(values: jax.Array, constants: Constants, num_levels: int) -> _Sums:
-    """The same by sorting alone: every value as a, raised by the margin, and as b, in one sequence, and back again."""
+    """Computes the sums by sorting alone: each value is in one sequence as a, raised by the margin, and as b."""
     size = values.size
     heights = jnp.concatenate([values + constants.margin, values])
     heights = jnp.where(heights == 0, 0, heights)  # of two zeros the negative one would be lower
@@ -403,8 +405,8 @@ def sums_by_sorting(values: jax.Array, constants: Constants, num_levels: int) ->
 
     zeros = jnp.zeros_like(ascending)
     hinges, violations = jax.lax.fori_loop(0, num_levels, add_level, (zeros, zeros))
-    _, in_place = jax.lax.sort((index, (near_weights - far_weights) * violations), num_keys=1, is_stable=False)
-    return _Sums(jnp.sum(near_weights * hinges), jnp.sum(near_weights * violations), in_place[:size] + in_place[size:])
+    _, unsorted = jax.lax.sort((index, (near_weights - far_weights) * violations), num_keys=1, is_stable=False)
+    return _Sums(jnp.sum(near_weights * hinges), jnp.sum(near_weights * violations), unsorted[:size] + unsorted[size:])
 
 
 def _sort(values: jax.Array, margin: jax.Array) -> _Order:
@@ -436,7 +438,7 @@ def _flip_negatives(bits: jax.Array) -> jax.Array:
 
 
 class _NearSums(NamedTuple):
-    """For each a: the sum of its hinges and the weight of the b's that it violates."""
+    """The sum of the hinges of each a, and the weight of the b's that it violates."""
 
     hinges: jax.Array
     violations: jax.Array
@@ -468,7 +470,7 @@ def _near_sums(values: jax.Array, order: _Order, constants: Constants, num_level
 
 
 def _far_violations(order: _Order, constants: Constants, num_levels: int) -> jax.Array:
-    """For each b: the weight of the a's that violate it."""
+    """Returns the weight of the a's that violate each b."""
 
     def add_level(level: int, violations: jax.Array) -> jax.Array:
         weights = jnp.where(constants.upper < level, constants.near_weights, 0)

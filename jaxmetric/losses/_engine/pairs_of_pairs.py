@@ -82,7 +82,7 @@ def sample_ordered(
 
 
 def _draw(key: jax.Array, weights: jax.Array, start: jax.Array) -> jax.Array:
-    """For each entry of `start`: an index not below it, drawn in proportion to the weights."""
+    """Draws for each entry of `start` an index that is not below it, in proportion to the weights."""
     cumulative = jnp.append(0, jnp.cumsum(weights))
     before = cumulative[start]
     uniform = jax.random.uniform(key, start.shape, weights.dtype)

@@ -16,7 +16,7 @@ from jaxmetric.numerics import equally_varying
 
 
 class PositivePair(NamedTuple):
-    """What a term sees of one anchor a and one of its positives p.
+    """The data of one anchor a and one of its positives p, which a term takes.
 
     Attributes:
       value: the value of (a, p).
@@ -72,7 +72,7 @@ def _sums(
 
     nobody = jnp.zeros(values.shape[0], bool), jnp.zeros(values.shape[0], jnp.int32)
     shapes = jax.eval_shape(lambda: _terms(term, values, others, *nobody, rows, constants))
-    return _in_turns(turn, positives, jax.tree.map(jnp.zeros_like, shapes))
+    return _fold_turns(turn, positives, jax.tree.map(jnp.zeros_like, shapes))
 
 
 def _sums_forward(
@@ -90,14 +90,14 @@ def _sums_backward(term: Term, residuals: Any, cotangents: Any) -> tuple[Any, ..
         return jax.tree.map(jnp.add, gradients, pull_back(_zero_unless(exists, cotangents)))
 
     zeros = jax.tree.map(jnp.zeros_like, (values, others, constants))
-    of_values, of_others, of_constants = _in_turns(turn, positives, zeros)
-    return of_values, of_others, None, None, of_constants
+    value_gradients, other_gradients, constant_gradients = _fold_turns(turn, positives, zeros)
+    return value_gradients, other_gradients, None, None, constant_gradients
 
 
 _sums.defvjp(_sums_forward, _sums_backward)
 
 
-def _in_turns(turn: Callable[[jax.Array, jax.Array, Any], Any], positives: jax.Array, initial: Any) -> Any:
+def _fold_turns(turn: Callable[[jax.Array, jax.Array, Any], Any], positives: jax.Array, initial: Any) -> Any:
     """Calls `turn(exists, chosen, result)` until no anchor has a positive left.
 
     `exists` `[A]` says whether an anchor has one in this turn, `chosen` `[A]` which.
@@ -128,12 +128,12 @@ def _terms(
     rows: Any,
     constants: Any,
 ) -> Any:
-    def of_anchor(row: jax.Array, exists: jax.Array, positive: jax.Array, of_rows: Any) -> Any:
+    def anchor_terms(row: jax.Array, exists: jax.Array, positive: jax.Array, anchor_rows: Any) -> Any:
         # Without a positive left, `positive` is any reference: its values need not be numbers.
         row = jnp.where(exists, row, 0)
         # A masked sum, not an index: its transpose is a product, where that of an index is a scatter.
         value = jnp.sum(jnp.where(jnp.arange(row.size) == positive, row, 0))
         positive_row = None if others is None else jnp.where(exists, others[positive], 0)
-        return term(PositivePair(value, row, positive_row, positive), of_rows, constants)
+        return term(PositivePair(value, row, positive_row, positive), anchor_rows, constants)
 
-    return jax.vmap(of_anchor)(values, exists, chosen, rows)
+    return jax.vmap(anchor_terms)(values, exists, chosen, rows)

@@ -1,4 +1,4 @@
-"""From sums over tuples to the value that a loss returns: one division, by what was counted."""
+"""Reduces sums over tuples to the value that a loss returns: one division, by what was counted."""
 
 from typing import NamedTuple, TypeAlias
 
@@ -9,7 +9,7 @@ from jaxmetric.numerics import safe_divide
 
 
 class LossStats(NamedTuple):
-    """What a loss was computed from. Sums, so that they can be added over batches or devices before dividing.
+    """The sums from which a loss was computed, so that they can be added over batches or devices before dividing.
 
     Attributes:
       total: the weighted sum of the losses of all valid tuples.

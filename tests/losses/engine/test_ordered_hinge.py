@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jaxmetric.losses._engine.ordered_hinge import (
     Constants,
+    attach_gradient,
     level_sums,
     near_far_sums,
     ordered_hinge,
@@ -17,7 +18,6 @@ from jaxmetric.losses._engine.ordered_hinge import (
     sums_above,
     sums_by_searching,
     sums_by_sorting,
-    with_gradient,
 )
 
 
@@ -179,10 +179,10 @@ def test_the_gradient_of_the_margin_is_the_weight_of_the_violations_and_weights_
         hinge = ordered_hinge(*problem[:3], near_weights, far_weights, margin=margin, num_levels=6)
         return hinge.total + hinge.valid + hinge.active
 
-    with_margin_gradient, *of_weights = jax.grad(total, argnums=(0, 1, 2))(0.5, *map(jnp.asarray, problem[3:]))
+    attach_margin_gradient, *of_weights = jax.grad(total, argnums=(0, 1, 2))(0.5, *map(jnp.asarray, problem[3:]))
     values, lower, upper, near, far = map(np.asarray, problem)
     violated = (upper[:, None] < lower[None, :]) & (values[:, None] + 0.5 > values[None, :])
-    np.testing.assert_allclose(with_margin_gradient, np.sum(np.outer(near, far) * violated), rtol=1e-5)
+    np.testing.assert_allclose(attach_margin_gradient, np.sum(np.outer(near, far) * violated), rtol=1e-5)
     assert not any(np.any(gradient) for gradient in of_weights)
 
 
@@ -419,7 +419,7 @@ def test_the_two_zeros_are_equal_among_near_and_far_values():
 
 
 def test_with_gradient_is_the_total_with_that_gradient():
-    value, gradient = jax.value_and_grad(lambda x: with_gradient(jnp.sum(x) + 3, x, jnp.array([5.0, -1.0])))(
+    value, gradient = jax.value_and_grad(lambda x: attach_gradient(jnp.sum(x) + 3, x, jnp.array([5.0, -1.0])))(
         jnp.array([1.0, 2.0])
     )
     assert (value, *gradient) == (6, 5, -1)
