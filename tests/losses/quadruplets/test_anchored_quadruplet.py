@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-import jaxmetric.losses.quadruplets as module
 from jaxmetric import anchored_quadruplet_loss, quadruplet_loss
+from jaxmetric.agreement import check_disagreement
+from jaxmetric.losses._engine.anchored_pairs import anchored_stats, draw_anchors
+from jaxmetric.losses._engine.comparison import check_examples, masked_examples
 from jaxmetric.losses._engine.reduction import reduce_stats
-from jaxmetric.losses.quadruplets import check_disagreement, labelled_batch
 from jaxmetric.parallel import AXIS_NAME, average, drive_shard_map, gather
 
 B, T, D = 7, 3, 3
@@ -37,11 +38,9 @@ def loss_of(anchors, embeddings, margin, labels, where, weights, *, axis_name=No
     """The loss of given anchors, instead of drawn ones, and its stats."""
     options = {"agreement": "count", "balance": "quadruplets", "label_weights": None, "ordinal": None} | options
     balance = options.pop("balance")
-    batch = labelled_batch(embeddings, labels, where, weights)
-    disagreement = check_disagreement(batch, **options)
-    stats = module.anchored_stats(
-        batch, anchors, margin, disagreement=disagreement, balance=balance, axis_name=axis_name
-    )
+    batch = masked_examples(check_examples(embeddings, labels, where, weights, multi_output=True))
+    disagreement = check_disagreement(T, **options)
+    stats = anchored_stats(batch, anchors, margin, disagreement=disagreement, balance=balance, axis_name=axis_name)
     return reduce_stats(stats, reduction), stats
 
 
@@ -127,7 +126,7 @@ def test_devices_give_the_mean_of_what_each_ones_anchors_say_alone():
         loss, gradient = jax.value_and_grad(loss_fn)(kernel)
         return kernel, {"losses": gather(loss[None], axis_name), "gradient": average(gradient, axis_name)}
 
-    parts = module._draw_anchors(key, jnp.array(where), 8 * num_anchors, None).reshape(8, num_anchors)
+    parts = draw_anchors(key, jnp.array(where), 8 * num_anchors, None).reshape(8, num_anchors)
 
     @jax.jit
     @jax.value_and_grad
@@ -143,7 +142,7 @@ def test_devices_give_the_mean_of_what_each_ones_anchors_say_alone():
 def test_anchors_are_drawn_uniformly_from_the_valid_examples_and_disjoint_on_all_devices():
     valid = jnp.arange(7) != 2
     keys = jax.random.split(jax.random.key(0), 6000)
-    anchors = np.asarray(jax.jit(jax.vmap(lambda key: module._draw_anchors(key, valid, 2, None)))(keys))
+    anchors = np.asarray(jax.jit(jax.vmap(lambda key: draw_anchors(key, valid, 2, None)))(keys))
     counts = [
         np.sum(np.all(np.sort(anchors, axis=1) == pair, axis=1))
         for pair in itertools.combinations(np.flatnonzero(valid), 2)
@@ -152,7 +151,7 @@ def test_anchors_are_drawn_uniformly_from_the_valid_examples_and_disjoint_on_all
     assert chisquare(counts).pvalue > 1e-3
 
     def of_device(key, _):
-        return module._draw_anchors(key, valid, 2, AXIS_NAME)
+        return draw_anchors(key, valid, 2, AXIS_NAME)
 
     on_devices = jax.vmap(of_device, in_axes=(None, 0), axis_name=AXIS_NAME)(keys[0], np.zeros(3))
     np.testing.assert_array_equal(on_devices[0], anchors[0])
@@ -189,7 +188,7 @@ def test_a_nan_and_a_wrong_weight_stay_visible_where_they_are_no_anchors():
     embeddings, labels = example()
     for seed in range(3):
         key = jax.random.key(seed)
-        other = np.setdiff1d(range(B), module._draw_anchors(key, jnp.ones(B, bool), 3, None))[0]
+        other = np.setdiff1d(range(B), draw_anchors(key, jnp.ones(B, bool), 3, None))[0]
         for embedding, weight in ((np.nan, 1), (0, -1), (0, np.nan)):
             x, weights = embeddings.copy(), np.ones(B, np.float32)
             x[other, 1], weights[other] = embedding, weight
