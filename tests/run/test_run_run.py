@@ -184,6 +184,7 @@ def test_checkpoints_without_what_they_are_of_are_not_gone_on_from(name, finishe
     assert f"holds checkpoints, but no {name}; put it back" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_whose_terminal_is_closed_saves(tmp_path):
     master, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 120))
@@ -288,6 +289,7 @@ def test_a_step_begins_when_all_but_the_one_before_have_ended(tmp_path, monkeypa
     assert any(number < step for step, number in enumerate(ended)), ended
 
 
+@pytest.mark.slow
 def test_profile_tells_where_the_trace_of_this_very_run_is(tmp_path, capsys):
     command = ["debug", "--steps", "9", "--evaluate-every", "0", "--profile", "--workdir", str(tmp_path)]
     assert train.main(command) == 0
