@@ -184,7 +184,8 @@ def test_a_step_needs_no_implicit_promotion(name, schedule, dtype, clip_norm, op
     optimizer = make_optimizer(name, make_schedule(schedule, peak=0.1, steps=9, warmup=2), weight_decay=1e-4)
     encoder = tiny_encoder(dtype=jnp.dtype(dtype))
     centers = jax.ShapeDtypeStruct((CLASSES, 2, DIM), jnp.float32)
-    batch = {"image": jax.ShapeDtypeStruct((B, SIDE, SIDE, 3), jnp.float32), "label": jax.ShapeDtypeStruct((B,), int)}
+    batch = {"image": jax.ShapeDtypeStruct((B, SIDE, SIDE, 3), jnp.float32)}
+    batch["label"] = jax.ShapeDtypeStruct((B,), jnp.int32)
     step = make_train_step(
         apply_fn=encoder.apply,
         objective=soft_triple,
