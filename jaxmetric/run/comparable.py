@@ -8,7 +8,7 @@ step.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,25 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmetric import parallel
-from jaxmetric.agreement import column_scale
+from jaxmetric.agreement import Disagreement, column_scale
 from jaxmetric.data import LEARNING, LabeledImages, Plan
 from jaxmetric.run.config import Config
 from jaxmetric.run.errors import ConfigError
-from jaxmetric.run.objective import PlacedTerm, WeightedSum, objective
+from jaxmetric.run.objective import PlacedTerm, WeightedSum
 from jaxmetric.run.plan import learning_groups, make_batch_plan
 from jaxmetric.run.terms import class_vectors_of, parameters, takes_columns
 
 _BLOCK = 2**22  # pairs that are compared at a time
 _MOST_PAIRS = 2**28  # a few seconds
 _UNIQUE = -2  # a value that no other has
-
-
-class Disagreement(NamedTuple):
-    """How the labels of a pair are compared, as in `jaxmetric.quadruplet_loss`."""
-
-    agreement: str = "count"
-    label_weights: tuple[float, ...] | None = None
-    ordinal: tuple[int, ...] | None = None
 
 
 PLAIN = Disagreement()
@@ -56,16 +48,31 @@ class _Types(NamedTuple):
     several: np.ndarray
 
 
-def check_comparable(config: Config, source: LabeledImages, plan: Plan) -> None:
+class _Levels(NamedTuple):
+    """How much the pairs of images that can be in a batch together disagree, as shares of all labels.
+
+    Attributes:
+      low: the least possible disagreement of a pair; inf if no two images can be in a batch.
+      high: the largest certain disagreement; -inf if no two images can be in a batch.
+      several_pairs: whether a batch holds more than one pair.
+    """
+
+    low: float
+    high: float
+    several_pairs: bool
+
+
+def check_comparable(terms: Sequence[PlacedTerm], config: Config, source: LabeledImages, plan: Plan) -> None:
     """Raises ConfigError if a term of the loss has nothing to compare in any batch; it names the term and a cure.
 
     Args:
+      terms: the terms of the loss.
       config: the run.
       source: its images and labels.
       plan: its batches.
     """
     learning = source.labels[source.split == LEARNING]
-    for placed in objective(config.loss, source.columns).terms:
+    for placed in terms:
         if class_vectors_of(placed.term.loss):
             for t in placed.columns:
                 _check_classes(placed, source.columns[t].name, learning[:, t])
@@ -76,7 +83,7 @@ def check_comparable(config: Config, source: LabeledImages, plan: Plan) -> None:
             )
 
 
-def comparable_plan(config: Config, source: LabeledImages) -> Plan:
+def comparable_plan(terms: Sequence[PlacedTerm], config: Config, source: LabeledImages) -> Plan:
     """Returns a plan of batches in which every term of the loss has something to compare.
 
     A term with nothing to compare is reported before a batch of too many identities, whose cure would not help.
@@ -87,7 +94,7 @@ def comparable_plan(config: Config, source: LabeledImages) -> Plan:
     fitting = min(config.batch.classes_per_batch, learning_groups(source))
     batch = dataclasses.replace(config.batch, classes_per_batch=fitting)
     plan = make_batch_plan(batch, source, seed=config.seed)
-    check_comparable(config, source, plan)
+    check_comparable(terms, config, source, plan)
     return plan if batch == config.batch else make_batch_plan(config.batch, source, seed=config.seed)
 
 
@@ -112,9 +119,7 @@ def has_comparison(labels: np.ndarray, plan: Plan, disagreement: Disagreement = 
       ... ]
       [False, True]
     """
-    if plan.batch_size < 3:
-        return False
-    return any(low < high for low, high in _levels_of_batches(labels, plan, disagreement))
+    return any(map(_differs, _levels_of_batches(labels, plan, disagreement)))
 
 
 def _check_classes(placed: PlacedTerm, column: str, codes: np.ndarray) -> None:
@@ -136,11 +141,11 @@ def _finds(placed: PlacedTerm, source: LabeledImages, plan: Plan) -> bool:
     if placed.term.memory:
         plan = _over_all_batches(plan)
     disagreement = Disagreement(options.get("agreement", "count"), options.get("label_weights"), options.get("ordinal"))
-    if has_comparison(labels, plan, disagreement):
+    levels = list(_levels_of_batches(labels, plan, disagreement))
+    if any(map(_differs, levels)):
         return True
-    every = sum((weight * (range_ or 1) for weight, range_ in column_scale(labels.shape[1], *disagreement[1:])), 0.0)
-    levels = {low for low, high in _levels_of_batches(labels, plan, disagreement) if low >= high and np.isfinite(low)}
-    return any(_compares_alike(placed, share) for share in levels) if every else False
+    alike = {share for each in levels for share in (each.low, each.high) if np.isfinite(share)}
+    return any(_compares_alike(placed, share) for share in alike)
 
 
 def _over_all_batches(plan: Plan) -> Plan:
@@ -204,20 +209,20 @@ def _merge(groups: np.ndarray, labels: np.ndarray, twins: np.ndarray, disagreeme
     return _Types(rows[:, 1], rows[:, 2:], rows[:, 0] > 0, counts > 1)
 
 
-def _levels_of_batches(labels: np.ndarray, plan: Plan, how: Disagreement) -> Iterator[tuple[float, float]]:
-    """Yields, for images that can be in a batch together, the least possible and the largest certain disagreement.
-
-    The second exceeds the first if one pair certainly disagrees more than another. They are inf and -inf if no two
-    images can be in a batch.
-    """
+def _levels_of_batches(labels: np.ndarray, plan: Plan, how: Disagreement) -> Iterator[_Levels]:
     for types in _types_of_batches(labels, plan, how):
         yield _levels(types, plan, how)
 
 
-def _levels(types: _Types, plan: Plan, disagreement: Disagreement) -> tuple[float, float]:
-    size = len(types.groups)
+def _differs(levels: _Levels) -> bool:
+    """Returns whether a batch can hold two pairs of which one certainly disagrees more than the other."""
+    return levels.several_pairs and levels.low < levels.high
+
+
+def _levels(types: _Types, plan: Plan, disagreement: Disagreement) -> _Levels:
+    size, several_pairs = len(types.groups), plan.batch_size > 2
     if size**2 > _MOST_PAIRS:
-        return 0.0, 1.0
+        return _Levels(0.0, 1.0, several_pairs)
     # Two images with the same labels may disagree where these are unknown.
     twins = types.labels[types.twins]
     unknown = _disagreements(twins, twins, disagreement, same=True)[1] if len(twins) else np.array([np.inf])
@@ -232,7 +237,7 @@ def _levels(types: _Types, plan: Plan, disagreement: Disagreement) -> tuple[floa
         largest = max(largest, lower[meet].max(initial=-np.inf))
         if largest > smallest:
             break
-    return float(smallest), float(largest)
+    return _Levels(float(smallest), float(largest), several_pairs)
 
 
 def _disagreements(

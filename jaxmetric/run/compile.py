@@ -101,7 +101,7 @@ def _run(name: str, config: Config, topology: str) -> int:
     chip, devices = slice_of(topology)
     experiment = load_experiment(config, num_devices=len(devices))
     check_step(experiment)
-    comparable_plan(config, experiment.source)
+    comparable_plan(experiment.objective.terms, config, experiment.source)
     size = config.batch.size
     print(f"{name} on {topology}: {len(devices)} chips, batch {size}, {size // len(devices)} a chip", flush=True)
     start = time.monotonic()

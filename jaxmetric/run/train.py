@@ -114,7 +114,7 @@ def _run(name: str, config: Config, machine: Machine, workdir: Path) -> int:
             start_jax()
             experiment = load_experiment(config)
             check_step(experiment)
-            plan = comparable_plan(config, experiment.source)
+            plan = comparable_plan(experiment.objective.terms, config, experiment.source)
             check_evaluation(experiment)
             held.enter_context(exclusive_workdir(workdir))
             claim_workdir(experiment.config, experiment.source, workdir)

@@ -12,6 +12,7 @@ from jaxmetric.data import LabelColumn, LabeledImages, batch_indices, make_plan,
 from jaxmetric.run import comparable
 from jaxmetric.run.comparable import Disagreement, check_comparable, comparable_plan, has_comparison
 from jaxmetric.run.config import ConfigError
+from jaxmetric.run.objective import objective
 from jaxmetric.run.plan import make_batch_plan
 from jaxmetric.run.presets import PRESETS
 
@@ -139,7 +140,12 @@ def config(P, K, loss):
 
 
 def check(config, source):
-    check_comparable(config, source, make_batch_plan(config.batch, source, seed=0))
+    terms = objective(config.loss, source.columns).terms
+    check_comparable(terms, config, source, make_batch_plan(config.batch, source, seed=0))
+
+
+def plan_of(config, source):
+    return comparable_plan(objective(config.loss, source.columns).terms, config, source)
 
 
 FOUR = {"person": list("aabbccdd")}
@@ -161,6 +167,8 @@ EMPTY = {"person": list("aabbccdd"), "": [""] * 8}
         ({"person": [""] * 8}, config(1, 8, "normalized_softmax"), "have no known person"),
         (EMPTY, config(4, 2, "quadruplet"), "no learning image has a value in '': give --columns person"),
         (EMPTY, config(4, 2, "sampled_quadruplet(num_quadruplets=9)"), "give --columns person"),
+        (FOUR, config(4, 1, "vicreg"), "two images of one person; give --images-per-class 2 or more"),
+        (FOUR, config(4, 1, "supcon"), "certainly agrees on more labels than the other; give --images-per-class 2"),
         (FOUR, config(4, 1, "triplet + soft_triple"), "^triplet is in the loss, but"),
     ],
 )  # fmt: skip
@@ -175,6 +183,10 @@ def test_what_can_never_be_compared_is_refused_with_the_term_and_a_cure(columns,
         (FOUR, config(2, 2, "quadruplet + triplet")),
         (FOUR, config(4, 1, "soft_triple")),
         (FOUR, config(0, 3, "triplet")),
+        (FOUR, config(0, 2, "contrastive")),  # either of the two kinds of pairs is enough
+        (ONE, config(1, 8, "contrastive")),
+        (FOUR, config(1, 2, "vicreg")),
+        (FOUR, config(4, 1, "supcon(memory=8)")),
         ({"person": list("abcdefgh"), "side": list("llllrrrr")}, config(3, 1, "quadruplet")),
         ({"person": [""] * 8, "side": list("llllrrrr")}, config(1, 8, "quadruplet(label_weights=(1.0, 2.0))")),
         (EMPTY, config(4, 2, "quadruplet(label_weights=(2.0, 1.0))")),
@@ -203,11 +215,11 @@ def test_what_can_be_compared_is_let_through(columns, config):
 )
 def test_a_batch_of_too_many_identities_is_told_after_what_no_batch_can_hold(columns, config, message):
     with pytest.raises(ConfigError, match=message):
-        comparable_plan(config, images(columns))
+        plan_of(config, images(columns))
 
 
 def test_a_plan_that_can_be_compared_is_the_plan_of_the_batch():
-    plan = comparable_plan(config(2, 2, "quadruplet"), images(FOUR))
+    plan = plan_of(config(2, 2, "quadruplet"), images(FOUR))
     assert (plan.classes_per_batch, plan.images_per_class) == (2, 2)
 
 
