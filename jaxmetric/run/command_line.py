@@ -9,7 +9,8 @@ from typing import Any
 
 import tyro
 
-from jaxmetric.run.config import Config, ConfigError
+from jaxmetric.run.config import Config
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.names import did_you_mean
 from jaxmetric.run.presets import DEFAULT, Preset
 

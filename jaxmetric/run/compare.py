@@ -13,8 +13,9 @@ from typing import Any
 
 import tyro
 
-from jaxmetric.run.config import CONFIG_FILE, ConfigError
+from jaxmetric.run.config import CONFIG_FILE
 from jaxmetric.run.console import run_command
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.evaluate import EVALUATION_FILE
 from jaxmetric.training import read_json
 

@@ -23,8 +23,9 @@ from jaxmetric import parallel
 from jaxmetric.run.chips import CHIPS, Chip, Cost, cost_of, roofline
 from jaxmetric.run.command_line import parse
 from jaxmetric.run.comparable import comparable_plan
-from jaxmetric.run.config import Config, ConfigError, check_config
+from jaxmetric.run.config import Config, check_config
 from jaxmetric.run.console import first_line, run_command
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.experiment import Experiment, check_step, load_experiment, make_step, state_specs
 from jaxmetric.run.presets import BUILT_IN, Preset
 from jaxmetric.run.processes import python_command

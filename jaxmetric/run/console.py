@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jaxmetric.data import InputError
-from jaxmetric.run.config import ConfigError
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.training import CheckpointError, NonFiniteLossError
 from jaxmetric.training.loop import discard_output
 

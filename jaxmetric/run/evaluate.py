@@ -27,8 +27,9 @@ from jaxmetric.metrics.retrieval import relevant_counts
 from jaxmetric.report import Run, write_report
 from jaxmetric.report.page import SHOWN_NEIGHBORS
 from jaxmetric.report.run import compared_with
-from jaxmetric.run.config import Config, ConfigError, absolute_path, check_paths, flatten, is_same_path, load_config
+from jaxmetric.run.config import Config, absolute_path, check_paths, flatten, is_same_path, load_config
 from jaxmetric.run.console import run_command, start_jax
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.experiment import Experiment, drive_step, load_experiment, make_embedder, make_state, restorable
 from jaxmetric.run.new_list import load_new_list, warn_of_learned
 from jaxmetric.run.source import described_splits, evaluated_split, load_labels

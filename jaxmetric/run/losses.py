@@ -14,8 +14,8 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jaxmetric
 from jaxmetric.run.names import did_you_mean
+from jaxmetric.run.terms import find_loss, loss_names, parameters
 
 _WIDTH = 100
 _SHARED = ("where", "weights", "reduction", "has_aux")  # options of every loss
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "jaxmetric losses"
     parser = argparse.ArgumentParser(prog=program, description="List the losses, or explain one.")
     parser.add_argument("name", nargs="?", help="the loss to explain, such as quadruplet")
     name = parser.parse_args(argv).name
-    losses = exported_losses()
+    losses = {name: find_loss(name) for name in loss_names()}
     if name is None:
         print(listed(losses))
         return 0
@@ -38,17 +38,6 @@ def main(argv: Sequence[str] | None = None, *, program: str = "jaxmetric losses"
     return 0
 
 
-def exported_losses() -> dict[str, Callable[..., Any]]:
-    """Returns the exported losses by name, without `_loss`.
-
-    Example:
-      >>> "quadruplet" in exported_losses()
-      True
-    """
-    names = [name for name in jaxmetric.__all__ if name.endswith("_loss")]
-    return {name.removesuffix("_loss"): getattr(jaxmetric, name) for name in names}
-
-
 def listed(losses: dict[str, Callable[..., Any]]) -> str:
     """Returns the list that the command prints: a family for each file of `jaxmetric.losses`."""
     families: dict[str, list[str]] = {}
@@ -56,7 +45,7 @@ def listed(losses: dict[str, Callable[..., Any]]) -> str:
         family = loss.__module__.rpartition(".")[2].replace("_", " ")
         families.setdefault(family, []).append(_wrapped(f"{name}({', '.join(_options(loss))})"))
     first = next(iter(losses.values()))
-    shared = ", ".join(f"{name}={_parameters(first)[name].default!r}" for name in _SHARED)
+    shared = ", ".join(f"{name}={parameters(first)[name].default!r}" for name in _SHARED)
     head = (
         f"Every loss has the options {shared}.\n"
         "An option without a default must be given. Training creates and learns centers and proxies itself."
@@ -69,20 +58,16 @@ def explained(loss: Callable[..., Any]) -> str:
     summary, *_ = (inspect.getdoc(loss) or "").split("\n\n")
     lines = [f"{loss.__module__}.{loss.__name__}", "", *textwrap.wrap(" ".join(summary.split()), _WIDTH), ""]
     meanings = dict(_documented_arguments(loss))
-    for name, parameter in _parameters(loss).items():
+    for name, parameter in parameters(loss).items():
         lines.append(f"  {_with_default(name, parameter)}")
         lines += textwrap.wrap(meanings.get(name, ""), _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 
-def _parameters(loss: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(loss).parameters)
-
-
 def _options(loss: Callable[..., Any]) -> list[str]:
     return [
         _with_default(name, parameter)
-        for name, parameter in _parameters(loss).items()
+        for name, parameter in parameters(loss).items()
         if name not in (*_SHARED, *_BATCH)
     ]
 

@@ -15,7 +15,8 @@ from jaxmetric.data.csv_table import read_table
 from jaxmetric.data.label_values import clean_values, encode_values
 from jaxmetric.data.problems import ManifestError, Problems, counted
 from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
-from jaxmetric.run.config import Config, ConfigError, DataConfig
+from jaxmetric.run.config import Config, DataConfig
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.experiment import Experiment, make_experiment
 from jaxmetric.run.objective import WeightedSum, objective
 from jaxmetric.run.source import evaluated_split, load_source, split_off_groups

@@ -24,7 +24,8 @@ from jaxmetric.data import LabelColumn
 from jaxmetric.losses._engine.comparison import named_function
 from jaxmetric.mining import label_pairs
 from jaxmetric.run.errors import ConfigError
-from jaxmetric.run.terms import Term, class_vectors_of, nearest, parameters, parse_miner, parse_terms, takes_columns
+from jaxmetric.run.names import nearest_or_all
+from jaxmetric.run.terms import Term, class_vectors_of, parameters, parse_miner, parse_terms, takes_columns
 
 
 class PlacedTerm(NamedTuple):
@@ -242,7 +243,7 @@ def _place(key: str, term: Term, columns: Sequence[LabelColumn]) -> PlacedTerm:
     names = [column.name for column in columns]
     for name in term.on:
         if name not in names:
-            raise ConfigError(f"{key}: on is {name!r}, but no label column is called so{nearest(name, names)}")
+            raise ConfigError(f"{key}: on is {name!r}, but no label column is called so{nearest_or_all(name, names)}")
     places = tuple(names.index(name) for name in term.on)
     if not places:
         places = tuple(range(len(columns))) if takes_columns(term.loss) else (0,)

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from jaxmetric.run.config import ConfigError
 from jaxmetric.run.console import find_devices, first_line, stop_unread
+from jaxmetric.run.errors import ConfigError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead

@@ -17,11 +17,8 @@ from jaxmetric.data import (
 )
 from jaxmetric.data.problems import counted
 from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
-from jaxmetric.run.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-)
+from jaxmetric.run.config import Config, DataConfig
+from jaxmetric.run.errors import ConfigError
 
 
 def load_labels(data: DataConfig, *, seed: int) -> tuple[LabeledImages, np.ndarray | None]:

@@ -8,7 +8,6 @@ An expression is a sum of terms, each a number times the name of a loss without 
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from jaxmetric import losses, mining
 from jaxmetric.losses._engine.types import declared_shape
 from jaxmetric.run.errors import ConfigError
+from jaxmetric.run.names import nearest_or_all
 
 DEFAULT_CENTERS = 10  # of each class, as in the SoftTriple paper
 # Arguments of losses that the objective fills in.
@@ -151,12 +151,12 @@ def parse_miner(expression: str) -> Miner:
         raise ConfigError(f"pairs is {_shortened(expression)}, expected a miner such as 'batch_hard'") from None
     name, options = _call(tree, f"pairs is {_shortened(expression)}", "a miner such as 'batch_hard'")
     if name not in miner_names():
-        raise ConfigError(f"pairs is {name!r}, but no miner is called so{nearest(name, miner_names())}")
+        raise ConfigError(f"pairs is {name!r}, but no miner is called so{nearest_or_all(name, miner_names())}")
     function = getattr(mining, name)
     known = [*_keywords(function), "distance"]
     for option in options:
         if option not in known or option in ("references", "dim"):
-            raise ConfigError(f"{name} has no option {option!r}{nearest(option, known)}")
+            raise ConfigError(f"{name} has no option {option!r}{nearest_or_all(option, known)}")
     return Miner(function, options)
 
 
@@ -170,7 +170,7 @@ def find_loss(name: str) -> Callable[..., Any]:
     names = loss_names()
     if name not in names:
         known = name.removesuffix("_loss")
-        hint = f"; leave out _loss: {known}" if known in names else nearest(name, names)
+        hint = f"; leave out _loss: {known}" if known in names else nearest_or_all(name, names)
         raise ConfigError(f"no loss is called {name!r}{hint}; `jaxmetric losses` lists them")
     loss: Callable[..., Any] = getattr(losses, f"{name}_loss")
     return loss
@@ -208,15 +208,6 @@ def class_vectors_of(loss: Callable[..., Any]) -> tuple[str, str] | None:
 def takes_columns(loss: Callable[..., Any]) -> bool:
     """Whether a loss orders or grades pairs by several columns of labels."""
     return declared_shape(loss, "labels") == "[B, T]"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the most similar that exists, or all of a few."""
-    names = list(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; there are {', '.join(names)}" if 0 < len(names) <= 20 else ""
 
 
 def _summands(tree: ast.expr) -> list[ast.expr]:
@@ -290,7 +281,9 @@ def _check_term(term: Term) -> None:
         if option in FILLED_IN and option in parameters(loss):
             raise ConfigError(f"{term.name}: {option} is filled in by the objective; leave it out")
         if option not in known:
-            raise ConfigError(f"{term.name} has no option {option!r}{nearest(option, [*known, *_fields_for(loss)])}")
+            raise ConfigError(
+                f"{term.name} has no option {option!r}{nearest_or_all(option, [*known, *_fields_for(loss)])}"
+            )
         if option == "reduction" and value == "none":
             raise ConfigError(f"{term.name}: reduction is 'none', expected 'mean', 'mean_active' or 'sum'")
     given = dict(term.options)
@@ -320,7 +313,7 @@ def _check_fields(term: Term, known: Mapping[str, inspect.Parameter]) -> None:
     numbers = [name for name, each in known.items() if _is_number(given.get(name, each.default))]
     for option in term.learn:
         if option not in numbers:
-            hint = nearest(option, numbers)
+            hint = nearest_or_all(option, numbers)
             raise ConfigError(f"{term.name}: learn names {option!r}, which is no number of it{hint}")
 
 

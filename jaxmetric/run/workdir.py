@@ -17,13 +17,8 @@ from jaxmetric.data import (
     LabeledImages,
 )
 from jaxmetric.data.problems import counted
-from jaxmetric.run.config import (
-    CONFIG_FILE,
-    Config,
-    ConfigError,
-    check_same_config,
-    save_config,
-)
+from jaxmetric.run.config import CONFIG_FILE, Config, check_same_config, save_config
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.training import (
     read_json,
     write_atomically,

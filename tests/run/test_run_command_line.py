@@ -4,7 +4,7 @@ import pytest
 
 from experiments import presets as papers
 from jaxmetric.run.command_line import find_preset
-from jaxmetric.run.config import ConfigError
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.presets import BUILT_IN, PRESETS
 from jaxmetric.run.train import read_command_line
 

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from jaxmetric.data import LabelColumn, LabeledImages, batch_indices, make_plan, make_uniform_plan
 from jaxmetric.run import comparable
 from jaxmetric.run.comparable import Disagreement, check_comparable, comparable_plan, has_comparison
-from jaxmetric.run.config import ConfigError
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.objective import objective
 from jaxmetric.run.plan import make_batch_plan
 from jaxmetric.run.presets import PRESETS

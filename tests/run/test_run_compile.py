@@ -11,7 +11,8 @@ import pytest
 from jaxmetric.parallel import average, compile_shard_map, gather
 from jaxmetric.run.chips import CHIPS, Cost, cost_of, roofline, sent_bytes
 from jaxmetric.run.compile import Sizes, compile_here, compile_step, describe, sizes_of, slice_of
-from jaxmetric.run.config import ClassConfig, ConfigError, EncoderConfig
+from jaxmetric.run.config import ClassConfig, EncoderConfig
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.experiment import load_experiment
 from jaxmetric.run.presets import PRESETS
 

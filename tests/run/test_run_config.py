@@ -7,7 +7,6 @@ import pytest
 from jaxmetric.run.config import (
     PATHS,
     Config,
-    ConfigError,
     DataConfig,
     Machine,
     check_config,
@@ -18,6 +17,7 @@ from jaxmetric.run.config import (
     load_config,
     save_config,
 )
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.presets import PRESETS
 from jaxmetric.run.train import read_command_line
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from jaxmetric.data import GALLERY, LEARNING, QUERY, TEST, VALIDATION, LabelColumn, LabeledImages, SourceWarning
 from jaxmetric.run import evaluate, train
-from jaxmetric.run.config import Config, ConfigError, DataConfig, load_config
+from jaxmetric.run.config import Config, DataConfig, load_config
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.evaluate import (
     _counted_queries,
     _fitting_advice,

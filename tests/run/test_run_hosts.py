@@ -18,8 +18,8 @@ import pytest
 from finished_runs import final_state
 
 from jaxmetric.run import hosts, processes, train
-from jaxmetric.run.config import ConfigError
 from jaxmetric.run.console import GOES_ON, LOST_CODE, run_command
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.training import checkpoints, read_metrics
 
 ROOT = Path(__file__).parents[2]

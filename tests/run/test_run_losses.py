@@ -6,7 +6,8 @@ import re
 import pytest
 
 import jaxmetric
-from jaxmetric.run.losses import exported_losses, main
+from jaxmetric.run.losses import main
+from jaxmetric.run.terms import find_loss
 
 LOSSES = sorted(name.removesuffix("_loss") for name in jaxmetric.__all__ if name.endswith("_loss"))
 
@@ -61,4 +62,4 @@ def test_an_unknown_loss_is_one_line_with_the_nearest_name(capsys):
 
 
 def test_losses_are_named_without_their_ending():
-    assert exported_losses()["arcface"] is jaxmetric.arcface_loss
+    assert find_loss("arcface") is jaxmetric.arcface_loss

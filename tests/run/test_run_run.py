@@ -26,7 +26,8 @@ from PIL import Image
 
 from jaxmetric.data import LEARNING
 from jaxmetric.run import evaluate, progress, train, workdir
-from jaxmetric.run.config import ClassConfig, ConfigError
+from jaxmetric.run.config import ClassConfig
+from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.experiment import drive_step, load_experiment, make_state
 from jaxmetric.run.presets import PRESETS
 from jaxmetric.run.source import learned_classes
