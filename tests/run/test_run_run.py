@@ -34,6 +34,7 @@ from jaxmetric.run.source import learned_classes
 from jaxmetric.run.workdir import claim_workdir, exclusive_workdir
 
 ROOT = Path(__file__).parents[2]
+ANCHORED = "5*anchored_quadruplet(num_anchors=4) + soft_triple(centers_per_class=2)"
 SMALL = ["debug", "--steps", "12", "--log-every", "4", "--checkpoint-every", "6", "--evaluate-every", "6"]
 
 
@@ -483,7 +484,7 @@ def test_sharded_classes_on_other_numbers_of_devices_give_the_numbers_of_whole_o
     "words",
     [
         ["--sampled-classes", "72", "--shard-classes", "--driver", "shard_map", "--chunks", "2", "--freeze-batch-norm"],
-        ["--loss", "5*anchored_quadruplet(num_anchors=4)", "--dtype", "bfloat16", "--remat"],
+        ["--loss", ANCHORED, "--dtype", "bfloat16", "--remat"],
     ],
     ids=["all sampled, sharded, in chunks", "anchors in bfloat16, remat"],
 )
