@@ -14,7 +14,7 @@ import jax
 from jaxmetric.data import InputError
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.training import CheckpointError, NonFiniteLossError
-from jaxmetric.training.loop import discard_output
+from jaxmetric.training.loop import discard_output, tell
 
 LOST = "lost another process of the job"
 GOES_ON = "the same command goes on from the last checkpoint, if there is one"
@@ -25,7 +25,7 @@ def say(text: str) -> None:
     """Prints in one process of a job. If the reader is gone, as after `| head`, the process stops as on SIGTERM."""
     if jax.process_index() == 0:
         try:
-            print(text, flush=True)
+            tell(text, sys.stdout)
         except BrokenPipeError:
             stop_unread(1)
 
@@ -76,7 +76,7 @@ def run_command(command: Callable[[], int | None]) -> int:
     sys.unraisablehook = _report_unraisable
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}")
         try:
             return command() or 0
         except BrokenPipeError:  # `jaxmetric.__main__.leave` knows
@@ -92,10 +92,10 @@ def run_command(command: Callable[[], int | None]) -> int:
             jax.errors.JaxRuntimeError,
         ) as error:
             line = _line(error)
-            print(f"error: {line}", file=sys.stderr, flush=True)
+            tell(f"error: {line}")
             return LOST_CODE if line.startswith(LOST) else 1
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            tell("interrupted")
             return 130
 
 

@@ -12,6 +12,7 @@ import jax
 
 from jaxmetric.run.console import find_devices, first_line, stop_unread
 from jaxmetric.run.errors import ConfigError
+from jaxmetric.training.loop import tell
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
@@ -79,9 +80,9 @@ def _watching_the_wait(who: str, where: str) -> Iterator[None]:
     def watch() -> None:
         if met.wait(_QUIET):
             return
-        print(f"{who} waits for the others{where}, up to {_PATIENCE} s", flush=True)
+        tell(f"{who} waits for the others{where}, up to {_PATIENCE} s", sys.stdout)
         if not met.wait(_PATIENCE - _QUIET):
-            print(f"error: {who} waited {_PATIENCE} s for the others{where}; not all came", file=sys.stderr, flush=True)
+            tell(f"error: {who} waited {_PATIENCE} s for the others{where}; not all came")
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,16 +14,12 @@ from typing import IO, Any
 import jax
 
 from jaxmetric import parallel
-from jaxmetric.data import (
-    LabeledImages,
-)
+from jaxmetric.data import LabeledImages
 from jaxmetric.data.problems import counted
 from jaxmetric.run.config import CONFIG_FILE, Config, check_same_config, save_config
 from jaxmetric.run.errors import ConfigError
-from jaxmetric.training import (
-    read_json,
-    write_atomically,
-)
+from jaxmetric.training import read_json, write_atomically
+from jaxmetric.training.loop import tell
 
 CHECKPOINTS = "checkpoints"
 DATA_FILE = "data.json"
@@ -65,7 +62,7 @@ def _lock(file: IO[str], *, patience: float) -> bool:
                 deadline = time.monotonic() + patience
                 if patience:
                     where = Path(file.name).parent
-                    print(f"a run is under way in {where}; waiting up to {patience:g} s for its end", flush=True)
+                    tell(f"a run is under way in {where}; waiting up to {patience:g} s for its end", sys.stdout)
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.2)

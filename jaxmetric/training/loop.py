@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -185,6 +185,13 @@ def stop_on_signals(*, grace: float = 25.0) -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed by Python
 
 
+def tell(text: str, file: TextIO | None = None) -> None:
+    """Prints a line, to stderr unless told otherwise, in one piece: threads of the runtime write there too."""
+    file = file or sys.stderr
+    file.write(f"{text}\n")
+    file.flush()
+
+
 def discard_output(*descriptors: int) -> None:
     """Redirects descriptors without a reader to /dev/null, since writing to them would be an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -205,13 +212,7 @@ def _watch(receiver: socket.socket, stop: StopRequest, left: threading.Event, gr
     with receiver:
         while number := receiver.recv(1):
             if number[0] == signal.SIGINT and not stop._interruptible and not left.wait(_SOON):
-                print(
-                    "stopping after the current step; press Ctrl-C again to interrupt it", file=sys.stderr, flush=True
-                )
+                tell("stopping after the current step; press Ctrl-C again to interrupt it")
             if number[0] == signal.SIGTERM and not left.wait(grace):
-                print(
-                    f"stopped by SIGTERM: the run did not stop within {grace:g} s; checkpoints are kept",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                tell(f"stopped by SIGTERM: the run did not stop within {grace:g} s; checkpoints are kept")
                 os._exit(0)
