@@ -141,7 +141,7 @@ def arguments(loss: Callable[..., Any], batch: str) -> dict[str, Any]:
     columns = np.stack([np.arange(B) % C, np.arange(B) % 4], axis=1).astype(np.int32)
     # Groups of eight consecutive rows are equal: examples of different classes, and two of one class.
     embeddings = rows(B // 8, 8).reshape(B, D)
-    made = {
+    made: dict[str, Callable[[], Any]] = {
         "key": lambda: jax.random.key(0),
         "embeddings": lambda: embeddings,
         "other": lambda: embeddings[::-1] if batch == COINCIDENT else rows(B // 8, 8).reshape(B, D),

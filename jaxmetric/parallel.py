@@ -105,7 +105,7 @@ class Driven(Generic[State]):
         return jax.tree.map(_placed_shape, state, _shardings(mesh, self.state_specs, state))
 
 
-def drive_pmap(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Driven:
+def drive_pmap(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Driven[Any]:
     """Runs a step on the devices of all processes (or given local ones) with `jax.pmap`. The state is donated.
 
     Args:
@@ -137,7 +137,7 @@ def drive_pmap(step: Step, *, devices: Sequence[jax.Device] | None = None) -> Dr
 
 def drive_shard_map(
     step: Step, *, devices: Sequence[jax.Device] | None = None, state_specs: Any = REPLICATED
-) -> Driven:
+) -> Driven[Any]:
     """Runs a step with `jax.jit(jax.shard_map(...))`. The state is donated.
 
     `check_vma=False` affects the gradients: with the check on, shard_map sums the gradients of replicated arguments

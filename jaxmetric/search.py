@@ -225,7 +225,9 @@ def _nearest_candidates(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the distances `[q]` of the last candidates, and the candidates `[q, k]`, with -1 if there are fewer."""
 
-    def merge(best: tuple[jax.Array, jax.Array], block: tuple[jax.Array, jax.Array]) -> tuple:
+    def merge(
+        best: tuple[jax.Array, jax.Array], block: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
         distances, indices = _offered_distances(queries, *block, gallery_size, exclude)
         # top_k prefers lower positions among equal values, so earlier blocks, with lower indices, come first.
         closeness = jnp.concatenate([best[0], -distances], axis=1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from jaxmetric.data.sources import ImageError
 
@@ -60,7 +60,7 @@ def decode_image(file: str | Path | bytes, *, name: str, image_size: int, resize
     except IsADirectoryError as error:
         raise ImageError(f"{name}: a folder, not an image") from error
     except Exception as error:  # Pillow's plugins raise all kinds of exceptions
-        unknown = isinstance(error, Image.UnidentifiedImageError)
+        unknown = isinstance(error, UnidentifiedImageError)
         raise ImageError(f"{name}: {'not an image that Pillow knows' if unknown else _reason(error)}") from error
 
 

@@ -19,6 +19,7 @@ import json
 import lzma
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -73,7 +74,7 @@ def make(folders: dict[str, Path], output: Path) -> None:
     )
 
 
-def _files_by_skin(emoji: dict) -> list[str]:
+def _files_by_skin(emoji: dict[str, Any]) -> list[str]:
     tones = emoji.get("skin_variations", {})
     if any(tone.upper() not in tones for tone in SKINS.values() if tone):
         return []
