@@ -28,11 +28,11 @@ class PairLevels(NamedTuple):
 
 
 def label_agreement(
-    labels: jax.Array,
-    other: jax.Array | None = None,
+    labels: ArrayLike,
+    other: ArrayLike | None = None,
     *,
-    where: jax.Array | None = None,
-    other_where: jax.Array | None = None,
+    where: ArrayLike | None = None,
+    other_where: ArrayLike | None = None,
     label_weights: Sequence[float] | None = None,
     ordinal: Sequence[int | bool | None] | None = None,
 ) -> jax.Array:

@@ -9,23 +9,24 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric.numerics import as_float, equally_varying, replicated, safe_abs, safe_divide, safe_normalize, safe_sqrt
 
 
-def pairwise_dot_product(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
+def pairwise_dot_product(x: ArrayLike, y: ArrayLike | None = None) -> jax.Array:
     """Returns `[A, B]` inner products of the rows of `x` `[A, D]` and `y` `[B, D]` (or `x`)."""
     x, y = _matrices(x, y)
     return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def pairwise_cosine_similarity(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
+def pairwise_cosine_similarity(x: ArrayLike, y: ArrayLike | None = None) -> jax.Array:
     """Returns `[A, B]` cosines in [-1, 1] of the rows of `x` `[A, D]` and `y` `[B, D]` (or `x`); 0 for a zero row."""
     x, y = (safe_normalize(matrix) for matrix in _matrices(x, y))
     return pairwise_dot_product(x, y)
 
 
-def pairwise_squared_euclidean(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
+def pairwise_squared_euclidean(x: ArrayLike, y: ArrayLike | None = None) -> jax.Array:
     """Returns `[A, B]` squared Euclidean distances, at least 0, of the rows of `x` `[A, D]` and `y` `[B, D]` (or `x`).
 
     Example:
@@ -39,7 +40,7 @@ def pairwise_squared_euclidean(x: jax.Array, y: jax.Array | None = None) -> jax.
     return jax.nn.relu(squared - 2 * pairwise_dot_product(x, y))
 
 
-def pairwise_euclidean(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
+def pairwise_euclidean(x: ArrayLike, y: ArrayLike | None = None) -> jax.Array:
     """Returns `[A, B]` Euclidean distances of the rows of `x` `[A, D]` and `y` `[B, D]` (or `x`).
 
     A distance which rounding cannot tell from 0 is 0, with gradient 0. That is one below about 1e-3 of the rows'
@@ -57,7 +58,7 @@ def pairwise_euclidean(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
     return safe_sqrt(jnp.where(squared <= noise, 0, squared))
 
 
-def pairwise_cosine_distance(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
+def pairwise_cosine_distance(x: ArrayLike, y: ArrayLike | None = None) -> jax.Array:
     """Returns `[A, B]`, in [0, 2], 1 minus the cosines of the rows of `x` `[A, D]` and `y` `[B, D]` (or `x`).
 
     To a zero row every distance is 1.
@@ -70,7 +71,7 @@ def pairwise_cosine_distance(x: jax.Array, y: jax.Array | None = None) -> jax.Ar
     return jax.nn.relu(1 - pairwise_cosine_similarity(x, y))
 
 
-def pairwise_snr(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
+def pairwise_snr(x: ArrayLike, y: ArrayLike | None = None) -> jax.Array:
     r"""The signal-to-noise-ratio distances from anchors to others: how loud their difference is beside the anchor.
 
     :math:`d(x_i, y_j) = \mathrm{var}(x_i - y_j) / \mathrm{var}(x_i)`, variances over the D coordinates. Not symmetric,
@@ -102,7 +103,7 @@ def pairwise_snr(x: jax.Array, y: jax.Array | None = None) -> jax.Array:
     return safe_divide(pairwise_squared_euclidean(x, y), signal)
 
 
-def pairwise_lp(x: jax.Array, y: jax.Array | None = None, *, p: float, power: float = 1) -> jax.Array:
+def pairwise_lp(x: ArrayLike, y: ArrayLike | None = None, *, p: float, power: float = 1) -> jax.Array:
     r"""Lp distances, to a power: :math:`\left(\sum_d |x_{id} - y_{jd}|^p\right)^{\text{power} / p}`.
 
     For p = 2 by a matrix product; otherwise anchor by anchor, forwards and backwards, so that no array of coordinate
@@ -133,13 +134,13 @@ def pairwise_lp(x: jax.Array, y: jax.Array | None = None, *, p: float, power: fl
     x, y = _matrices(x, y)
     if p == 2:
         return pairwise_squared_euclidean(x, y) if power == 2 else _power(pairwise_euclidean(x, y), power)
-    x, y = equally_varying((x, y))
-    columns = y.T  # summing over the first axis lets a CPU work on whole rows of others
+    anchors, others = equally_varying((x, y))
+    columns = others.T  # summing over the first axis lets a CPU work on whole rows of others
 
     def anchor_distances(anchor: jax.Array) -> jax.Array:
         return _power(_lp_norms(anchor[:, None] - columns, p), power)
 
-    return jax.lax.map(jax.checkpoint(anchor_distances), x)
+    return jax.lax.map(jax.checkpoint(anchor_distances), anchors)
 
 
 def _lp_norms(differences: jax.Array, p: float) -> jax.Array:
@@ -179,7 +180,7 @@ def _centered(x: jax.Array) -> jax.Array:
     return jnp.where(jax.lax.stop_gradient(equal), 0, centered)
 
 
-def _matrices(x: jax.Array, y: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def _matrices(x: ArrayLike, y: ArrayLike | None) -> tuple[jax.Array, jax.Array]:
     x = replicated(as_float(x))
     y = x if y is None else replicated(as_float(y))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:

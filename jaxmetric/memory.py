@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 from jaxmetric.agreement import known_labels
@@ -68,7 +69,7 @@ def init(size: int, dim: int, *, num_labels: int | None = None, dtype: jax.typin
     )
 
 
-def update(memory: Memory, embeddings: jax.Array, labels: jax.Array, where: jax.Array | None = None) -> Memory:
+def update(memory: Memory, embeddings: ArrayLike, labels: ArrayLike, where: ArrayLike | None = None) -> Memory:
     """Puts a batch in, in the place of the oldest examples.
 
     Args:
@@ -101,11 +102,11 @@ def update(memory: Memory, embeddings: jax.Array, labels: jax.Array, where: jax.
 
 def as_references(
     memory: Memory,
-    embeddings: jax.Array | None = None,
-    labels: jax.Array | None = None,
+    embeddings: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
     *,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> References:
     """Returns the memory as references, preceded by the batch itself if that is given.
 
@@ -177,7 +178,7 @@ def _joined(batch: jax.Array, rest: jax.Array) -> jax.Array:
 
 
 def _check(
-    memory: Memory, embeddings: jax.Array, labels: jax.Array, where: jax.Array | None
+    memory: Memory, embeddings: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the embeddings, the labels as `[B, T]` and which of them are valid."""
     embeddings = checks.check_embeddings(embeddings)

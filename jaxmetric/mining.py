@@ -15,10 +15,11 @@ end return indices of references instead. Nothing here is differentiated.
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 from jaxmetric.agreement import known_labels
@@ -26,9 +27,11 @@ from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.numerics import as_float
 from jaxmetric.references import References, check_own_rows, check_references, own_pairs
 
+Hardness: TypeAlias = Literal["easy", "hard", "semi-hard", "all"]
+
 
 def label_pairs(
-    labels: jax.Array, references: References | None = None, *, where: jax.Array | None = None
+    labels: ArrayLike, references: References | None = None, *, where: ArrayLike | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Returns which references are of the same class as each anchor, and which are of another.
 
@@ -66,7 +69,7 @@ def label_pairs(
     return compared & same, compared & ~same
 
 
-def batch_hard(distances: jax.Array, positives: jax.Array, negatives: jax.Array) -> jax.Array:
+def batch_hard(distances: ArrayLike, positives: ArrayLike, negatives: ArrayLike) -> jax.Array:
     """Keeps for each anchor its farthest positive and its nearest negative; the first among equals.
 
     Args:
@@ -94,12 +97,12 @@ def batch_hard(distances: jax.Array, positives: jax.Array, negatives: jax.Array)
 
 
 def batch_easy_hard(
-    distances: jax.Array,
-    positives: jax.Array,
-    negatives: jax.Array,
+    distances: ArrayLike,
+    positives: ArrayLike,
+    negatives: ArrayLike,
     *,
-    positive: str = "easy",
-    negative: str = "semi-hard",
+    positive: Hardness = "easy",
+    negative: Hardness = "semi-hard",
 ) -> jax.Array:
     """Keeps one positive and one negative for each anchor, each the easy, the hard or the semi-hard one.
 
@@ -132,9 +135,8 @@ def batch_easy_hard(
     """
     distances, positives, negatives = _check(distances, positives, negatives)
     candidates = positives | negatives
-    kinds = ("easy", "hard", "semi-hard", "all")
-    checks.check_choice("positive", positive, kinds)
-    checks.check_choice("negative", negative, kinds)
+    checks.check_choice("positive", positive, get_args(Hardness))
+    checks.check_choice("negative", negative, get_args(Hardness))
     if (positive, negative) in (("semi-hard", "semi-hard"), ("semi-hard", "all"), ("all", "semi-hard")):
         expected = "'easy' or 'hard'" if positive == "semi-hard" else "'easy' or 'hard' or 'all'"
         raise ValueError(f"negative is {negative!r}, expected {expected} with positive {positive!r}")
@@ -155,7 +157,7 @@ def batch_easy_hard(
 
 
 def triplet_margin(
-    distances: jax.Array, positives: jax.Array, negatives: jax.Array, *, margin: float = 0.2, kind: str = "all"
+    distances: ArrayLike, positives: ArrayLike, negatives: ArrayLike, *, margin: float = 0.2, kind: Hardness = "all"
 ) -> jax.Array:
     """Keeps the pairs of the triplets in which the negative is not farther than the positive by the margin.
 
@@ -193,7 +195,7 @@ def triplet_margin(
     return _pairs_with_gap(distances, positives, negatives, *intervals[kind])
 
 
-def semi_hard(distances: jax.Array, positives: jax.Array, negatives: jax.Array, *, margin: float = 0.2) -> jax.Array:
+def semi_hard(distances: ArrayLike, positives: ArrayLike, negatives: ArrayLike, *, margin: float = 0.2) -> jax.Array:
     """Keeps the pairs of the triplets whose negative is farther than the positive, but by no more than the margin.
 
     Args:
@@ -224,9 +226,9 @@ def semi_hard(distances: jax.Array, positives: jax.Array, negatives: jax.Array, 
 
 def distance_weighted(
     key: jax.Array,
-    distances: jax.Array,
-    positives: jax.Array,
-    negatives: jax.Array,
+    distances: ArrayLike,
+    positives: ArrayLike,
+    negatives: ArrayLike,
     *,
     dim: int,
     cutoff: float = 0.5,
@@ -272,7 +274,7 @@ def distance_weighted(
 
 
 def multi_similarity(
-    distances: jax.Array, positives: jax.Array, negatives: jax.Array, *, epsilon: float = 0.1
+    distances: ArrayLike, positives: ArrayLike, negatives: ArrayLike, *, epsilon: float = 0.1
 ) -> jax.Array:
     """Keeps positives farther than the nearest negative, and negatives nearer than the farthest positive, or nearly so.
 
@@ -311,9 +313,9 @@ def multi_similarity(
 
 
 def pair_margin(
-    distances: jax.Array,
-    positives: jax.Array,
-    negatives: jax.Array,
+    distances: ArrayLike,
+    positives: ArrayLike,
+    negatives: ArrayLike,
     *,
     pos_margin: float = 0.2,
     neg_margin: float = 0.8,
@@ -347,7 +349,7 @@ def pair_margin(
     return _keep_nan(kept, distances, positives | negatives)
 
 
-def hard_aware(distances: jax.Array, positives: jax.Array, negatives: jax.Array, *, share: float = 0.5) -> jax.Array:
+def hard_aware(distances: ArrayLike, positives: ArrayLike, negatives: ArrayLike, *, share: float = 0.5) -> jax.Array:
     """Keeps a share of the whole batch's positives, the farthest, and the same share of its negatives, the nearest.
 
     Args:
@@ -379,9 +381,9 @@ def hard_aware(distances: jax.Array, positives: jax.Array, negatives: jax.Array,
 
 def uniform_histogram(
     key: jax.Array,
-    distances: jax.Array,
-    positives: jax.Array,
-    negatives: jax.Array,
+    distances: ArrayLike,
+    positives: ArrayLike,
+    negatives: ArrayLike,
     *,
     num_bins: int = 100,
     pos_per_bin: int = 10,
@@ -421,9 +423,9 @@ def uniform_histogram(
 
 
 def angular(
-    embeddings: jax.Array,
-    positives: jax.Array,
-    negatives: jax.Array,
+    embeddings: ArrayLike,
+    positives: ArrayLike,
+    negatives: ArrayLike,
     *,
     angle: float = math.pi / 9,
     references: References | None = None,
@@ -469,25 +471,25 @@ def angular(
     return _pairs_under_angle(squared, between, positives, negatives, jnp.tan(angle))
 
 
-def hardest_positives(distances: jax.Array, positives: jax.Array) -> jax.Array:
+def hardest_positives(distances: ArrayLike, positives: ArrayLike) -> jax.Array:
     """Returns `[A]`: for each anchor the index of its farthest positive (0 if it has none)."""
     distances = _check_distances(distances)
     return jnp.argmax(jnp.where(_check_mask("positives", positives, distances), distances, -jnp.inf), axis=1)
 
 
-def easiest_positives(distances: jax.Array, positives: jax.Array) -> jax.Array:
+def easiest_positives(distances: ArrayLike, positives: ArrayLike) -> jax.Array:
     """Returns `[A]`: for each anchor the index of its nearest positive (0 if it has none)."""
     distances = _check_distances(distances)
     return jnp.argmin(jnp.where(_check_mask("positives", positives, distances), distances, jnp.inf), axis=1)
 
 
-def hardest_negatives(distances: jax.Array, negatives: jax.Array) -> jax.Array:
+def hardest_negatives(distances: ArrayLike, negatives: ArrayLike) -> jax.Array:
     """Returns `[A]`: for each anchor the index of its nearest negative (0 if it has none)."""
     distances = _check_distances(distances)
     return jnp.argmin(jnp.where(_check_mask("negatives", negatives, distances), distances, jnp.inf), axis=1)
 
 
-def semi_hard_negatives(distances: jax.Array, negatives: jax.Array) -> jax.Array:
+def semi_hard_negatives(distances: ArrayLike, negatives: ArrayLike) -> jax.Array:
     """Returns `[A, B]`: for each anchor and reference the index of the nearest negative that is farther than it.
 
     Where no negative is farther, the farthest negative; meaningless for an anchor without negatives, or with one at a

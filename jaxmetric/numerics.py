@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
-def as_float(x: jax.Array) -> jax.Array:
+def as_float(x: ArrayLike) -> jax.Array:
     """Returns `x` in float32, or in float64 if it already was: the precision in which losses are computed."""
     x = jnp.asarray(x)
     wide = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits >= 32

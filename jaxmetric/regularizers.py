@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 from jaxmetric.distances import pairwise_lp
@@ -21,12 +22,12 @@ _CLASS_BLOCK = 128
 
 
 def lp_regularizer(
-    embeddings: jax.Array,
+    embeddings: ArrayLike,
     *,
     p: float = 2,
     power: float = 1,
-    where: jax.Array | None = None,
-    weights: jax.Array | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> jax.Array:
     r"""The mean Lp norm of the embeddings, to a power: :math:`\frac{1}{B} \sum_i \|x_i\|_p^{\text{power}}`.
 
@@ -55,7 +56,7 @@ def lp_regularizer(
 
 
 def zero_mean_regularizer(
-    embeddings: jax.Array, *, where: jax.Array | None = None, weights: jax.Array | None = None
+    embeddings: ArrayLike, *, where: ArrayLike | None = None, weights: ArrayLike | None = None
 ) -> jax.Array:
     r"""The mean absolute sum of the coordinates of each embedding: :math:`\frac{1}{B} \sum_i |\sum_d x_{id}|`.
 
@@ -88,7 +89,7 @@ def zero_mean_regularizer(
     return reduce_anchors(each_anchor(sums, weights), "mean")[0]
 
 
-def center_invariant_regularizer(proxies: jax.Array) -> jax.Array:
+def center_invariant_regularizer(proxies: ArrayLike) -> jax.Array:
     r"""Penalizes unequal lengths of the class vectors: rare classes tend to get short ones.
 
     :math:`\frac{1}{4C} \sum_c \left(\|w_c\|^2 - \frac{1}{C} \sum_k \|w_k\|^2\right)^2`.
@@ -115,7 +116,7 @@ def center_invariant_regularizer(proxies: jax.Array) -> jax.Array:
     return _variance_of_lengths(checks.check_class_parameters("proxies", proxies, 2))
 
 
-def regular_face_regularizer(proxies: jax.Array) -> jax.Array:
+def regular_face_regularizer(proxies: ArrayLike) -> jax.Array:
     r"""The mean cosine of each class vector with its nearest neighbor: pushes classes apart, evenly over the sphere.
 
     :math:`\frac{1}{C} \sum_c \max_{k \ne c} \cos(w_c, w_k)`, in O(C D) memory: the neighbors are found block by block,

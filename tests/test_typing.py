@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmetric
+from jaxmetric import memory, mining
 
 x, y, columns = jnp.ones((8, 4)), np.arange(8), np.zeros((8, 2), int)
 proxies, centers = jnp.ones((8, 4)), jnp.ones((8, 2, 4))
@@ -43,7 +45,19 @@ losses: list[jax.Array] = [
     jaxmetric.proxy_anchor_loss(x, y, jaxmetric.ClassShard(proxies, "devices", 8)),
     jaxmetric.soft_triple_loss(x, columns, (centers, centers)),
     jaxmetric.center_loss(x, y, proxies, class_weights=np.ones(8)),
-    jaxmetric.vicreg_loss(x, x, weights=np.ones(8)),
+    jaxmetric.vicreg_loss(x, x, weights=np.ones(8), eps=np.float32(1e-4)),
+]
+host = np.ones((8, 4), np.float32)
+positives, negatives = mining.label_pairs(y, where=np.ones(8, bool))
+others: list[jax.Array] = [
+    jaxmetric.label_agreement(columns, columns, where=columns == 0),
+    jaxmetric.pairwise_euclidean(host, host),
+    mining.batch_hard(np.ones((8, 8)), np.eye(8) > 0, np.eye(8) == 0),
+    mining.batch_easy_hard(jaxmetric.pairwise_cosine_distance(host), positives, negatives, positive="hard"),
+    jaxmetric.lp_regularizer(host, weights=np.ones(8)),
+    jaxmetric.regular_face_regularizer(host),
+    jaxmetric.soft_triple_regularizer(np.ones((8, 2, 4))),
+    memory.update(memory.init(16, 4), host, y).labels,
 ]
 loss, stats = jaxmetric.supcon_loss(x, y, has_aux=True)
 share: jax.Array = stats.active / stats.valid
@@ -55,6 +69,7 @@ BAD = {
     'jaxmetric.triplet_loss(x, y, mining="hardest")': "triplet_loss",
     'jaxmetric.quadruplet_loss(x, y, reduction="none")': "quadruplet_loss",
     'jaxmetric.nca_loss(x, y, distance="l2")': "nca_loss",
+    'mining.batch_easy_hard(x, x > 0, x < 0, positive="hardest")': "batch_easy_hard",
 }
 
 
@@ -72,15 +87,20 @@ def test_the_stub_has_the_arguments_of_each_loss(name):
         assert written == list(inspect.signature(getattr(jaxmetric, name)).parameters)
 
 
+# pyright is no extra, as it may download a runtime of its own.
+CHECKERS = {"mypy": ["--strict", "--config-file=", "--follow-imports=silent"], "pyright": []}
+
+
 @pytest.mark.slow
-def test_a_users_file_passes_a_strict_type_checker_which_finds_misspelt_options(tmp_path):
-    pytest.importorskip("mypy", reason="needs the extra `dev`")
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_a_users_file_passes_a_strict_type_checker_which_finds_misspelt_options(checker, tmp_path):
+    pytest.importorskip(checker, reason=f"needs {checker}")
     path, lines = tmp_path / "user.py", GOOD.count("\n")
     path.write_text(GOOD + "\n".join(BAD) + "\n")
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent", str(path)]
+    command = [sys.executable, "-m", checker, *CHECKERS[checker], str(path)]
     ran = subprocess.run(command, capture_output=True, text=True)
-    errors = [line for line in ran.stdout.splitlines() if ": error: " in line]
+    errors = [line for line in ran.stdout.splitlines() if re.search(r":\d+(: error: |:\d+ - error: )", line)]
     assert len(errors) == len(BAD), ran.stdout + ran.stderr
     for number, (error, loss) in enumerate(zip(errors, BAD.values(), strict=True), lines + 1):
-        assert f"user.py:{number}: " in error
+        assert f"user.py:{number}:" in error
         assert loss in error

@@ -276,7 +276,7 @@ def init_centers(key: jax.Array, num_classes: int, centers_per_class: int, dim: 
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
-def effective_centers(centers: jax.Array, *, tolerance: float = 0.1) -> jax.Array:
+def effective_centers(centers: ArrayLike, *, tolerance: float = 0.1) -> jax.Array:
     """Counts the distinct centers of each class: those within `tolerance` of each other, in chains, count as one.
 
     Args:

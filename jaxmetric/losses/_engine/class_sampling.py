@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 from jaxmetric.agreement import known_labels
@@ -25,11 +26,11 @@ class SampledClasses(NamedTuple):
 
 def sample_classes(
     key: jax.Array,
-    labels: jax.Array,
+    labels: ArrayLike,
     num_classes: int,
     num_sampled: int,
     *,
-    where: jax.Array | None = None,
+    where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> SampledClasses:
     """Draws the classes of a step: those of the batch, and as many others, all equally likely, as make `num_sampled`.
@@ -94,7 +95,7 @@ def _draw(key: jax.Array, kept: jax.Array, is_padding: jax.Array, count: int) ->
     return jnp.sort(jax.lax.top_k(rank, count)[1])
 
 
-def _check_labels(labels: jax.Array, where: jax.Array | None, num_classes: int) -> tuple[jax.Array, jax.Array]:
+def _check_labels(labels: ArrayLike, where: ArrayLike | None, num_classes: int) -> tuple[jax.Array, jax.Array]:
     checks.check_static_integer("num_classes", num_classes, least=1)
     columns, valid = known_labels(labels, where)
     if columns.shape[1] != 1:

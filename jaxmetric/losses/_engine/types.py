@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
 
 import jax
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxmetric.losses._engine.class_shard import ClassShard
@@ -11,8 +12,8 @@ from jaxmetric.losses._engine.class_shard import ClassShard
 Reduction: TypeAlias = Literal["mean", "mean_active", "sum", "none"]
 # Of a loss that has no value for each example or anchor.
 ReductionToScalar: TypeAlias = Literal["mean", "mean_active", "sum"]
-# A number of Python, or a scalar array, which may be traced.
-ScalarLike: TypeAlias = float | jax.Array
+# A number of Python or numpy, or a scalar array, which may be traced.
+ScalarLike: TypeAlias = float | np.number[Any] | jax.Array
 
 ClassLabels: TypeAlias = Annotated[ArrayLike, "[B]"]
 LabelColumns: TypeAlias = Annotated[ArrayLike, "[B, T]"]
