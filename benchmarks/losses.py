@@ -117,6 +117,7 @@ ENTRIES = {
         lambda losses, classes: losses.RankedListLoss(margin=0.4, Tn=5),
     ),
     "siglip_loss": of(jaxmetric.siglip_loss, None),
+    "binomial_deviance_loss": of(jaxmetric.binomial_deviance_loss, None),
     "triplet_loss": of(jaxmetric.triplet_loss, "TripletMarginLoss"),
     "triplet_loss, soft_margin": Entry(
         lambda x, y, vectors: jaxmetric.triplet_loss(x, y, soft_margin=True),
