@@ -58,7 +58,7 @@ BAD = {
 }
 
 
-def test_the_stub_is_that_of_the_sources():
+def test_the_stub_matches_the_sources():
     pytest.importorskip("ruff", reason="needs the extra `dev`")
     assert STUB.read_text() == stub(), "run `python -m tests.write_stub`"
 
@@ -73,7 +73,7 @@ def test_the_stub_has_the_arguments_of_each_loss(name):
 
 
 @pytest.mark.slow
-def test_a_users_file_passes_a_strict_type_checker_which_finds_misspelt_options(tmp_path):
+def test_a_user_file_passes_a_strict_type_checker_that_finds_misspelled_options(tmp_path):
     pytest.importorskip("mypy", reason="needs the extra `dev`")
     path, lines = tmp_path / "user.py", GOOD.count("\n")
     path.write_text(GOOD + "\n".join(BAD) + "\n")
