@@ -186,11 +186,11 @@ def _hinges_of_windows(
 ) -> jax.Array:
     """Returns the sum of weight times (height - element) over the elements in [start, stop), all below the height.
 
-    A window is cut into blocks whose sizes are powers of two. The sums of all blocks of a size are made of those of
-    half the size, so that nothing cancels, as it would in a difference of running sums.
+    A window is divided into blocks whose sizes are powers of two. The sums of all blocks of a size are computed from
+    those of half the size, which avoids the cancellation of a difference of running sums.
     """
     position, hinges = start, jnp.zeros_like(heights)
-    below = jnp.zeros_like(weights)  # of each block of this size: the sum of weight times (last element - element)
+    below = jnp.zeros_like(weights)  # per block of this size: the sum of weight times (last element - element)
     for bit in range(ascending.size.bit_length()):
         size = 1 << bit
         taken = ((stop - start) >> bit) & 1 == 1
