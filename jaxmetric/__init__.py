@@ -1,7 +1,7 @@
 """Deep metric learning in JAX.
 
-Losses, distances, neighbors and metrics are pure functions of arrays and need jax and numpy alone; the subpackages
-`encoders`, `data`, `training`, `report` and `run` need the extra `jaxmetric[train]` and are imported on their own.
+Losses, distances, neighbors and metrics are pure functions of arrays and need only jax and numpy. The subpackages
+`encoders`, `data`, `training`, `report` and `run` need the extra `jaxmetric[train]` and are imported separately.
 """
 
 import importlib
@@ -83,7 +83,7 @@ from jaxmetric.regularizers import (
 
 __version__ = "0.1.0"
 
-# Imported when they are first asked for, as `jaxmetric.metrics` for example; the last five need the extra.
+# Imported on first use, such as `jaxmetric.metrics`; the last five need the extra.
 _LAZY = frozenset({"metrics", "parallel", "search", "data", "encoders", "report", "run", "training"})
 
 

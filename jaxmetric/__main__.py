@@ -1,4 +1,4 @@
-"""The command line: `jaxmetric COMMAND ...`, which is also `python -m jaxmetric COMMAND ...`."""
+"""The command line: `jaxmetric COMMAND ...` or `python -m jaxmetric COMMAND ...`."""
 
 import importlib
 import os
@@ -20,11 +20,11 @@ COMMANDS = {
     "hosts": "train in several processes, on one host or on many",
     "losses": "list the losses with their options and defaults, or explain one",
 }
-_LIGHT = ("losses",)  # need jax and numpy alone
+_LIGHT = ("losses",)  # need only jax and numpy
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command that the first word names, and ends the process with its exit code."""
+    """Runs the command named by the first word, and ends the process with its exit code."""
     words = sys.argv[1:] if argv is None else argv
     name, rest = (words[0], words[1:]) if words else ("", ())
     if name in COMMANDS:
@@ -39,9 +39,9 @@ def run(name: str, argv: Sequence[str] | None = None, *, program: str, presets: 
       name: the command.
       argv: the words after it; those of this process if not given.
       program: how the command was called, for its help text and for processes that it starts.
-      presets: a module whose `PRESETS` take the place of the built-in ones.
+      presets: a module whose `PRESETS` replace the built-in ones.
     """
-    # What a command imports takes a second, and jax swallows exceptions that Ctrl-C raises while it collects garbage.
+    # Importing a command takes a second, and jax swallows exceptions that Ctrl-C raises during garbage collection.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     words = list(sys.argv[1:] if argv is None else argv)
@@ -71,13 +71,13 @@ def _without_command(name: str) -> int:
 
 
 def leave(command: Callable[[], int]) -> NoReturn:
-    """Runs a command and ends the process, at once if the command failed: other processes must not hold it up."""
+    """Runs a command and ends the process; at once if the command failed, without waiting for other processes."""
     try:
         try:
             code = command()
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # nobody reads on, as after `| head`
+    except BrokenPipeError:  # the reader is gone, as after `| head`
         os._exit(1)
     except Exception:  # at a normal exit jax would wait for the other processes, which wait for this one
         traceback.print_exc()

@@ -1,4 +1,4 @@
-"""Checks of the arguments of losses, miners and regularizers. They run at trace time and raise one line each."""
+"""Checks of the arguments of losses, miners and regularizers. They run at trace time and raise one-line errors."""
 
 import math
 from collections.abc import Iterable
@@ -19,9 +19,9 @@ def check_array(name: str, value: Any, expected: str, kind: Any = None) -> jax.A
     """Returns an array of numbers or booleans, whole on every device of its mesh.
 
     Args:
-      name: what messages call the argument.
+      name: the name of the argument in messages.
       value: anything.
-      expected: what messages ask for.
+      expected: the expected value in messages.
       kind: a dtype, or an abstract one such as `jnp.floating`; None for any number or boolean.
     """
     array = value if isinstance(value, jax.Array) else _array_from_host(name, value, expected)
@@ -47,7 +47,7 @@ def _array_from_host(name: str, value: Any, expected: str) -> jax.Array:
 
 
 def given_dtype(value: Any, array: jax.Array) -> Any:
-    """Returns the dtype of an argument as it was given, from which that of the `array` made of it may differ."""
+    """Returns the dtype of an argument as given, which may differ from that of the `array` made from it."""
     return getattr(value, "dtype", array.dtype)
 
 
@@ -59,8 +59,8 @@ def check_floats(name: str, value: Any) -> jax.Array:
 def check_integers(name: str, value: Any, cure: str = "") -> jax.Array:
     """Returns integers in int32, or in int64 where jax has 64-bit numbers enabled.
 
-    Raises for integers that this type cannot hold. JAX alone would keep their low 32 bits, which makes one class of
-    several. The `cure` ends the messages, such as `NUMBER_CLASSES` for labels.
+    Raises for integers that this type cannot hold. JAX itself would keep their low 32 bits, which can merge several
+    classes into one. The `cure` ends the messages, such as `NUMBER_CLASSES` for labels.
     """
     if not isinstance(value, jax.Array) or jnp.issubdtype(value.dtype, jnp.unsignedinteger):
         _check_integer_range(name, value, cure)
@@ -78,10 +78,10 @@ def _check_integer_range(name: str, value: Any, cure: str) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     try:
-        # NumPy would make floats of a list that mixes small integers with some above 63 bits.
+        # NumPy would convert a list of small integers and some above 63 bits to floats.
         array = np.array(value, object) if isinstance(value, (list, tuple)) else np.asarray(value)
     except (TypeError, ValueError, jax.errors.TracerArrayConversionError):
-        return  # `check_array` names what is not an array
+        return  # `check_array` reports values that are not arrays
     whole = array.dtype.kind in "iu" or (array.dtype == object and all(isinstance(each, int) for each in array.flat))
     if array.size and whole:
         for extreme in (array.min(), array.max()):
@@ -141,7 +141,7 @@ def check_class_range(labels: Any, counted: Any, num_classes: int, name: str) ->
 def check_mask_and_weights(
     embeddings: jax.Array, where: Any, weights: Any, prefix: str = ""
 ) -> tuple[jax.Array | None, jax.Array | None]:
-    """Returns `where` and `weights` as `[B]` arrays, each None where it was not given."""
+    """Returns `where` and `weights` as `[B]` arrays, each None if it was not given."""
     size = embeddings.shape[0]
     if where is not None:
         where = check_booleans(f"{prefix}where", where)
@@ -153,7 +153,7 @@ def check_mask_and_weights(
         if weights.shape not in ((size,), (size, 1)):
             raise ValueError(f"{prefix}weights has shape {weights.shape}, expected ({size},) as embeddings")
         weights = weights.reshape(size)
-        if where is not None:  # whatever the weight of a masked example is
+        if where is not None:  # for any weight of a masked example
             weights = jnp.where(where, weights, 0)
         weights = check_weights(f"{prefix}weights", weights)
     return where, weights
@@ -171,7 +171,7 @@ def example_weights(embeddings: jax.Array, where: Any, weights: Any) -> jax.Arra
 
 
 def check_numbers(name: str, value: Any, dtype: DTypeLike) -> jax.Array:
-    """Returns numbers in a floating-point dtype. Concrete ones that would become 0 in it are an error."""
+    """Returns numbers in a floating-point dtype. Concrete numbers that would become 0 in it are an error."""
     array = check_array(name, value, "numbers")
     rounded = array.astype(dtype)
     if not isinstance(array, jax.core.Tracer):
@@ -183,9 +183,10 @@ def check_numbers(name: str, value: Any, dtype: DTypeLike) -> jax.Array:
 
 
 def check_weights(name: str, weights: jax.Array) -> jax.Array:
-    """Returns weights as constants. One that is negative or no number is an error, or infinite where it is traced.
+    """Returns weights without gradients. A negative or NaN weight is an error, or becomes infinite if traced.
 
-    An infinite one makes the loss infinite or NaN, where a NaN would be no weight above 0, and left out in silence.
+    An infinite weight makes the loss infinite or NaN. A NaN weight would not be above 0, and would silently be
+    excluded.
     """
     if not isinstance(weights, jax.core.Tracer):
         wrong = np.asarray(weights)[~(np.asarray(weights) >= 0) | np.isinf(weights)]
@@ -217,7 +218,7 @@ def check_scalar(
     with np.errstate(over="ignore"):
         try:
             number = float(value) if jax.dtypes.canonicalize_dtype(np.int64) == np.int64 else float(np.float32(value))
-        except OverflowError:  # an integer beyond the floats
+        except OverflowError:  # an integer beyond the range of floats
             number = math.inf
     bounds = [
         (f"above {above}", above is None or number > above),
@@ -252,7 +253,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def check_reduction(reduction: Any, *, unreduced: bool) -> None:
-    """Raises unless `reduction` is the name of one; `"none"` is one of them where a loss can be `unreduced`."""
+    """Raises unless `reduction` is the name of a reduction; `"none"` is one if a loss can be `unreduced`."""
     reductions = ("mean", "mean_active", "sum", "none") if unreduced else ("mean", "mean_active", "sum")
     if reduction not in reductions:
         raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(reductions)}")
@@ -265,7 +266,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def leave_out(embeddings: jax.Array, weights: jax.Array) -> jax.Array:
-    """Returns the embeddings with zeros where the weight is 0: the content of a masked row never reaches the loss."""
+    """Returns the embeddings with rows of weight 0 set to zero, so that masked rows never affect the loss."""
     return jnp.where(weights[:, None] > 0, embeddings, 0)
 
 

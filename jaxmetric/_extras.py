@@ -1,8 +1,8 @@
-"""Says which extra brings a package that is not installed: `import jaxmetric` itself needs jax and numpy alone."""
+"""Reports the extra of a missing package: `import jaxmetric` itself needs only jax and numpy."""
 
 import importlib.util
 
-# What the commands import, from the extra `train`.
+# The imports of the commands, from the extra `train`.
 TRAIN = ("flax", "grain", "optax", "orbax", "PIL", "sklearn", "tensorboardX", "threadpoolctl", "tqdm", "tyro")
 
 
@@ -10,7 +10,7 @@ def require(needing: str, *packages: str) -> None:
     """Raises ModuleNotFoundError, in one line with its cure, if a package of the extra `train` is not installed.
 
     Args:
-      needing: what needs the packages, such as "jaxmetric.training".
+      needing: the module that needs the packages, such as "jaxmetric.training".
       *packages: the names by which they are imported.
 
     Example:

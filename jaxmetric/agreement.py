@@ -1,8 +1,8 @@
-"""On how many labels two examples agree, and on how many they may disagree when some labels are missing.
+"""Counts the labels on which two examples agree, and bounds their disagreement if labels are missing.
 
-`label_agreement` is the count a person reads. The losses use its complement: `disagreement_levels` numbers the
-distinct values which the disagreement phi of a pair can take (0 = agrees on everything) and gives each pair the
-lowest and the highest level it can have; the two differ only where a label is missing.
+`label_agreement` returns the count. The losses use its complement: `disagreement_levels` numbers the distinct values of
+the disagreement phi of a pair (0 = agrees on everything), and returns the lowest and the highest level that each pair
+can have. The two differ only if a label is missing.
 """
 
 from collections.abc import Sequence
@@ -36,10 +36,10 @@ def label_agreement(
     label_weights: Sequence[float] | None = None,
     ordinal: Sequence[int | bool | None] | None = None,
 ) -> jax.Array:
-    """On how many of the T labels each pair of examples agrees.
+    """Counts on how many of the T labels each pair of examples agrees.
 
-    A column t adds `w_t` where the two labels are equal and 0 where they differ; an ordinal column adds
-    `w_t (1 - |a - b|)`. A column in which one of the two labels is missing adds nothing.
+    A column t adds `w_t` if the two labels are equal and 0 if they differ; an ordinal column adds `w_t (1 - |a - b|)`.
+    A column adds nothing if one of the two labels is missing.
 
     Args:
       labels: `[A]` or `[A, T]` integers.
@@ -89,7 +89,7 @@ def label_agreement(
 
 
 class Disagreement(NamedTuple):
-    """The way labels are compared: the static options of `disagreement_levels`."""
+    """The static options of `disagreement_levels`, which define how labels are compared."""
 
     agreement: str = "count"
     label_weights: tuple[float, ...] | None = None
@@ -102,10 +102,10 @@ def check_disagreement(
     label_weights: Sequence[float] | None,
     ordinal: Sequence[int | None] | None,
 ) -> Disagreement:
-    """Checks how a loss was asked to compare labels of T columns."""
+    """Checks the options of a loss for comparing labels of T columns."""
     checks.check_choice("agreement", agreement, ("count", "any"))
     if label_weights is not None or ordinal is not None:
-        column_scale(num_columns, label_weights, ordinal)  # raises what is wrong with them
+        column_scale(num_columns, label_weights, ordinal)  # raises if they are invalid
     return Disagreement(
         agreement, None if label_weights is None else tuple(label_weights), None if ordinal is None else tuple(ordinal)
     )
@@ -121,7 +121,7 @@ def disagreement_levels(
     label_weights: Sequence[float] | None = None,
     ordinal: Sequence[int | bool | None] | None = None,
 ) -> PairLevels:
-    """The level of disagreement of pairs of label rows, as an interval where labels are missing.
+    """Returns the level of disagreement of pairs of label rows, as an interval if labels are missing.
 
     With `agreement="count"` the levels number the distinct values of phi, the (weighted) sum of the columns'
     disagreements; with `"any"` level 0 is "agrees on everything" and level 1 "does not".
@@ -167,17 +167,17 @@ def disagreement_levels(
 def _number_below(edges: np.ndarray, x: jax.Array) -> jax.Array:
     if len(edges) > _FEW_EDGES:
         return jnp.searchsorted(edges, x).astype(jnp.int32)
-    # One comparison after the other, which XLA merges, is faster than a search, by far where lookups are slow.
+    # XLA merges these comparisons, which is faster than a search, and much faster where lookups are slow.
     return sum(((x > edge).astype(jnp.int32) for edge in edges), jnp.zeros(x.shape, jnp.int32))
 
 
 def known_labels(labels: ArrayLike, where: ArrayLike | None, name: str = "labels") -> tuple[jax.Array, jax.Array]:
-    """Returns labels as `[B, T]` and, as booleans of that shape, which of them are valid.
+    """Returns labels as `[B, T]`, and which of them are valid as booleans of that shape.
 
     Args:
       labels: `[B]` or `[B, T]` integers.
       where: `None`, `[B]` or `[B, T]` booleans.
-      name: what error messages call the labels.
+      name: the name of the labels in error messages.
     """
     return filled_where(*check_label_columns(name, labels, "where", where))
 
@@ -185,7 +185,7 @@ def known_labels(labels: ArrayLike, where: ArrayLike | None, name: str = "labels
 def check_label_columns(
     name: str, labels: Any, where_name: str, where: Any, embeddings: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Returns labels, a row for each of the `embeddings`, as `[B, T]`, and `where` as `[B, 1]` or `[B, T]`, or None."""
+    """Returns labels, one row per embedding, as `[B, T]`, and `where` as `[B, 1]` or `[B, T]`, or None."""
     labels = checks.check_integers(name, labels, checks.NUMBER_CLASSES)
     if embeddings is not None:
         checks.check_rows(embeddings, **{name: labels})
@@ -204,7 +204,7 @@ def check_label_columns(
 
 
 def filled_where(labels: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Returns `[B, T]` labels, and which of them are valid in that shape."""
+    """Returns `[B, T]` labels, and which of them are valid, in that shape."""
     return labels, jnp.ones(labels.shape, bool) if where is None else jnp.broadcast_to(where, labels.shape)
 
 
@@ -213,7 +213,7 @@ def column_scale(
     label_weights: Sequence[float] | None,
     ordinal: Sequence[int | bool | None] | None,
 ) -> list[tuple[float, int | bool]]:
-    """The weight of each column and what `ordinal` says of it (0 for a categorical one)."""
+    """Returns the weight of each column and its entry of `ordinal` (0 for a categorical column)."""
     weights = [1] * num_columns if label_weights is None else list(label_weights)
     largest = [0] * num_columns if ordinal is None else [0 if entry is None else entry for entry in ordinal]
     for name, given in (("label_weights", weights), ("ordinal", largest)):
@@ -232,7 +232,7 @@ def column_scale(
 
 
 def _sum_dtype(scale: list[tuple[float, int | bool]]) -> np.dtype:
-    """int32 where it holds every weighted sum of disagreements exactly, float32 elsewhere."""
+    """Returns int32 if it holds every weighted sum of disagreements exactly, else float32."""
     whole = all(isinstance(weight, int) for weight, _ in scale)
     largest_sum = sum(weight * (largest or 1) for weight, largest in scale)
     return np.dtype(np.int32 if whole and largest_sum <= np.iinfo(np.int32).max else np.float32)
@@ -250,7 +250,7 @@ def _column_disagreement(a: jax.Array, b: jax.Array, largest: int | bool) -> jax
 
 
 def _distinct_sums(scale: list[tuple[float, int | bool]]) -> np.ndarray:
-    """Every value, ascending, that the weighted sum of the columns' disagreements can take."""
+    """Returns all possible values of the weighted sum of the columns' disagreements, ascending."""
     sums = np.zeros(1)
     for weight, largest in scale:
         if largest >= MAX_LEVELS:

@@ -1,8 +1,8 @@
 """Pairwise distances and similarities between the rows of two matrices, in O(A B) memory.
 
-All but `pairwise_lp` are one matrix product. They are computed in float32 (float64 if given) and ask for the highest
-matmul precision: TPUs and recent GPUs round the operands of a default product to bfloat16 or TF32, which is coarser
-than the distances that metric learning orders.
+All but `pairwise_lp` are one matrix product. They are computed in float32 (float64 if given) and request the highest
+matmul precision. By default, TPUs and recent GPUs round the operands of a product to bfloat16 or TF32, which is coarser
+than the distances that metric learning has to order.
 """
 
 import math
@@ -43,8 +43,8 @@ def pairwise_squared_euclidean(x: ArrayLike, y: ArrayLike | None = None) -> jax.
 def pairwise_euclidean(x: ArrayLike, y: ArrayLike | None = None) -> jax.Array:
     """Returns `[A, B]` Euclidean distances of the rows of `x` `[A, D]` and `y` `[B, D]` (or `x`).
 
-    A distance which rounding cannot tell from 0 is 0, with gradient 0. That is one below about 1e-3 of the rows'
-    length in float32: the squares are subtracted before the root is taken.
+    A distance that rounding cannot distinguish from 0 is 0, with gradient 0. In float32 that is a distance below about
+    1e-3 of the rows' length, because the squares are subtracted before the root is taken.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,7 +61,7 @@ def pairwise_euclidean(x: ArrayLike, y: ArrayLike | None = None) -> jax.Array:
 def pairwise_cosine_distance(x: ArrayLike, y: ArrayLike | None = None) -> jax.Array:
     """Returns `[A, B]`, in [0, 2], 1 minus the cosines of the rows of `x` `[A, D]` and `y` `[B, D]` (or `x`).
 
-    To a zero row every distance is 1.
+    Every distance to a zero row is 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,18 +72,18 @@ def pairwise_cosine_distance(x: ArrayLike, y: ArrayLike | None = None) -> jax.Ar
 
 
 def pairwise_snr(x: ArrayLike, y: ArrayLike | None = None) -> jax.Array:
-    r"""The signal-to-noise-ratio distances from anchors to others: how loud their difference is beside the anchor.
+    r"""Returns signal-to-noise-ratio distances: the variance of the difference relative to that of the anchor.
 
-    :math:`d(x_i, y_j) = \mathrm{var}(x_i - y_j) / \mathrm{var}(x_i)`, variances over the D coordinates. Not symmetric,
-    and blind to a constant added to all coordinates of a row.
+    :math:`d(x_i, y_j) = \mathrm{var}(x_i - y_j) / \mathrm{var}(x_i)`, variances over the D coordinates. It is not
+    symmetric, and ignores a constant added to all coordinates of a row.
 
     Args:
       x: `[A, D]` anchors.
       y: `[B, D]` others; `x` itself if not given.
 
     Returns:
-      `[A, B]` distances >= 0; 0 from an anchor without signal, that is one whose coordinates are all equal to rounding
-      or whose variance is less than 1e-19 (float32) of the largest square in `x` and `y`.
+      `[A, B]` distances >= 0; 0 for an anchor without signal, whose coordinates are all equal up to rounding or whose
+      variance is less than 1e-19 (float32) of the largest square in `x` and `y`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -95,7 +95,7 @@ def pairwise_snr(x: ArrayLike, y: ArrayLike | None = None) -> jax.Array:
       Learning, CVPR 2019.
     """
     x, y = _matrices(x, y)
-    # The ratio does not depend on a common scale; at this one the squares neither overflow nor vanish.
+    # The ratio does not depend on a common scale; with this one, squares neither overflow nor underflow.
     x, y = (matrix / jnp.where(largest > 0, largest, 1) for largest in [_largest(x, y)] for matrix in (x, y))
     x, y = _centered(x), _centered(y)
     signal = jnp.sum(jnp.square(x), axis=1, keepdims=True)
@@ -104,10 +104,10 @@ def pairwise_snr(x: ArrayLike, y: ArrayLike | None = None) -> jax.Array:
 
 
 def pairwise_lp(x: ArrayLike, y: ArrayLike | None = None, *, p: float, power: float = 1) -> jax.Array:
-    r"""Lp distances, to a power: :math:`\left(\sum_d |x_{id} - y_{jd}|^p\right)^{\text{power} / p}`.
+    r"""Returns Lp distances, to a power: :math:`\left(\sum_d |x_{id} - y_{jd}|^p\right)^{\text{power} / p}`.
 
-    For p = 2 by a matrix product; otherwise anchor by anchor, forwards and backwards, so that no array of coordinate
-    differences `[A, B, D]` exists.
+    It uses a matrix product for p = 2. Otherwise the forward and the backward pass handle one anchor at a time, so that
+    no array of coordinate differences `[A, B, D]` exists.
 
     Args:
       x: `[A, D]`.
@@ -119,7 +119,7 @@ def pairwise_lp(x: ArrayLike, y: ArrayLike | None = None, *, p: float, power: fl
       `[A, B]` distances >= 0; the gradient of coinciding points is 0.
 
     Raises:
-      ValueError: if a shape does not fit, `p` is below 1 or `power` not above 0.
+      ValueError: if a shape does not fit, `p` is below 1 or `power` is not above 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -135,7 +135,7 @@ def pairwise_lp(x: ArrayLike, y: ArrayLike | None = None, *, p: float, power: fl
     if p == 2:
         return pairwise_squared_euclidean(x, y) if power == 2 else _power(pairwise_euclidean(x, y), power)
     anchors, others = equally_varying((x, y))
-    columns = others.T  # summing over the first axis lets a CPU work on whole rows of others
+    columns = others.T  # sums over the first axis let a CPU process whole rows of others
 
     def anchor_distances(anchor: jax.Array) -> jax.Array:
         return _power(_lp_norms(anchor[:, None] - columns, p), power)
@@ -144,7 +144,7 @@ def pairwise_lp(x: ArrayLike, y: ArrayLike | None = None, *, p: float, power: fl
 
 
 def _lp_norms(differences: jax.Array, p: float) -> jax.Array:
-    """The Lp norms of the columns of `[D, B]`, with gradient 0 at a column of zeros."""
+    """Returns the Lp norms of the columns of `[D, B]`, with gradient 0 for a column of zeros."""
     absolute = safe_abs(differences)
     if p == 1:
         return jnp.sum(absolute, axis=0)
@@ -152,14 +152,14 @@ def _lp_norms(differences: jax.Array, p: float) -> jax.Array:
     if p == math.inf:
         return largest
     empty = largest < jnp.finfo(absolute.dtype).tiny
-    # The norm does not depend on this scale, so that it may be taken for a constant.
+    # The norm does not depend on this scale, so the scale needs no gradient.
     unit = jax.lax.stop_gradient(jnp.where(empty, 1, largest))
     total = jnp.sum(jnp.power(absolute / unit[None, :], p), axis=0)
     return jnp.where(empty, 0 * largest, unit * jnp.power(jnp.where(empty, 1, total), 1 / p))
 
 
 def _power(distances: jax.Array, power: float) -> jax.Array:
-    """`distances` >= 0 to a power > 0, with gradient 0 at 0 whatever the power."""
+    """Returns `distances` >= 0 to a power > 0, with gradient 0 at 0 for any power."""
     if power == 1:
         return distances
     empty = distances == 0
@@ -167,13 +167,13 @@ def _power(distances: jax.Array, power: float) -> jax.Array:
 
 
 def _largest(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The largest finite absolute value of both matrices, as a constant."""
+    """Returns the largest finite absolute value of both matrices, without a gradient."""
     absolute = (jnp.abs(jax.lax.stop_gradient(matrix)) for matrix in (x, y))
     return jnp.maximum(*(jnp.max(each, where=jnp.isfinite(each), initial=0) for each in absolute))
 
 
 def _centered(x: jax.Array) -> jax.Array:
-    """The rows of `x` without their mean; rows whose coordinates are equal to rounding become zeros."""
+    """Returns the rows of `x` minus their means; rows with coordinates equal up to rounding become zeros."""
     centered = x - jnp.mean(x, axis=1, keepdims=True)
     rounding = 4 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), axis=1, keepdims=True, initial=0)
     equal = jnp.max(jnp.abs(centered), axis=1, keepdims=True, initial=0) <= rounding

@@ -1,14 +1,14 @@
-"""Cross-batch memory: the embeddings of past batches as further references for the next ones.
+"""Cross-batch memory: the embeddings of past batches as additional references for the next batch.
 
-`init` makes an empty memory, `update` puts a batch in, in the place of the oldest examples, and `as_references` makes
-of it what a loss takes as `references=`:
+`init` creates an empty memory, `update` replaces the oldest examples by a batch, and `as_references` returns the
+`references=` of a loss:
 
     references = as_references(memory, embeddings, labels)
     loss = contrastive_loss(embeddings, labels, references=references)
     memory = update(memory, embeddings, labels)
 
-A memory is a plain tuple of arrays of fixed shapes. It goes through `jit`, `scan` and checkpoints, and its buffers can
-be donated. With several devices, put the gathered batch in: then every device has the same memory.
+A memory is a plain tuple of arrays of fixed shapes. It works with `jit`, `scan` and checkpoints, and its buffers can be
+donated. With several devices, add the gathered batch, so that every device has the same memory.
 """
 
 from typing import NamedTuple
@@ -25,13 +25,13 @@ from jaxmetric.references import References
 
 
 class Memory(NamedTuple):
-    """The newest examples, in a ring.
+    """The newest examples, in a ring buffer.
 
     Attributes:
       embeddings: `[M, D]`.
       labels: `[M]` or `[M, T]` int32.
       where: booleans of the shape of the labels: which are filled and valid.
-      position: the row at which the next example goes, an int32 scalar.
+      position: the row of the next example, an int32 scalar.
     """
 
     embeddings: jax.Array
@@ -44,10 +44,10 @@ def init(size: int, dim: int, *, num_labels: int | None = None, dtype: jax.typin
     """Returns an empty memory.
 
     Args:
-      size: M >= 1, how many examples it holds.
+      size: M >= 1, the number of examples that it holds.
       dim: D >= 1.
       num_labels: T >= 1 if the labels are `[B, T]`; None if they are `[B]`.
-      dtype: of the embeddings.
+      dtype: the dtype of the embeddings.
 
     Raises:
       ValueError: if a size is below 1.
@@ -70,12 +70,12 @@ def init(size: int, dim: int, *, num_labels: int | None = None, dtype: jax.typin
 
 
 def update(memory: Memory, embeddings: ArrayLike, labels: ArrayLike, where: ArrayLike | None = None) -> Memory:
-    """Puts a batch in, in the place of the oldest examples.
+    """Replaces the oldest examples by a batch.
 
     Args:
-      memory: of M examples.
-      embeddings: `[B, D]` floats, detached here. Of a batch larger than the memory the last M stay.
-      labels: `[B]`, or `[B, T]` if the memory was made for that, integers of at most 32 bits.
+      memory: a memory of M examples.
+      embeddings: `[B, D]` floats, detached here. If the batch is larger than the memory, its last M rows are kept.
+      labels: `[B]`, or `[B, T]` if the memory was created for it, integers of at most 32 bits.
       where: `[B]` booleans, or `[B, T]` for single missing labels. Examples without a valid label are skipped, as if
         they had been deleted.
 
@@ -111,17 +111,17 @@ def as_references(
     """Returns the memory as references, preceded by the batch itself if that is given.
 
     Args:
-      memory: of M examples; those not yet filled are not valid. A batch given as well must not be in it yet.
+      memory: a memory of M examples; unfilled rows are not valid. A batch that is given must not be in it yet.
       embeddings: `[B, D]`; gradients flow through them.
-      labels: `[B]`, or `[B, T]` if the memory was made for that.
-      where: `[B]` or `[B, T]` booleans: what is valid in the batch.
-      weights: `[B]` weights of the batch; the examples of the memory weigh 1.
+      labels: `[B]`, or `[B, T]` if the memory was created for it.
+      where: `[B]` or `[B, T]` booleans: which examples or labels of the batch are valid.
+      weights: `[B]` weights of the batch; the examples of the memory have weight 1.
 
     Returns:
-      References of M rows, or of B + M, in which each example of the batch knows its `own` row.
+      References of M rows, or of B + M rows in which `own` is the row of each example of the batch.
 
     Raises:
-      ValueError: if a shape does not fit the memory, or the batch is given in part.
+      ValueError: if a shape does not fit the memory, or only a part of the batch is given.
       TypeError: if a dtype does not fit.
 
     Example:
@@ -159,7 +159,7 @@ def _put_in(memory: Memory, embeddings: jax.Array, columns: jax.Array, known: ja
     count = jnp.sum(valid, dtype=jnp.int32)
     order = jnp.cumsum(valid, dtype=jnp.int32) - 1
     stays = valid & (order >= count - size)
-    row = jnp.where(stays, (memory.position + order) % size, size)  # a row that does not exist: dropped
+    row = jnp.where(stays, (memory.position + order) % size, size)  # rows out of range are dropped
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         new = new.reshape(-1, *old.shape[1:]).astype(old.dtype)

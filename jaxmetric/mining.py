@@ -1,16 +1,16 @@
-"""Miners: they choose the pairs of a batch that are worth learning from, by their distances.
+"""Miners: functions that select the pairs of a batch worth learning from, by their distances.
 
-`label_pairs` says which references are positives and which negatives of each anchor. A miner keeps some of both and
-returns them as one mask `[A, R]`, which losses take as `pairs=`:
+`label_pairs` returns masks of the positives and the negatives of each anchor. A miner keeps some of both and returns
+them as one mask `[A, R]`, which losses take as `pairs=`:
 
     positives, negatives = label_pairs(labels)
     pairs = multi_similarity(pairwise_cosine_distance(embeddings), positives, negatives, epsilon=0.1)
     loss = contrastive_loss(embeddings, labels, pairs=pairs)
 
-Every miner takes `[A, R]` distances (of a similarity s: 1 - s, or -s) and the two masks, keeps only pairs that are in
-one of them, and keeps all of those whose distance is NaN, so that the loss shows it. A miner of triplets keeps the
-pairs (a, p) and (a, n) of each triplet (a, p, n) that it finds, and none of an anchor without any. The functions at the
-end return indices of references instead. Nothing here is differentiated.
+Every miner takes `[A, R]` distances (for a similarity s: 1 - s, or -s) and the two masks. It keeps only pairs that are
+in one of the masks. It keeps all of those whose distance is NaN, so that the loss shows the NaN. A triplet miner keeps
+the pairs (a, p) and (a, n) of each triplet (a, p, n) that it finds, and nothing for an anchor without a triplet. The
+functions at the end return indices of references instead. No gradient flows through this module.
 """
 
 import math
@@ -33,7 +33,7 @@ Hardness: TypeAlias = Literal["easy", "hard", "semi-hard", "all"]
 def label_pairs(
     labels: ArrayLike, references: References | None = None, *, where: ArrayLike | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns which references are of the same class as each anchor, and which are of another.
+    """Returns which references have the same class as each anchor, and which have another class.
 
     Args:
       labels: `[A]` or `[A, 1]` integers.
@@ -41,8 +41,8 @@ def label_pairs(
       where: `[A]` booleans: which anchors are valid.
 
     Returns:
-      `positives` and `negatives`, `[A, R]` booleans. In neither are the anchor itself, which `references.own` points
-      at, and pairs with an example that is masked or weighs 0.
+      `positives` and `negatives`, `[A, R]` booleans. Both exclude the anchor itself, whose row is `references.own`, and
+      examples that are masked or have weight 0.
 
     Raises:
       ValueError: if a shape does not fit.
@@ -70,7 +70,7 @@ def label_pairs(
 
 
 def batch_hard(distances: ArrayLike, positives: ArrayLike, negatives: ArrayLike) -> jax.Array:
-    """Keeps for each anchor its farthest positive and its nearest negative; the first among equals.
+    """Keeps the farthest positive and the nearest negative of each anchor; the first of equal ones.
 
     Args:
       distances: `[A, R]`.
@@ -104,21 +104,23 @@ def batch_easy_hard(
     positive: Hardness = "easy",
     negative: Hardness = "semi-hard",
 ) -> jax.Array:
-    """Keeps one positive and one negative for each anchor, each the easy, the hard or the semi-hard one.
+    """Keeps one positive and one negative per anchor, each of them the easy, the hard or the semi-hard one.
 
-    The easy positive is the nearest, so that a class may stay spread out, in several clusters; the hard one is the
-    farthest. The hard negative is the nearest, the easy one the farthest. The semi-hard negative is the nearest that is
-    farther than the chosen positive, the semi-hard positive the farthest that is nearer than the chosen negative.
+    The easy positive is the nearest, which lets a class form several clusters; the hard positive is the farthest. The
+    hard negative is the nearest, and the easy negative the farthest. The semi-hard negative is the nearest one that is
+    farther than the selected positive. The semi-hard positive is the farthest one that is nearer than the selected
+    negative.
 
     Args:
       distances: `[A, R]`.
       positives: `[A, R]` booleans.
       negatives: `[A, R]` booleans.
       positive: `"easy"`, `"hard"`, `"semi-hard"`, or `"all"` to keep every positive.
-      negative: the same for negatives. Only one of the two can be `"semi-hard"`, and then the other not `"all"`.
+      negative: the same for negatives. At most one of the two can be `"semi-hard"`, and the other must not be `"all"`
+        then.
 
     Returns:
-      `[A, R]` booleans; the first among equals.
+      `[A, R]` booleans; the first of equal ones.
 
     Raises:
       ValueError: if the shapes differ, a name is unknown or the two do not go together.
@@ -140,7 +142,7 @@ def batch_easy_hard(
     if (positive, negative) in (("semi-hard", "semi-hard"), ("semi-hard", "all"), ("all", "semi-hard")):
         expected = "'easy' or 'hard'" if positive == "semi-hard" else "'easy' or 'hard' or 'all'"
         raise ValueError(f"negative is {negative!r}, expected {expected} with positive {positive!r}")
-    # Positives are the harder the farther, negatives the harder the nearer.
+    # Farther positives are harder; nearer negatives are harder.
     hardness_of_positives = -distances if positive == "easy" else distances
     hardness_of_negatives = distances if negative == "easy" else -distances
     if positive == "semi-hard":
@@ -159,7 +161,7 @@ def batch_easy_hard(
 def triplet_margin(
     distances: ArrayLike, positives: ArrayLike, negatives: ArrayLike, *, margin: float = 0.2, kind: Hardness = "all"
 ) -> jax.Array:
-    """Keeps the pairs of the triplets in which the negative is not farther than the positive by the margin.
+    """Keeps the pairs of the triplets in which the negative is not farther than the positive by more than the margin.
 
     With the gap d(a, n) - d(a, p), these are the triplets whose gap is at most the margin (`"all"`), at most 0
     (`"hard"`), above 0 and at most the margin (`"semi-hard"`), or above the margin (`"easy"`).
@@ -172,8 +174,8 @@ def triplet_margin(
       kind: which of the four.
 
     Returns:
-      `[A, R]` booleans: the pairs which are part of such a triplet. A loss that makes triplets of them makes all that
-      they allow, also of pairs found in different ones.
+      `[A, R]` booleans: the pairs that are part of such a triplet. A loss over triplets uses every triplet of these
+      pairs, including triplets that combine pairs from different selected ones.
 
     Raises:
       ValueError: if the shapes differ, the margin is negative or the kind unknown.
@@ -234,7 +236,7 @@ def distance_weighted(
     cutoff: float = 0.5,
     nonzero_loss_cutoff: float = 1.4,
 ) -> jax.Array:
-    r"""Draws for each anchor as many negatives as it has positives, evenly over the distances that they can have.
+    r"""Draws as many negatives per anchor as it has positives, evenly over the possible distances.
 
     On the unit sphere in D dimensions, distances have the density :math:`q(d) \propto d^{D-2} (1 - d^2/4)^{(D-3)/2}`.
     A negative is drawn with probability proportional to 1 / q(max(d, cutoff)), without replacement.
@@ -246,11 +248,11 @@ def distance_weighted(
       negatives: `[A, R]` booleans.
       dim: D >= 1, the size of the embeddings.
       cutoff: in (0, 2): nearer negatives are drawn as if they were this far, which bounds the variance.
-      nonzero_loss_cutoff: in (0, 2]: negatives that are this far or farther are not drawn; their loss would be 0.
+      nonzero_loss_cutoff: in (0, 2]: negatives at this distance or farther are not drawn; their loss would be 0.
 
     Returns:
-      `[A, R]` booleans: the drawn negatives (all that are near enough, if these are fewer than the positives), and the
-      positives of every anchor for which one was drawn.
+      `[A, R]` booleans: the drawn negatives (all that are near enough, if these are fewer than the positives), and all
+      positives of every anchor with a drawn negative.
 
     Raises:
       ValueError: if the shapes differ or a number is out of range.
@@ -279,7 +281,7 @@ def multi_similarity(
     """Keeps positives farther than the nearest negative, and negatives nearer than the farthest positive, or nearly so.
 
     A positive is kept if d(a, p) + epsilon > min_n d(a, n), a negative if d(a, n) - epsilon < max_p d(a, p). The paper
-    says the same of the similarities 1 - d.
+    states the same conditions for the similarities 1 - d.
 
     Args:
       distances: `[A, R]`; cosine distances in the paper.
@@ -356,10 +358,10 @@ def hard_aware(distances: ArrayLike, positives: ArrayLike, negatives: ArrayLike,
       distances: `[A, R]`.
       positives: `[A, R]` booleans.
       negatives: `[A, R]` booleans.
-      share: in [0, 1]; how many this makes is rounded up.
+      share: in [0, 1]; the resulting number is rounded up.
 
     Returns:
-      `[A, R]` booleans; the first among equals.
+      `[A, R]` booleans; the first of equal ones.
 
     Raises:
       ValueError: if the shapes differ or the share is out of range.
@@ -389,7 +391,7 @@ def uniform_histogram(
     pos_per_bin: int = 10,
     neg_per_bin: int = 10,
 ) -> jax.Array:
-    """Draws pairs of the whole batch so that their distances are spread evenly: at most so many from each bin.
+    """Draws pairs of the whole batch evenly over their distances, with a maximum number per bin of distances.
 
     The bins divide the range of the positives' distances, and that of the negatives', into equal parts.
 
@@ -430,10 +432,10 @@ def angular(
     angle: float = math.pi / 9,
     references: References | None = None,
 ) -> jax.Array:
-    r"""Keeps the pairs of the triplets whose negative sees anchor and positive under a large angle.
+    r"""Keeps the pairs of the triplets with a large angle at the negative.
 
     With the center :math:`c = (a + p) / 2`, a triplet is kept if :math:`\arctan(|a - p| / (2 |n - c|))` is above the
-    angle. Of the triplets only O(A R + R^2) numbers are in memory at a time; the time is O(A R^2).
+    angle. Only O(A R + R^2) numbers are in memory at a time; the time is O(A R^2).
 
     Args:
       embeddings: `[A, D]`.
@@ -443,7 +445,7 @@ def angular(
       references: what the anchors are compared with; the batch itself if not given.
 
     Returns:
-      `[A, R]` booleans: the pairs which are part of such a triplet.
+      `[A, R]` booleans: the pairs that are part of such a triplet.
 
     Raises:
       ValueError: if the shapes do not fit or the angle is out of range.
@@ -490,10 +492,10 @@ def hardest_negatives(distances: ArrayLike, negatives: ArrayLike) -> jax.Array:
 
 
 def semi_hard_negatives(distances: ArrayLike, negatives: ArrayLike) -> jax.Array:
-    """Returns `[A, B]`: for each anchor and reference the index of the nearest negative that is farther than it.
+    """Returns `[A, B]`: for each anchor and reference the index of the nearest negative beyond that reference.
 
-    Where no negative is farther, the farthest negative; meaningless for an anchor without negatives, or with one at a
-    distance of NaN.
+    If no negative is farther, it is the index of the farthest negative. The index is undefined for an anchor without
+    negatives, or with a negative at distance NaN.
 
     Example:
       >>> import jax.numpy as jnp
@@ -526,7 +528,7 @@ def _hardest(hardness: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _value_of(chosen: jax.Array, distances: jax.Array) -> jax.Array:
-    """Returns `[A, 1]`: the distance of the one entry of each row that is chosen."""
+    """Returns `[A, 1]`: the distance of the selected entry of each row."""
     return jnp.sum(jnp.where(chosen, distances, 0), axis=1, keepdims=True)
 
 
@@ -534,7 +536,7 @@ def _value_of(chosen: jax.Array, distances: jax.Array) -> jax.Array:
 def _pairs_with_gap(
     distances: jax.Array, positives: jax.Array, negatives: jax.Array, low: float, high: float
 ) -> jax.Array:
-    """The pairs of triplets with low < d(a, n) - d(a, p) <= high."""
+    """Returns the pairs of the triplets with low < d(a, n) - d(a, p) <= high."""
     has_partner = jax.vmap(_has_partner, in_axes=(0, 0, None, None))
     kept_positives = positives & has_partner(distances, negatives, low, high)
     kept_negatives = negatives & has_partner(-distances, positives, low, high)
@@ -542,7 +544,7 @@ def _pairs_with_gap(
 
 
 def _has_partner(values: jax.Array, mask: jax.Array, low: float, high: float) -> jax.Array:
-    """Returns `[R]`: for which values v there is a value u of the mask with low < u - v <= high."""
+    """Returns `[R]`: whether the mask has a value u with low < u - v <= high, for each value v."""
     mask = mask & ~jnp.isnan(values)
     ascending = jnp.sort(jnp.where(mask, values, jnp.inf))
     index = jnp.searchsorted(ascending, values + low, side="right")
@@ -560,11 +562,11 @@ def _draw_by_distance(
     cutoff: float,
     nonzero_loss_cutoff: float,
 ) -> jax.Array:
-    # At a distance of 2 the density is 0 and its inverse means nothing.
+    # At a distance of 2 the density is 0 and its inverse is undefined.
     near = negatives & (distances < nonzero_loss_cutoff) & (distances < 2)
     d = jnp.where(near, jnp.maximum(distances, cutoff), 1)
     log_weights = (2.0 - dim) * jnp.log(d) - (dim - 3.0) / 2 * jnp.log1p(-jnp.square(d / 2))
-    # The largest of log-weights with Gumbel noise are draws without replacement; nothing is exponentiated.
+    # Selecting the largest log-weights plus Gumbel noise draws without replacement, and needs no exponentials.
     scores = jnp.where(near, log_weights + jax.random.gumbel(key, d.shape, d.dtype), -jnp.inf)
     count = jnp.minimum(jnp.sum(positives, axis=1), jnp.sum(near, axis=1))[:, None]
     descending = -jnp.sort(-scores, axis=1)
@@ -608,7 +610,7 @@ def _draw_from_bins(
 
 
 def _rank_in_group(group: jax.Array, score: jax.Array, *, num_groups: int) -> jax.Array:
-    """The rank, from 0, of each entry's score among the entries of its group (0 to num_groups - 1)."""
+    """Returns the rank, from 0, of each entry's score within its group (0 to num_groups - 1)."""
     flat = jnp.arange(group.size, dtype=jnp.int32)
     groups, _, index = jax.lax.sort((group.ravel(), score.ravel(), flat), num_keys=2, is_stable=True)
     start = jnp.searchsorted(groups, jnp.arange(num_groups, dtype=groups.dtype))
@@ -637,7 +639,7 @@ def _pairs_under_angle(
 
 
 def _keep_nan(kept: jax.Array, distances: jax.Array, candidates: jax.Array) -> jax.Array:
-    """Adds the candidates at a distance of NaN: no comparison finds them, and the loss must show them."""
+    """Adds the candidates at distance NaN, which no comparison selects, so that the loss shows the NaN."""
     return kept | (candidates & jnp.isnan(distances))
 
 

@@ -1,7 +1,7 @@
-"""Arithmetic whose gradients stay finite where the textbook formula's do not.
+"""Arithmetic whose gradients stay finite where those of the textbook formulas do not.
 
-Every loss and distance is built from these few functions, so that a zero vector, two equal vectors or half
-precision are handled once. They hide no NaN: a NaN that comes in goes out.
+Every loss and distance is built from these few functions, so that zero vectors, equal vectors and half precision are
+handled in one place. They do not hide a NaN: a NaN input gives a NaN output.
 """
 
 from typing import Any
@@ -12,14 +12,14 @@ from jax.typing import ArrayLike
 
 
 def as_float(x: ArrayLike) -> jax.Array:
-    """Returns `x` in float32, or in float64 if it already was: the precision in which losses are computed."""
+    """Returns `x` in float32, or in float64 if it is float64: the precision in which losses are computed."""
     x = jnp.asarray(x)
     wide = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits >= 32
     return x if wide else x.astype(jnp.float32)
 
 
 def safe_abs(x: jax.Array) -> jax.Array:
-    """Returns |x|, with gradient 0 at 0, where `jnp.abs` has 1.
+    """Returns |x|, with gradient 0 at 0, where that of `jnp.abs` is 1.
 
     Example:
       >>> import jax
@@ -37,7 +37,7 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
       >>> float(jax.grad(safe_sqrt)(0.0)), float(jax.grad(safe_sqrt)(4.0))
       (0.0, 0.25)
     """
-    # Both branches of `where` are differentiated, so the unused one needs a harmless argument as well.
+    # Both branches of `where` are differentiated, so the unused branch also needs a harmless argument.
     empty = x <= 0
     return jnp.where(empty, 0, jnp.sqrt(jnp.where(empty, 1, x)))
 
@@ -45,7 +45,7 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
 def safe_normalize(x: jax.Array, axis: int = -1) -> jax.Array:
     """Returns `x` scaled to unit Euclidean length along `axis`; a zero vector stays zero, with gradient zero.
 
-    However long or short a vector is, its squares neither overflow nor vanish.
+    Squares neither overflow nor underflow, however long or short a vector is.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,7 +54,7 @@ def safe_normalize(x: jax.Array, axis: int = -1) -> jax.Array:
     """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True))
     empty = largest < jnp.finfo(x.dtype).tiny
-    # The result does not depend on this scale, so that it may be taken for a constant.
+    # The result does not depend on this scale, so the scale needs no gradient.
     scaled = x / jnp.where(empty, 1, largest)
     squared = jnp.sum(jnp.square(scaled), axis=axis, keepdims=True)
     return jnp.where(empty, 0, scaled * jax.lax.rsqrt(jnp.where(empty, 1, squared)))
@@ -74,10 +74,10 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def softplus(x: jax.Array) -> jax.Array:
-    """Returns log(1 + exp(x)); its gradient is a sigmoid, at most 1 however `x` was rounded.
+    """Returns log(1 + exp(x)); its gradient is a sigmoid, at most 1 for any rounding of `x`.
 
-    The gradient of `jax.nn.softplus` is exp(x - softplus(x)), which is anything where a compiler rounds the two x
-    differently, by more than 1 if they are large.
+    The gradient of `jax.nn.softplus` is exp(x - softplus(x)). It can be arbitrarily wrong if a compiler rounds the two
+    x differently, by more than 1 for large x.
     """
     return jnp.logaddexp(x, 0)
 
@@ -89,10 +89,10 @@ def _softplus_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tupl
 
 @jax.custom_jvp
 def excess(x: jax.Array, largest: jax.Array) -> jax.Array:
-    """Returns x - largest for `x` of which `largest` is the maximum: exactly 0 where they are equal, never above.
+    """Returns x - largest, if `largest` is the maximum of `x`: exactly 0 where they are equal, never above.
 
-    A plain difference is neither: of a product, a compiler subtracts before it rounds. Among numbers of 1e10 that
-    leaves 500 instead of 0, and infinity of its exponential. A NaN stays.
+    A plain difference guarantees neither, because a compiler may subtract from a product before rounding it. For
+    numbers of 1e10 that can give 500 instead of 0, whose exponential is infinite. A NaN stays.
     """
     return jnp.where(x >= largest, 0, jnp.minimum(x - largest, 0))
 
@@ -107,10 +107,10 @@ def _excess_jvp(
 def equally_varying(tree: Any) -> Any:
     """Returns a tree in which every array varies over each mesh axis over which any of them varies.
 
-    Inside `jax.shard_map` with `check_vma=True`, the type of an array says over which axes devices may hold different
-    values. A loop must not change the types of what it carries, and a `custom_vjp` must return cotangents of the types
-    of its arguments. Arguments that passed through here satisfy both, and JAX sums the gradients of those that were
-    equal on all devices. Outside, the tree comes back as it is.
+    Inside `jax.shard_map` with `check_vma=True`, the type of an array states over which axes devices may hold different
+    values. A loop must not change the types of its carry, and a `custom_vjp` must return cotangents of the types of its
+    arguments. Arguments processed by this function satisfy both, and JAX sums the gradients of those that were equal on
+    all devices. Outside of `shard_map`, the tree is returned unchanged.
     """
     axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(tree)))
 
@@ -126,10 +126,10 @@ def _varying_axes(x: Any) -> frozenset[Any]:
 
 
 def masked_logsumexp(x: jax.Array, where: jax.Array, *, axis: int = -1, weights: jax.Array | None = None) -> jax.Array:
-    """The logarithm of the (weighted) sum of exponentials of the selected entries: log sum of w exp(x).
+    """Returns the logarithm of the (weighted) sum of exponentials of the selected entries, log sum of w exp(x).
 
-    Where nothing is selected it is -inf, with gradient zero, so that `softplus` of it is 0 and flat. Entries
-    which are not selected, or weigh 0, may be anything; a NaN among the selected stays visible.
+    If nothing is selected it is -inf, with gradient zero, so that its `softplus` is 0 with gradient 0. Entries that are
+    not selected, or have weight 0, may be anything. A NaN among the selected entries stays visible.
 
     Args:
       x: an array of floats.
@@ -152,10 +152,10 @@ def masked_logsumexp(x: jax.Array, where: jax.Array, *, axis: int = -1, weights:
     largest = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True, where=selected, initial=-jnp.inf))
     empty = largest == -jnp.inf
     largest = jnp.where(empty, 0, largest)
-    # Both the argument and the result are masked: the gradient of exp must not see what is not selected.
+    # Both the argument and the result are masked, so that unselected entries do not affect the gradient of exp.
     terms = jnp.where(selected, jnp.exp(jnp.where(selected, excess(x, largest), 0)), 0)
     total = jnp.sum(terms, axis=axis)
-    # Otherwise 0 only where a compiler computed even the largest term again, and rounded it far below the maximum.
+    # Otherwise it is 0 only if a compiler recomputed the largest term and rounded it far below the maximum.
     logarithm = jnp.log(jnp.where(total == 0, 1, total)) + jnp.squeeze(largest, axis)
     return jnp.where(jnp.squeeze(empty, axis), -jnp.inf, logarithm)
 
@@ -163,9 +163,9 @@ def masked_logsumexp(x: jax.Array, where: jax.Array, *, axis: int = -1, weights:
 def replicated(x: jax.Array) -> jax.Array:
     """Returns `x` without explicit sharding: every device of its mesh holds the whole array.
 
-    Arrays on a mesh of explicit axes, the default of `jax.make_mesh`, carry their sharding in their type, and a
-    comparison of all rows with all rows has no sharding that JAX could derive. The gradient is sharded as `x` is. Other
-    arrays are returned as they are.
+    Arrays on a mesh with explicit axes, the default of `jax.make_mesh`, have their sharding in their type, and JAX
+    cannot derive a sharding for a comparison of all rows with all rows. The gradient has the sharding of `x`. Other
+    arrays are returned unchanged.
     """
     sharding = jax.typeof(x).sharding
     if all(axis is None for axis in sharding.spec):
@@ -174,6 +174,6 @@ def replicated(x: jax.Array) -> jax.Array:
 
 
 def sharded_like(array: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns `x` with the explicit sharding of `array`, of the same shape; as it is where `array` has none."""
+    """Returns `x` with the explicit sharding of `array`, of the same shape; unchanged if `array` has none."""
     sharding = jax.typeof(array).sharding
     return x if all(axis is None for axis in sharding.spec) else jax.sharding.reshard(x, sharding)

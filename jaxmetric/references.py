@@ -1,4 +1,4 @@
-"""A second set of examples, with which a loss compares the examples of the batch."""
+"""A second set of examples that a loss compares with the examples of the batch."""
 
 from typing import Any, NamedTuple, TypeAlias
 
@@ -8,24 +8,24 @@ from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 
-# `pairs=` of a loss: which pairs may be used, [A, R]; or, in place of labels, the positives and the negatives.
+# `pairs=` of a loss: which pairs may be used, [A, R]; or, instead of labels, the positives and the negatives.
 PairMasks: TypeAlias = ArrayLike | tuple[ArrayLike, ArrayLike]
 
 
 class References(NamedTuple):
-    """The examples that the anchors of a batch are compared with, where these are not the batch itself.
+    """The examples that the anchors of a batch are compared with, instead of the batch itself.
 
-    A gallery for its queries, one view for another, the examples of all devices for those of one, or a memory of past
-    batches: `loss(embeddings, labels, references=References(...))`.
+    Such as a gallery, a second view, the examples of all devices, or a memory of past batches:
+    `loss(embeddings, labels, references=References(...))`.
 
     Attributes:
       embeddings: `[R, D]` floats.
-      labels: `[R]` or `[R, T]` integers, in the code of the batch's labels; None where `pairs=(positives, negatives)`
-        says which pairs are alike.
+      labels: `[R]` or `[R, T]` integers, with the same codes as the batch's labels; None if
+        `pairs=(positives, negatives)` defines positives and negatives.
       where: `[R]` booleans, or `[R, T]` for single missing labels: which are valid; all if None.
       weights: `[R]` weights >= 0; 1 if None.
       own: `[B]` integers: the row of each example of the batch among the references, so that it is not compared with
-        itself; -1 for an example that is not among them, as all are if it is None.
+        itself; -1 for an example that is not among them. If None, no example is.
     """
 
     embeddings: ArrayLike | None
@@ -46,7 +46,7 @@ def check_own_rows(references: References, batch: int) -> jax.Array | None:
 
     Raises:
       ValueError: if `references.own` has another shape than `[B]`.
-      TypeError: if it has no integer dtype.
+      TypeError: if its dtype is not an integer dtype.
     """
     if references.own is None:
         return None

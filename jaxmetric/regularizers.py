@@ -1,9 +1,10 @@
-"""Penalties on embeddings or class vectors, to be added to a loss: each returns one scalar.
+"""Penalties on embeddings or class vectors, each a scalar to add to a loss.
 
     loss = contrastive_loss(embeddings, labels) + 0.01 * lp_regularizer(embeddings)
 
-Those of embeddings are means over the valid examples, those of class vectors means over the classes. The regularizer of
-SoftTriple, which merges the superfluous centers of a class, stands beside its loss: `soft_triple_regularizer`.
+Penalties on embeddings are means over the valid examples, and those on class vectors are means over the classes. The
+regularizer of SoftTriple, which merges superfluous centers of a class, is in the module of its loss:
+`soft_triple_regularizer`.
 """
 
 from functools import partial
@@ -17,7 +18,7 @@ from jaxmetric.distances import pairwise_lp
 from jaxmetric.losses._engine.reduction import each_anchor, reduce_anchors
 from jaxmetric.numerics import safe_abs, safe_normalize
 
-# The similarities of that many classes to all others are in memory at a time.
+# The number of classes whose similarities to all others are in memory at a time.
 _CLASS_BLOCK = 128
 
 
@@ -29,7 +30,7 @@ def lp_regularizer(
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
 ) -> jax.Array:
-    r"""The mean Lp norm of the embeddings, to a power: :math:`\frac{1}{B} \sum_i \|x_i\|_p^{\text{power}}`.
+    r"""Returns the mean Lp norm of the embeddings, to a power: :math:`\frac{1}{B} \sum_i \|x_i\|_p^{\text{power}}`.
 
     Args:
       embeddings: `[B, D]` floats.
@@ -42,7 +43,7 @@ def lp_regularizer(
       A scalar >= 0; 0 if no example is valid. A zero embedding has gradient 0.
 
     Raises:
-      ValueError: if a shape does not fit, `p` is below 1 or `power` not above 0.
+      ValueError: if a shape does not fit, `p` is below 1 or `power` is not above 0.
       TypeError: if a dtype is not the one above.
 
     Example:
@@ -60,7 +61,7 @@ def zero_mean_regularizer(
 ) -> jax.Array:
     r"""The mean absolute sum of the coordinates of each embedding: :math:`\frac{1}{B} \sum_i |\sum_d x_{id}|`.
 
-    Made for the signal-to-noise-ratio distance, which takes variances for signals.
+    Designed for the signal-to-noise-ratio distance, which uses variances as signals.
 
     Args:
       embeddings: `[B, D]` floats.
@@ -95,7 +96,7 @@ def center_invariant_regularizer(proxies: ArrayLike) -> jax.Array:
     :math:`\frac{1}{4C} \sum_c \left(\|w_c\|^2 - \frac{1}{C} \sum_k \|w_k\|^2\right)^2`.
 
     Args:
-      proxies: `[C, D]` class vectors; their lengths must matter to the loss, or there is nothing to balance.
+      proxies: `[C, D]` class vectors. The loss must depend on their lengths.
 
     Returns:
       A scalar >= 0.
@@ -119,14 +120,14 @@ def center_invariant_regularizer(proxies: ArrayLike) -> jax.Array:
 def regular_face_regularizer(proxies: ArrayLike) -> jax.Array:
     r"""The mean cosine of each class vector with its nearest neighbor: pushes classes apart, evenly over the sphere.
 
-    :math:`\frac{1}{C} \sum_c \max_{k \ne c} \cos(w_c, w_k)`, in O(C D) memory: the neighbors are found block by block,
-    and only the cosines with them are differentiated.
+    :math:`\frac{1}{C} \sum_c \max_{k \ne c} \cos(w_c, w_k)`, in O(C D) memory: neighbors are found in blocks, and only
+    the cosines with them are differentiated.
 
     Args:
       proxies: `[C, D]` class vectors, normalized here.
 
     Returns:
-      A scalar in [-1, 1]; 0 for a single class. Only the first among equally near neighbors has a gradient.
+      A scalar in [-1, 1]; 0 for a single class. Only the first of equally near neighbors has a gradient.
 
     Raises:
       ValueError: if the shape is not `[C, D]`.

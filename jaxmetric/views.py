@@ -1,7 +1,7 @@
 """Self-supervision: several views of the same images instead of labels.
 
-Two views are positives of each other if they show the same image. `self_supervised` makes of any loss over pairs or
-triplets one over views; `view_labels` is the labelling behind it.
+Two views are positives of each other if they show the same image. `self_supervised` converts any loss over pairs or
+triplets to a loss over views, with the labels of `view_labels`.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxmetric.references import References
 
 
 def view_labels(batch: int, num_views: int) -> jax.Array:
-    """Returns `[num_views * batch]` labels of views that are stacked one after the other: the number of the image.
+    """Returns `[num_views * batch]` labels of stacked views: the index of the image.
 
     Example:
       >>> view_labels(3, 2).tolist()
@@ -25,20 +25,20 @@ def view_labels(batch: int, num_views: int) -> jax.Array:
 
 
 def self_supervised(loss: Callable[..., Any], *, symmetric: bool = True) -> Callable[..., Any]:
-    """Makes a loss of embeddings and labels into a loss of two or more views of the same images.
+    """Converts a loss of embeddings and labels to a loss of two or more views of the same images.
 
-    Symmetric, every view is an anchor and is compared with all the others, of its own image and of the others.
-    Asymmetric, only the first view's embeddings are anchors, and they are compared with the other views alone, not with
+    In the symmetric form, every view is an anchor and is compared with all other views of all images. In the asymmetric
+    form, only the embeddings of the first view are anchors, and they are compared only with the other views, not with
     each other.
 
     Args:
       loss: a loss `(embeddings, labels, ...)`; if not symmetric, one that takes `references`.
-      symmetric: which of the two.
+      symmetric: whether to use the symmetric form.
 
     Returns:
       A function `(first, second, ..., where=None, weights=None, **hyper_parameters)` of `[B, D]` views, whose rows show
-      the same images in the same order. `where` and `weights` are of the images, `[B]`. With `reduction="none"` it
-      returns one value for each anchor, view after view.
+      the same images in the same order. `where` and `weights` are per image, `[B]`. With `reduction="none"` it returns
+      one value for each anchor, view after view.
 
     Raises:
       ValueError: (the returned function) if there are fewer than two views or their shapes differ.

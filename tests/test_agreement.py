@@ -14,7 +14,7 @@ def test_counts_the_columns_on_which_two_examples_agree():
     np.testing.assert_array_equal(agreement, [[3, 2, 0], [2, 3, 1], [0, 1, 3]])
 
 
-def test_one_column_may_come_without_its_axis():
+def test_one_column_may_be_a_vector():
     labels = np.array([5, 7, 5])
     np.testing.assert_array_equal(label_agreement(labels), [[1, 0, 1], [0, 1, 0], [1, 0, 1]])
     np.testing.assert_array_equal(label_agreement(labels[:, None]), label_agreement(labels))
@@ -37,13 +37,13 @@ def test_other_rows_are_the_second_axis():
     )
 
 
-def test_label_weights_weigh_the_columns():
+def test_label_weights_multiply_the_columns():
     agreement = label_agreement(PEOPLE, label_weights=(4.0, 2.0, 0.5))
     assert agreement.dtype == jnp.float32
     np.testing.assert_array_equal(agreement, [[6.5, 6, 0], [6, 6.5, 0.5], [0, 0.5, 6.5]])
 
 
-def test_ordinal_columns_lose_their_distance():
+def test_ordinal_columns_subtract_their_distance():
     # 1 - |20 - 23| = -2; clipped at a largest distance of 2: -1
     np.testing.assert_array_equal(label_agreement(PEOPLE, ordinal=(None, 0, True))[0], [3, 0, -2])
     np.testing.assert_array_equal(label_agreement(PEOPLE, ordinal=(None, False, 2))[0], [3, 1, -1])
@@ -98,7 +98,7 @@ def test_levels_number_the_distinct_disagreements(label_weights, ordinal):
     np.testing.assert_array_equal(levels.upper, np.searchsorted(values, bounds[:, 1] - 1e-5))
 
 
-def test_any_knows_two_levels():
+def test_agreement_any_has_two_levels():
     first, second = np.array([[1, 2], [1, 2], [1, 2], [1, 2]]), np.array([[1, 2], [1, 3], [5, 2], [1, 9]])
     known = np.array([[True, True], [True, True], [True, False], [True, False]])
     levels = disagreement_levels(
@@ -115,7 +115,7 @@ def test_known_labels_are_a_matrix_with_a_mask_for_each_entry():
     assert known.tolist() == [[True] * 3, [False] * 3, [True] * 3]
 
 
-def test_goes_through_jit():
+def test_works_under_jit():
     np.testing.assert_array_equal(jax.jit(label_agreement)(PEOPLE), label_agreement(PEOPLE))
 
 
@@ -171,7 +171,7 @@ def test_bad_input_is_named(kwargs, error, message):
         ({"agreement": "all"}, "agreement is 'all', expected 'count' or 'any'"),
     ],
 )
-def test_levels_which_cannot_be_known_before_tracing_are_refused(kwargs, message):
+def test_levels_that_are_unknown_before_tracing_are_refused(kwargs, message):
     known = np.ones(PEOPLE.shape, bool)
     with pytest.raises(ValueError, match=message):
         disagreement_levels(PEOPLE, PEOPLE, first_known=known, second_known=known, **kwargs)

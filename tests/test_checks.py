@@ -61,7 +61,7 @@ def test_integers_that_would_be_cut_are_refused_by_name(name, number, place, as_
         ([[0, 1], [1], [0], [1]], "is a list of unequal rows, expected integers"),
     ],
 )
-def test_what_is_no_array_of_integers_is_named_in_one_line(name, value, came):
+def test_values_that_are_not_integer_arrays_are_named_in_one_line(name, value, came):
     argument, function = TAKE_INTEGERS[name]
     with pytest.raises(TypeError, match=f"^{argument} {came}") as raised:
         function(value)
@@ -74,13 +74,13 @@ def test_what_is_no_array_of_integers_is_named_in_one_line(name, value, came):
     values=st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=5),
     dtype=st.sampled_from([np.int64, np.int32, list]),
 )
-def test_integers_that_fit_come_through(values, dtype):
+def test_integers_that_fit_are_accepted(values, dtype):
     given = values if dtype is list else np.array(values, dtype)
     assert checks.check_integers("labels", given).tolist() == values
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.uint32, np.int64])
-def test_labels_have_one_dtype_whatever_they_came_in(dtype):
+def test_labels_of_any_integer_dtype_are_converted_to_one(dtype):
     assert checks.check_integers("labels", np.zeros(3, dtype)).dtype == np.int32
     assert jax.jit(lambda x: checks.check_integers("labels", x))(np.zeros(3, dtype)).dtype == np.int32
     with jax.enable_x64(True):
@@ -93,7 +93,7 @@ def test_an_ordinal_difference_never_overflows(a, b, largest):
     assert int(agreement[0, 0]) == 1 - min(abs(a - b), largest)
 
 
-def test_what_is_no_array_is_named():
+def test_values_that_are_not_arrays_are_named():
     for value in (None, "abc", {"a": 1}, object()):
         with pytest.raises(TypeError, match=r"^embeddings (is|has) .*, expected a floating-point dtype") as raised:
             checks.check_embeddings(value)
@@ -105,12 +105,12 @@ def test_lists_that_hold_traced_values_are_arrays():
     assert doubled.tolist() == [[3, 6]]
 
 
-def test_a_masked_array_is_refused_for_its_mask_would_be_lost():
+def test_a_masked_array_is_refused_because_its_mask_would_be_lost():
     with pytest.raises(TypeError, match=r"labels is a masked array, expected integers.* which of them are valid"):
         jaxmetric.supcon_loss(EMBEDDINGS, np.ma.array(LABELS, mask=LABELS > 0))
 
 
-def test_keys_are_no_labels():
+def test_keys_are_refused_as_labels():
     with pytest.raises(TypeError, match="labels has dtype key<fry>, expected integers"):
         jaxmetric.supcon_loss(EMBEDDINGS, jax.random.split(KEY, 4))
 
@@ -134,7 +134,7 @@ def test_weights_that_would_become_0_are_named(weight):
         (-0.1, "temperature is -0.1, expected a finite number above 0"),
     ],
 )
-def test_numbers_that_single_precision_loses_are_named(value, message):
+def test_numbers_that_single_precision_cannot_hold_are_named(value, message):
     with pytest.raises(ValueError, match=message):
         jaxmetric.supcon_loss(EMBEDDINGS, LABELS, temperature=value)
 
@@ -144,7 +144,7 @@ def test_an_ordinal_range_may_be_any_integer():
 
 
 @pytest.mark.parametrize("loss", [jaxmetric.supcon_loss, jaxmetric.triplet_loss, jaxmetric.contrastive_loss])
-def test_contradictory_masks_are_seen_where_they_are_traced(loss):
+def test_contradictory_masks_give_nan_if_traced(loss):
     mask = ~np.eye(4, dtype=bool)
     assert np.isnan(jax.jit(lambda p, n: loss(EMBEDDINGS, None, pairs=(p, n)))(mask, mask))
     if loss is jaxmetric.contrastive_loss:

@@ -104,7 +104,7 @@ def test_float64_stays_float64(function):
 
 
 @over("dot", "cosine similarity", "squared Euclidean", "Euclidean", "cosine distance", "SNR")
-def test_asks_for_the_highest_matmul_precision(function):
+def test_requests_the_highest_matmul_precision(function):
     traced = str(jax.make_jaxpr(function)(jnp.ones((3, 2))))
     products = re.findall(r"dot_general\[.*?precision=(\(.*?\)|\w+)", traced, re.DOTALL)
     assert products == ["(Precision.HIGHEST, Precision.HIGHEST)"]
@@ -164,7 +164,7 @@ def test_nothing_is_promoted_implicitly(function):
         assert jax.eval_shape(function, jnp.ones((2, 3)), jnp.ones((4, 3))).shape == (2, 4)
 
 
-def test_all_public_functions_are_here():
+def test_all_public_functions_are_covered():
     public = {name for name in vars(distances) if name.startswith("pairwise_")}
     assert public == {getattr(function, "func", function).__name__ for function, _ in DEFINITIONS.values()}
 
@@ -237,7 +237,7 @@ def test_lp_norms_of_large_powers_do_not_overflow():
 
 
 @pytest.mark.parametrize("arguments", [{"p": 0.5}, {"p": math.nan}, {"p": 2, "power": 0}, {"p": 1, "power": math.inf}])
-def test_norms_which_are_none_are_named(arguments):
+def test_invalid_norms_are_named(arguments):
     with pytest.raises(ValueError, match=r"^p(ower)? is \S+, expected a (finite )?number"):
         pairwise_lp(jnp.ones((2, 2)), **arguments)
 
@@ -248,7 +248,7 @@ def test_the_anchor_of_the_snr_distance_is_the_first_argument():
     assert jitted(pairwise_snr)(quiet, loud) == 1
 
 
-def test_the_snr_distance_does_not_see_a_common_scale_or_a_constant_added_to_a_row():
+def test_the_snr_distance_ignores_a_common_scale_and_a_constant_added_to_a_row():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 4, 6)).astype(np.float32)
     function = jitted(pairwise_snr)
@@ -267,7 +267,7 @@ def test_an_anchor_without_signal_has_snr_distances_of_zero(constant):
 
 
 @pytest.mark.parametrize("size", [1e-8, 1e-15, 1e-30])
-def test_a_faint_anchor_beside_a_loud_one_has_finite_snr_distances_and_gradients(size):
+def test_anchors_of_very_different_variance_have_finite_snr_distances_and_gradients(size):
     x = np.float32([[size, -size, 0], [1, 0, 1]])
     assert np.isfinite(jitted(pairwise_snr)(x, x)).all()
     for gradient in gradients_of(pairwise_snr)(x, x, np.ones((2, 2), np.float32)):

@@ -69,7 +69,7 @@ FUNCTIONS = {
 }
 
 
-def test_every_miner_is_here():
+def test_every_miner_is_covered():
     miners = {name for name, each in vars(mining).items() if getattr(each, "__module__", "") == mining.__name__}
     assert {name for name in miners if not name.startswith("_")} <= FUNCTIONS.keys()
 

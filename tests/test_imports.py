@@ -61,13 +61,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = {module_of(path): path for path in FILES}
 
 
-def test_every_room_has_its_place():
+def test_every_subpackage_has_a_layer():
     rooms = {room_of(module) for module in MODULES if module != "jaxmetric"}
     assert rooms == {room for layer in LAYERS for room in layer}
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_point_down(module):
+def test_imports_do_not_go_to_higher_layers(module):
     if module == "jaxmetric":
         allowed = LIGHT
     else:
@@ -86,7 +86,7 @@ def assert_no_circle(knows):
             del knows[name]
 
 
-def test_rooms_do_not_import_each_other_in_a_circle():
+def test_subpackages_have_no_circular_imports():
     knows = {room: set() for layer in LAYERS for room in layer}
     for module, path in MODULES.items():
         if module != "jaxmetric":
@@ -94,7 +94,7 @@ def test_rooms_do_not_import_each_other_in_a_circle():
     assert_no_circle(knows)
 
 
-def test_files_do_not_import_each_other_in_a_circle():
+def test_files_have_no_circular_imports():
     knows = {
         module: {name.rpartition(".")[0] if name not in MODULES else name for name in imported_modules(path)} - {module}
         for module, path in MODULES.items()
@@ -103,14 +103,14 @@ def test_files_do_not_import_each_other_in_a_circle():
 
 
 @pytest.mark.parametrize("room", sorted(LIGHT))
-def test_the_core_needs_jax_and_numpy_alone(room):
+def test_the_core_needs_only_jax_and_numpy(room):
     allowed = {"jax", "numpy", "jaxmetric"} | set(sys.stdlib_module_names)
     for module, path in MODULES.items():
         if module != "jaxmetric" and room_of(module) == room:
             assert {name.split(".")[0] for name in imported_modules(path)} <= allowed, module
 
 
-def test_import_brings_in_nothing_heavy():
+def test_importing_the_package_imports_nothing_heavy():
     heavy = [
         *("flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow", "PIL", "matplotlib", "sklearn"),
         *("tyro", "tqdm", "scipy.stats", "pandas", "torch", "chex"),
@@ -123,7 +123,7 @@ def test_import_brings_in_nothing_heavy():
     assert json.loads(ran.stdout) == []
 
 
-def test_starting_a_training_does_not_wait_for_what_its_report_needs():
+def test_starting_a_training_does_not_import_the_dependencies_of_the_report():
     script = "import sys, jaxmetric.run.train; assert 'sklearn' not in sys.modules"
     ran = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
@@ -153,7 +153,7 @@ def test_exports_are_documented(name):
 
 
 @pytest.mark.parametrize("name", [name for name in jaxmetric.__all__ if name.endswith("_loss")])
-def test_losses_share_one_grammar(name):
+def test_losses_share_one_signature(name):
     parameters = inspect.signature(getattr(jaxmetric, name)).parameters
     positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     second = "other" if name == "vicreg_loss" else "labels"

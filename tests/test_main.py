@@ -41,14 +41,14 @@ def test_help_has_a_line_for_each_command():
         assert f"\n  {name:10}{what}\n" in done.stdout
 
 
-def test_no_command_is_told_which_there_are():
+def test_without_a_command_the_commands_are_listed():
     done = run("jaxmetric")
     assert done.returncode == 2
     assert done.stdout.startswith("usage: jaxmetric COMMAND")
 
 
 @pytest.mark.parametrize(("word", "near"), [("trian", " (did you mean train?)"), ("xyz", "")])
-def test_an_unknown_command_is_one_line_with_the_nearest_name(word, near):
+def test_an_unknown_command_is_a_one_line_error_with_the_nearest_name(word, near):
     done = run("jaxmetric", word)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: no command is called {word!r}{near}; there are {', '.join(COMMANDS)}\n"
@@ -68,7 +68,7 @@ def test_the_help_of_a_command_names_it_as_it_was_called(name, door, monkeypatch
 
 
 @pytest.mark.parametrize("words", DOORS, ids=" ".join)
-def test_a_command_without_its_extra_is_one_line_that_names_it(words):
+def test_a_command_without_its_extra_is_a_one_line_error_that_names_the_extra(words):
     done = run(*words, code=without("flax"))
     called = " ".join(words).replace("experiments", "python -m experiments")
     assert (done.returncode, done.stdout) == (1, "")
@@ -80,7 +80,7 @@ def test_the_losses_are_listed_without_the_extra():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_subpackage_without_its_extra_says_which_extra_brings_it():
+def test_a_subpackage_without_its_extra_names_the_extra():
     script = ["import sys", *map(without, TRAIN), "import jaxmetric"]
     for subpackage in SUBPACKAGES:
         for statement in (f"import jaxmetric.{subpackage}", f"jaxmetric.{subpackage}"):
@@ -121,14 +121,14 @@ def test_a_command_requires_all_that_it_imports():
 
 
 @pytest.mark.parametrize("words", DOORS, ids=" ".join)
-def test_ctrl_c_during_the_imports_of_a_command_ends_the_process_without_a_word(words, tmp_path):
+def test_ctrl_c_during_the_imports_of_a_command_ends_the_process_silently(words, tmp_path):
     (tmp_path / "tyro.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = run(*words, PYTHONPATH=path)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
-def test_a_shell_that_ignores_ctrl_c_is_heeded(tmp_path):
+def test_an_ignored_ctrl_c_stays_ignored(tmp_path):
     (tmp_path / "tyro.py").write_text("import signal\nraise SystemExit(signal.getsignal(signal.SIGINT).name)\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     command = f"trap '' INT; exec {sys.executable} -m jaxmetric train"
@@ -147,7 +147,7 @@ def test_importing_sets_no_signal_handler():
 
 
 @pytest.mark.parametrize("words", [("jaxmetric",), ("experiments.train",)], ids=" ".join)
-def test_help_that_nobody_reads_to_its_end_ends_without_a_word(words):
+def test_help_whose_reader_is_gone_ends_silently(words):
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", *words, "--help"]

@@ -79,7 +79,7 @@ def test_the_memory_alone_as_references():
 
 
 @pytest.mark.parametrize("num_labels", [None, 2])
-def test_the_batch_comes_first_and_knows_its_own_rows(num_labels):
+def test_the_batch_comes_first_and_own_gives_its_rows(num_labels):
     rng = np.random.default_rng(0)
     old, new = batch(rng, 2, num_labels), batch(rng, 4, num_labels)
     memory = xbm.update(xbm.init(3, 3, num_labels=num_labels), *old)
@@ -94,7 +94,7 @@ def test_the_batch_comes_first_and_knows_its_own_rows(num_labels):
     assert xbm.as_references(memory, *new).weights is None
 
 
-def test_what_is_remembered_is_detached_and_the_batch_is_not():
+def test_remembered_embeddings_are_detached_and_those_of_the_batch_are_not():
     embeddings, labels = batch(np.random.default_rng(0), 2)
 
     def total(embeddings):
@@ -163,7 +163,7 @@ def test_a_batch_that_does_not_fit_is_named(function):
         function(memory, embeddings, np.full(2, 2**32 - 1, np.uint32))
 
 
-def test_half_a_batch_is_named():
+def test_an_incomplete_batch_is_named():
     memory = xbm.init(4, 3)
     for arguments in ({"embeddings": np.ones((2, 3))}, {"labels": np.ones(2, int)}, {"weights": np.ones(2)}):
         with pytest.raises(ValueError, match=r"(embeddings|labels) is None, expected that of the batch"):

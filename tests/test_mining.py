@@ -168,7 +168,7 @@ def test_triplet_margin_keeps_the_pairs_of_the_triplets_of_a_kind(seed, values):
 
 
 @examples
-def test_multi_similarity_keeps_pairs_which_the_hardest_of_the_other_side_overtakes(seed, values):
+def test_multi_similarity_keeps_pairs_harder_than_the_hardest_of_the_other_kind(seed, values):
     distances, positives, negatives = masked_example(seed, values)
     epsilon, expected = 1.5, kept()
     for a, p, n in triplets(positives, negatives):
@@ -234,7 +234,7 @@ def test_distance_weighted_prefers_near_negatives_in_high_dimensions_without_und
     assert mask.tolist() == [[True, False, True], [True, True, False]]
 
 
-def test_uniform_histogram_draws_from_every_bin_alike():
+def test_uniform_histogram_draws_equally_from_every_bin():
     rng = np.random.default_rng(0)
     distances = rng.normal(size=(40, 50)).astype(np.float32)
     positives = rng.random(distances.shape) < 0.3
@@ -325,7 +325,7 @@ def test_a_negative_at_a_distance_of_nan_makes_no_easy_triplet():
 
 
 @all_miners
-def test_without_positives_or_negatives_nothing_but_candidates_is_kept(miner):
+def test_without_positives_or_negatives_only_candidates_are_kept(miner):
     distances, positives, negatives = masked_example(1, 1000)
     distances /= 1000
     nothing = np.zeros_like(positives)
@@ -337,7 +337,7 @@ def test_without_positives_or_negatives_nothing_but_candidates_is_kept(miner):
 
 
 @pytest.mark.parametrize("name", sorted(set(MINERS) - {"pair_margin", "hard_aware", "uniform_histogram"}))
-def test_miners_of_triplets_keep_no_anchor_without_both_sides(name):
+def test_triplet_miners_keep_no_anchor_that_lacks_positives_or_negatives(name):
     distances, positives, negatives = masked_example(1, 1000)
     mask = MINERS[name](distances / 1000, positives, negatives)
     assert not mask[~(positives.any(1) & negatives.any(1))].any()
@@ -352,7 +352,7 @@ def test_nothing_is_differentiated(miner):
 
 
 @all_miners
-def test_traced_batched_and_in_half_precision_the_same(miner):
+def test_results_are_the_same_traced_batched_and_in_half_precision(miner):
     distances, positives, negatives = masked_example(3, 4)
     distances /= 4
     expected = miner(distances, positives, negatives)
@@ -439,7 +439,7 @@ def test_semi_hard_negative_is_the_nearest_that_is_farther_else_the_farthest(see
 
 
 @pytest.mark.parametrize("function", [hardest_positives, easiest_positives, hardest_negatives])
-def test_a_nan_distance_is_chosen_so_that_it_stays_visible(function):
+def test_a_nan_distance_is_selected_so_that_it_stays_visible(function):
     distances = np.float32([[1, np.nan, 3, 0]])
     assert function(distances, np.ones((1, 4), bool)).tolist() == [1]
     assert function(distances, np.array([[True, False, False, False]])).tolist() == [0]

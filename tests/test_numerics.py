@@ -36,7 +36,7 @@ def test_safe_abs_is_abs_and_flat_at_zero():
     np.testing.assert_array_equal(gradients, [-1, 0, 0, 1, 1])
 
 
-def test_safe_sqrt_is_sqrt_where_that_is_smooth_and_flat_elsewhere():
+def test_safe_sqrt_is_sqrt_for_positive_arguments_and_flat_elsewhere():
     x = jnp.array([-4.0, -0.0, 0.0, 0.25, 4.0, jnp.inf])
     values, gradients = jax.vmap(jax.value_and_grad(safe_sqrt))(x)
     np.testing.assert_array_equal(values, [0, 0, 0, 0.5, 2, np.inf])
@@ -74,7 +74,7 @@ def test_safe_normalize_of_lengths_whose_squares_leave_the_range(dtype, scale):
     assert np.isfinite(jax.grad(lambda x: safe_normalize(x)[0])(x)).all()
 
 
-def test_safe_divide_is_zero_and_flat_over_nothing():
+def test_safe_divide_by_zero_is_zero_and_flat():
     value, gradients = jax.value_and_grad(safe_divide, argnums=(0, 1))(5.0, 0.0)
     assert (value, *gradients) == (0, 0, 0)
     value, gradients = jax.value_and_grad(safe_divide, argnums=(0, 1))(6.0, 2.0)
@@ -91,7 +91,7 @@ def test_safe_divide_is_zero_and_flat_over_nothing():
         lambda x: safe_divide(x[0], 0.0),
     ],
 )
-def test_a_nan_goes_through(function):
+def test_a_nan_stays_visible(function):
     assert np.isnan(function(jnp.array([np.nan, 1.0]))).any()
 
 
@@ -100,7 +100,7 @@ def logsumexp(x, axis, weights):
         return scipy_logsumexp(x, axis=axis, b=weights)
 
 
-def test_masked_logsumexp_is_that_of_the_selected_entries_weighed():
+def test_masked_logsumexp_is_the_weighted_logsumexp_of_the_selected_entries():
     rng = np.random.default_rng(0)
     x, where, weights = 50 * rng.normal(size=(6, 9)), rng.random((6, 9)) < 0.5, rng.random((6, 9))
     where[:, 0] = True
@@ -119,7 +119,7 @@ def test_the_gradient_of_masked_logsumexp_is_the_softmax_of_the_selected_entries
 
 
 @pytest.mark.parametrize("left_out", [1.0, 1e38, np.inf, -np.inf, np.nan])
-def test_masked_logsumexp_never_sees_what_is_not_selected(left_out):
+def test_masked_logsumexp_ignores_unselected_entries(left_out):
     x = jnp.array([[left_out, 5.0, 5.0], [left_out] * 3])
     selected = jnp.array([[False, True, True], [False] * 3])
 
@@ -133,14 +133,14 @@ def test_masked_logsumexp_never_sees_what_is_not_selected(left_out):
     np.testing.assert_allclose(gradient, [[0, 1 / (1 + np.exp(-5) / 2), 1 / (1 + np.exp(-5) / 2)], [0] * 3], rtol=1e-5)
 
 
-def test_softplus_of_masked_logsumexp_over_nothing_is_zero_and_flat():
+def test_softplus_of_an_empty_masked_logsumexp_is_zero_and_flat():
     value, gradient = jax.value_and_grad(lambda x: jax.nn.softplus(masked_logsumexp(x, x > 10)))(jnp.arange(3.0))
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
     assert masked_logsumexp(jnp.zeros((2, 0)), True).tolist() == [-np.inf] * 2
 
 
-def test_masked_logsumexp_neither_overflows_nor_vanishes():
+def test_masked_logsumexp_neither_overflows_nor_underflows():
     assert masked_logsumexp(jnp.array([1e8, 1e8]), True) == 1e8
     np.testing.assert_allclose(masked_logsumexp(jnp.array([-1e8, -2e8]), True), -1e8)
     tiny = masked_logsumexp(jnp.array([0.0, 100.0]), True, weights=jnp.array([1.0, 1e-37]))
@@ -207,7 +207,7 @@ def test_infinite_terms_of_masked_logsumexp_stay_visible():
     assert masked_logsumexp(jnp.array([1.0, jnp.inf]), jnp.array([True, False])) == 1
 
 
-def test_arrays_that_vary_equally_have_the_axes_of_all():
+def test_equally_varying_arrays_vary_over_the_axes_of_all():
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     spec = jax.sharding.PartitionSpec
 
@@ -233,7 +233,7 @@ def test_arrays_that_vary_equally_have_the_axes_of_all():
     [(), ("data",), ("model",), (("data", "model"),), (None, "data"), ("data", "model"), ("model", "data")],
     ids=str,
 )
-def test_a_replicated_array_has_no_explicit_sharding_and_its_gradient_the_one_it_came_with(axes, spec):
+def test_a_replicated_array_has_no_explicit_sharding_and_its_gradient_that_of_the_input(axes, spec):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=axes)
     x = np.arange(64, dtype=np.float32).reshape(8, 8)
     placed = jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec)))

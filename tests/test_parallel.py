@@ -312,7 +312,7 @@ def test_each_batch_is_placed_before_the_previous_step_begins():
 
 
 @pytest.mark.parametrize("driver", [on_pmap, on_shard_map])
-def test_a_step_moves_nothing_between_host_and_devices(driver):
+def test_a_step_transfers_nothing_between_host_and_devices(driver):
     driven = driver(make_step(ROWS["normalized softmax"].call), 4)
     state = driven.place_state(initial_state("normalized softmax"))
     placed = list(placed_ahead(batches(), driven.place_batch))

@@ -72,7 +72,7 @@ def test_zero_and_coinciding_rows_have_finite_gradients(function, expected, size
 
 
 @over(*OF_EMBEDDINGS)
-def test_masked_and_weightless_examples_are_as_deleted(function, expected):
+def test_masked_and_weightless_examples_equal_deleted_ones(function, expected):
     x = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
     where = np.array([1, 0, 1, 1, 0, 0, 1], bool)
     poisoned = np.where(where[:, None], x, np.nan)

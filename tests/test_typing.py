@@ -73,7 +73,7 @@ BAD = {
 }
 
 
-def test_the_stub_is_that_of_the_sources():
+def test_the_stub_matches_the_sources():
     pytest.importorskip("ruff", reason="needs the extra `dev`")
     assert STUB.read_text() == stub(), "run `python -m tests.write_stub`"
 
@@ -93,7 +93,7 @@ CHECKERS = {"mypy": ["--strict", "--config-file=", "--follow-imports=silent"], "
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checker", CHECKERS)
-def test_a_users_file_passes_a_strict_type_checker_which_finds_misspelt_options(checker, tmp_path):
+def test_a_user_file_passes_a_strict_type_checker_that_finds_misspelled_options(checker, tmp_path):
     pytest.importorskip(checker, reason=f"needs {checker}")
     path, lines = tmp_path / "user.py", GOOD.count("\n")
     path.write_text(GOOD + "\n".join(BAD) + "\n")

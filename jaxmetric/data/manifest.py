@@ -98,9 +98,9 @@ def load_manifest(
       list of test images.
 
     Raises:
-      ManifestError: for missing, unreadable or truncated images, ragged rows, images that are listed twice (also as
-        two names of one file), a split or an ordinal value that cannot be read; and, whatever `skip_bad`, for a
-        missing or empty file, a header that does not tell the image column, unknown columns, no label column.
+      ManifestError: for missing, unreadable or truncated images, ragged rows, images that are listed twice (also as two
+        names of one file), a split or an ordinal value that cannot be read. Regardless of `skip_bad`: for a missing or
+        empty file, a header without an image column, unknown columns, or no label column.
       ValueError: if an argument is out of range.
 
     Warns:

@@ -1,4 +1,4 @@
-"""The losses: pure functions of embeddings and labels, in one grammar.
+"""The losses: pure functions of embeddings and labels, all with one signature.
 
 name_loss(embeddings, labels, *, <hyper-parameters>, where=None, weights=None, reduction="mean", has_aux=False)
 """

@@ -1,8 +1,8 @@
 """Softmax losses with a margin on the angle to the right class, and P2SGrad, which has none.
 
-Each differs from the normalized softmax in what stands for the logit of the right class; `theta` is the angle between
-an example and a class vector. None takes an arccos, whose gradient has no bound near theta = 0: cos(theta + m) comes
-from the addition theorem, cos(m theta) from Chebyshev's polynomials.
+Each replaces the logit of the right class in the normalized softmax; `theta` is the angle between an example and a
+class vector. None uses an arccos, whose gradient is unbounded near theta = 0: cos(theta + m) comes from the addition
+theorem, and cos(m theta) from Chebyshev polynomials.
 """
 
 import math
@@ -41,7 +41,7 @@ def arcface_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""ArcFace: the angle between an example and its class vector is smaller than those to others, by a margin.
+    r"""ArcFace: a softmax with an additive margin on the angle between an example and its class vector.
 
     :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s \cos(\theta_y + m)` and :math:`z_c = s \cos \theta_c` for
     the other classes.
@@ -56,8 +56,8 @@ def arcface_loss(
         up. They are normalized here.
       scale: s > 0.
       margin: m, in radians, from 0 to pi.
-      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
-        weighs its own weight times that of its class.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. The weight of
+        an example is multiplied by that of its class.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
       weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
@@ -99,13 +99,13 @@ def sub_center_arcface_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""Sub-center ArcFace: ArcFace with several centers per class, of which the nearest counts.
+    r"""Sub-center ArcFace: ArcFace with several centers per class, of which only the nearest counts.
 
     :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s \cos(\theta_y + m)`, :math:`z_c = s \cos \theta_c` and
-    :math:`\cos \theta_c = \max_k x^\top w_c^k` for vectors of length 1. A class's noisy examples gather around other
-    centers than the dominant one.
+    :math:`\cos \theta_c = \max_k x^\top w_c^k` for vectors of length 1. The noisy examples of a class gather around
+    other centers than the dominant one.
 
-    Beyond :math:`\theta_y = \pi - m` it goes on as `arcface_loss` does.
+    Beyond :math:`\theta_y = \pi - m` it continues as `arcface_loss` does.
 
     Args:
       embeddings: `[B, D]` floats. They are normalized here.
@@ -114,8 +114,8 @@ def sub_center_arcface_loss(
         of labels, whose losses add up. They are normalized here. See `init_centers`.
       scale: s > 0.
       margin: m, in radians, from 0 to pi.
-      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
-        weighs its own weight times that of its class.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. The weight of
+        an example is multiplied by that of its class.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
       weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
@@ -169,10 +169,10 @@ def cosface_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""CosFace: the cosine with the vector of an example's class is larger than those with others, by a margin.
+    r"""CosFace: a softmax with an additive margin on the cosine between an example and its class vector.
 
     :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s (\cos \theta_y - m)` and :math:`z_c = s \cos \theta_c` for
-    the other classes: `normalized_softmax_loss` of normalized embeddings.
+    the other classes. This is `normalized_softmax_loss` of normalized embeddings.
 
     Args:
       embeddings: `[B, D]` floats. They are normalized here.
@@ -180,9 +180,9 @@ def cosface_loss(
       proxies: `[C, D]` class vectors, or a `ClassShard` of them; a tuple of T for T columns of labels, whose losses add
         up. They are normalized here.
       scale: s > 0.
-      margin: m, taken off the cosine.
-      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
-        weighs its own weight times that of its class.
+      margin: m, subtracted from the cosine.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. The weight of
+        an example is multiplied by that of its class.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
       weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
@@ -224,11 +224,11 @@ def sphereface_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""SphereFace: m times the angle to the class vector is smaller than the angles to others.
+    r"""SphereFace: a softmax with a multiplicative margin m on the angle between an example and its class vector.
 
     :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s |x| \psi(\theta_y)` and :math:`z_c = s |x| \cos \theta_c`
     for the other classes, where :math:`\psi(\theta) = (-1)^k \cos(m \theta) - 2 k` for :math:`\theta` in :math:`[k \pi
-    / m, (k + 1) \pi / m]`: cos(m theta), going on downwards.
+    / m, (k + 1) \pi / m]`: cos(m theta), continued as a decreasing function.
 
     Args:
       embeddings: `[B, D]` floats. Their lengths are part of the loss.
@@ -237,8 +237,8 @@ def sphereface_loss(
         up. They are normalized here.
       scale: s > 0; 1 in the paper.
       margin: m >= 1, a static integer; 1 is no margin.
-      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
-        weighs its own weight times that of its class.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. The weight of
+        an example is multiplied by that of its class.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
       weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
@@ -249,7 +249,7 @@ def sphereface_loss(
 
     Raises:
       ValueError: if a shape does not fit, an option is unknown or out of range, or a concrete label is out of range.
-      TypeError: if a dtype is not the one above, or `margin` is no static integer.
+      TypeError: if a dtype is not the one above, or `margin` is not a static integer.
 
     Example:
       >>> import jax.numpy as jnp
@@ -280,7 +280,7 @@ def large_margin_softmax_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The large-margin softmax (L-softmax): SphereFace with class vectors whose lengths count.
+    r"""The large-margin softmax (L-softmax): SphereFace with unnormalized class vectors.
 
     :math:`-\log \mathrm{softmax}(z)_y` with :math:`z_y = s |w_y| |x| \psi(\theta_y)` and :math:`z_c = s\, w_c^\top x`
     for the other classes, where :math:`\psi(\theta) = (-1)^k \cos(m \theta) - 2 k` for :math:`\theta` in :math:`[k \pi
@@ -293,8 +293,8 @@ def large_margin_softmax_loss(
         up. They are not normalized.
       scale: s > 0; 1 in the paper.
       margin: m >= 1, a static integer; 1 is the ordinary softmax.
-      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
-        weighs its own weight times that of its class.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. The weight of
+        an example is multiplied by that of its class.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
       weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
@@ -305,7 +305,7 @@ def large_margin_softmax_loss(
 
     Raises:
       ValueError: if a shape does not fit, an option is unknown or out of range, or a concrete label is out of range.
-      TypeError: if a dtype is not the one above, or `margin` is no static integer.
+      TypeError: if a dtype is not the one above, or `margin` is not a static integer.
 
     Example:
       >>> import jax.numpy as jnp
@@ -334,18 +334,18 @@ def p2sgrad_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""P2SGrad: cosines with class vectors are 1 for the right class and 0 for others, in the mean square.
+    r"""P2SGrad: squared errors of the cosines with class vectors, from 1 for the right class and 0 for others.
 
-    :math:`\frac{1}{2} \sum_c (\cos \theta_c - [c = y])^2`: the loss whose gradient is the one that the paper gives
-    instead of a loss, :math:`\sum_c (\cos \theta_c - [c = y])\, \nabla \cos \theta_c`. It has no hyper-parameters.
+    :math:`\frac{1}{2} \sum_c (\cos \theta_c - [c = y])^2`. The paper gives only the gradient of this loss,
+    :math:`\sum_c (\cos \theta_c - [c = y])\, \nabla \cos \theta_c`. It has no hyper-parameters.
 
     Args:
       embeddings: `[B, D]` floats. They are normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
       proxies: `[C, D]` class vectors, or a `ClassShard` of them; a tuple of T for T columns of labels, whose losses add
         up. They are normalized here.
-      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
-        weighs its own weight times that of its class.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. The weight of
+        an example is multiplied by that of its class.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
       weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
@@ -388,7 +388,7 @@ def _arcface_of_score(
 
 
 def _cos_of_sum(cosine: jax.Array, margin: ScalarLike) -> jax.Array:
-    """cos(theta + margin); beyond theta = pi - margin, where that would rise again, cos(theta) - margin sin(margin)."""
+    """Returns cos(theta + margin), but cos(theta) - margin sin(margin) where it would rise, beyond pi - margin."""
     sine = safe_sqrt((1 - cosine) * (1 + cosine))
     rises = cosine < -jnp.cos(margin)
     return jnp.where(rises, cosine - margin * jnp.sin(margin), cosine * jnp.cos(margin) - sine * jnp.sin(margin))
@@ -420,7 +420,7 @@ def _cosines(embeddings: jax.Array, column: Column) -> jax.Array:
 
 
 def _psi(cosine: jax.Array, m: int) -> jax.Array:
-    """(-1)^k cos(m theta) - 2 k with k = floor(m theta / pi): cos(m theta), going on downwards where it would rise."""
+    """Returns (-1)^k cos(m theta) - 2 k with k = floor(m theta / pi): cos(m theta), continued as decreasing."""
     turns = jnp.zeros(cosine.shape, jnp.int32)
     for j in range(1, m):
         turns += (cosine < math.cos(j * math.pi / m)).astype(jnp.int32)
@@ -431,7 +431,7 @@ def _psi(cosine: jax.Array, m: int) -> jax.Array:
 
 
 def _length(vectors: jax.Array) -> jax.Array:
-    """Returns `[B]` lengths, without squaring what may be too small or too large for it; gradient 0 at 0."""
+    """Returns `[B]` lengths, scaled so that no square overflows or underflows; gradient 0 at 0."""
     return jnp.sum(vectors * safe_normalize(vectors), axis=-1)
 
 

@@ -1,10 +1,11 @@
-"""Losses in which the positives of an anchor compete with its negatives in a softmax or a smooth maximum.
+"""Losses that compare the positives of an anchor with its negatives by a softmax or a smooth maximum.
 
 `ntxent_loss`, `n_pairs_loss` and `tuplet_margin_loss` compare each positive with all negatives. `supcon_loss`,
-`nca_loss` and `instance_loss` take all positives at once: the mean of their logarithms, or the logarithm of their sum,
-without or with the anchor itself among them. `multi_similarity_loss` and `circle_loss` take one log-sum-exp over the
-positives and one over the negatives, `generalized_lifted_structure_loss` the hinge of the sum of the two, and
-`lifted_structure_loss` compares each positive pair with the negatives of both of its members.
+`nca_loss` and `instance_loss` use all positives at once. `supcon_loss` averages their logarithms; the other two take
+the logarithm of their sum, without (`nca_loss`) or with (`instance_loss`) the anchor itself. `multi_similarity_loss`
+and `circle_loss` compute one log-sum-exp over the positives and one over the negatives, and
+`generalized_lifted_structure_loss` the hinge of their sum. `lifted_structure_loss` compares each positive pair with the
+negatives of both of its members.
 """
 
 import math
@@ -44,27 +45,27 @@ def ntxent_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The normalized temperature-scaled cross entropy, also known as InfoNCE: each positive against all negatives.
+    r"""NT-Xent, the normalized temperature-scaled cross entropy of each positive against all negatives; or InfoNCE.
 
     The mean over pairs of an anchor a and a positive p of
     :math:`-\log \frac{\exp(s_{ap} / \tau)}{\exp(s_{ap} / \tau) + \sum_n \exp(s_{an} / \tau)}`, s the similarity, n the
     negatives of a. With two views of each image as the two examples of a class it is the loss of SimCLR.
 
-    With several columns of labels, every pair is a positive of the weight of the share :math:`\pi` of its labels that
-    agree, and among the negatives n != p each counts :math:`1 - \pi_{an}` times.
+    With several columns of labels, :math:`\pi` is the share of labels on which a pair agrees. Every pair is a positive
+    of weight :math:`\pi`, and each n != p is a negative of weight :math:`1 - \pi_{an}`.
 
     Args:
       embeddings: `[B, D]` floats. None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, T]` integers. None if `pairs` defines positives and negatives.
       temperature: tau > 0.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       label_weights: T static weights > 0 of the columns of labels; 1 if None.
       references: what the batch is compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
-        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks,
+        `(positives, negatives)`, or the shares in [0, 1] to which pairs are positive and negative.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
-        its members', and a negative counts once whatever its weight (unless that is 0).
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a pair is the
+        product of its members' weights. A negative counts once, unless its weight is 0.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over pairs, `"mean_active"` is over those
         with a positive loss, and `"none"` returns for each anchor the sum over its positives.
       has_aux: whether to return `(loss, LossStats)`.
@@ -111,19 +112,19 @@ def n_pairs_loss(
     The mean over pairs of an anchor a and a positive p of
     :math:`\log\big(1 + \sum_n \exp(f_a^\top f_n - f_a^\top f_p)\big)`, n the negatives of a.
 
-    The paper's N-pair-mc loss is this one of N anchors against the N other halves of their pairs as `references`. Its
-    regularizer of the embeddings' lengths is not included: without one, or with a weak one, they grow.
+    For the paper's N-pair-mc loss, pass N anchors as `embeddings` and the other members of their pairs as `references`.
+    The paper's regularizer of the embeddings' lengths is not included; without it, or if it is weak, lengths grow.
 
     Args:
       embeddings: `[B, D]` floats. They are not normalized. None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
-        its members', and a negative counts once whatever its weight (unless that is 0).
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a pair is the
+        product of its members' weights. A negative counts once, unless its weight is 0.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over pairs, `"mean_active"` is over those
         with a positive loss, and `"none"` returns for each anchor the sum over its positives.
       has_aux: whether to return `(loss, LossStats)`.
@@ -166,25 +167,25 @@ def tuplet_margin_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The tuplet margin loss: each positive against all negatives, by angles, with some slack for the positive.
+    r"""The tuplet margin loss: angles of each positive against all negatives, with slack for the positive.
 
-    The mean over pairs of an anchor a and a positive p of
-    :math:`\log\big(1 + \sum_n \exp(s\,(\cos\theta_{an} - \cos(\theta_{ap} - \beta)))\big)`, n the negatives of a. An
-    angle below :math:`\beta` to a positive is not made any smaller.
+    The mean over pairs of an anchor a and a positive p of :math:`\log\big(1 + \sum_n \exp(s\,(\cos\theta_{an} -
+    \cos(\theta_{ap} - \beta)))\big)`, n the negatives of a. Angles to positives below :math:`\beta` are not reduced
+    further.
 
     Args:
       embeddings: `[B, D]` floats. None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
       margin: beta, the slack, in radians, in [0, pi / 2).
       scale: s > 0.
-      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array. The loss is made for
-        cosines.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array. The loss is designed
+        for cosines.
       references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
-        its members', and a negative counts once whatever its weight (unless that is 0).
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a pair is the
+        product of its members' weights. A negative counts once, unless its weight is 0.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over pairs, `"mean_active"` is over those
         with a positive loss, and `"none"` returns for each anchor the sum over its positives.
       has_aux: whether to return `(loss, LossStats)`.
@@ -193,7 +194,7 @@ def tuplet_margin_loss(
       The scalar loss >= 0 (or `[B]` sums); 0, with zero gradients, if there is no pair of a positive and a negative.
 
     Raises:
-      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      ValueError: if a shape does not fit, an option is unknown or a number is out of range.
       TypeError: if a dtype is not the one above.
 
     Example:
@@ -233,22 +234,22 @@ def supcon_loss(
     The mean over anchors i, P(i) their positives, of
     :math:`\frac{-1}{|P(i)|} \sum_{p \in P(i)} \log \frac{\exp(s_{ip} / \tau)}{\sum_{a \ne i} \exp(s_{ia} / \tau)}`.
 
-    With several columns of labels, every other example is a positive of the weight of the share of the labels on which
-    it agrees with the anchor; |P(i)| is the sum of the shares.
+    With several columns of labels, every other example is a positive. Its weight is the share of the labels on which it
+    agrees with the anchor, and |P(i)| is the sum of these weights.
 
     Args:
       embeddings: `[B, D]` floats. None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, T]` integers. None if `pairs` defines positives and negatives.
       temperature: tau > 0.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       label_weights: T static weights > 0 of the columns of labels; 1 if None.
       references: what the batch is compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
-        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks,
+        `(positives, negatives)`, or the shares in [0, 1] to which pairs are positive and negative.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. Those of the anchors count in
-        the mean over anchors, those of the positives in the mean over positives; in the denominator each counts once
-        (unless it weighs 0).
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The mean over anchors uses
+        those of the anchors, the mean over positives those of the positives. In the denominator each example counts
+        once, unless its weight is 0.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over anchors with a positive and a
         negative, `"mean_active"` is over those with a positive loss, and `"none"` returns one value for each anchor.
       has_aux: whether to return `(loss, LossStats)`.
@@ -291,15 +292,14 @@ def nca_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""Neighborhood components analysis: a neighbor drawn at random, near ones more likely, is of one's own class.
+    r"""Neighborhood components analysis (NCA): minus the log-probability that a random neighbor has the same class.
 
-    The mean over anchors i of
-    :math:`-\log \frac{\sum_{p \in P(i)} \exp(-\gamma\, d_{ip})}{\sum_{a \ne i} \exp(-\gamma\, d_{ia})}`, P(i) the
-    positives of i.
+    The mean over anchors i of :math:`-\log \frac{\sum_{p \in P(i)} \exp(-\gamma\, d_{ip})}{\sum_{a \ne i}
+    \exp(-\gamma\, d_{ia})}`, P(i) the positives of i. Near neighbors are more probable.
 
     Args:
       embeddings: `[B, D]` floats. None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
       softmax_scale: gamma > 0.
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
@@ -307,8 +307,8 @@ def nca_loss(
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh the anchors. In
-        the sums each example counts once (unless it weighs 0).
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weight the anchors. In
+        the sums each example counts once, unless its weight is 0.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over anchors with a positive,
         `"mean_active"` is over those with a positive loss, and `"none"` returns one value for each anchor.
       has_aux: whether to return `(loss, LossStats)`.
@@ -347,29 +347,28 @@ def instance_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The instance loss: each example is a class of its own, and its embedding the vector of that class.
+    r"""The instance loss: each example is its own class, with its embedding as the class vector.
 
-    The mean over the examples i that have a negative of
-    :math:`-\log \frac{\exp(\gamma) + \sum_{p \in P(i)} \exp(\gamma\, s_{ip})}{\exp(\gamma) + \sum_{a \ne i}
-    \exp(\gamma\, s_{ia})}`, s the cosine, 1 of an example with itself, P(i) the examples of the same label. With all
-    labels distinct it spreads the embeddings over the sphere; a label that occurs more than once makes one class of
-    its examples, of which the softmax may choose any.
+    The mean over the examples i that have a negative of :math:`-\log \frac{\exp(\gamma) + \sum_{p \in P(i)}
+    \exp(\gamma\, s_{ip})}{\exp(\gamma) + \sum_{a \ne i} \exp(\gamma\, s_{ia})}`, s the cosine, which is 1 between an
+    example and itself, and P(i) the other examples with the same label. With all labels distinct it spreads the
+    embeddings over the sphere. Examples that share a label form one class, and the softmax may choose any of them.
 
-    The paper learns the vectors of the classes, one per image of the training set; this is its form within a batch.
+    The paper learns the class vectors, one per image of the training set; this is the in-batch form.
 
     Args:
       embeddings: `[B, D]` floats. None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers. `jnp.arange(B)` makes every example a class. None if `pairs` says what is
-        alike.
+      labels: `[B]` or `[B, 1]` integers. `jnp.arange(B)` makes every example a class. None if `pairs` defines positives
+        and negatives.
       gamma: the scale of the similarities, > 0.
-      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array. The loss is made for
-        cosines.
-      references: what the batch is compared with; the batch itself if None. Each example is compared with itself, too.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array. The loss is designed
+        for cosines.
+      references: what the batch is compared with; the batch itself if None. Each example is also compared with itself.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh the anchors. In
-        the sums each example counts once (unless it weighs 0).
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weight the anchors. In
+        the sums each example counts once, unless its weight is 0.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over examples with a negative,
         `"mean_active"` is over those with a positive loss, and `"none"` returns one value for each example.
       has_aux: whether to return `(loss, LossStats)`.
@@ -400,7 +399,7 @@ def instance_loss(
 def _ntxent(c: Comparison, temperature: ScalarLike) -> LossStats:
     logits = c.values / temperature
     against = masked_logsumexp(logits, c.negatives > 0, weights=c.negatives)
-    # A pair that is alike in a share pi is also among its own negatives, 1 - pi times: what is missing to 1 is pi.
+    # A pair that is positive with the share pi is also among its own negatives with 1 - pi; adding pi gives 1.
     log_share = jnp.log(jnp.where(c.positives > 0, c.positives, 1))
     losses = softplus(against[:, None] - logits - log_share) + log_share
     return each_pair(losses, pair_weights(c, c.positives))
@@ -411,14 +410,14 @@ def _n_pairs(c: Comparison) -> LossStats:
 
 
 def _tuplet_margin(c: Comparison, margin: ScalarLike, scale: ScalarLike) -> LossStats:
-    # cos(theta - margin) by the sum formula: an arc cosine has no finite gradient at 1.
+    # cos(theta - margin) by the addition theorem, because the gradient of an arc cosine is infinite at 1.
     sines = safe_sqrt((1 - c.values) * (1 + c.values))
     slack = c.values * jnp.cos(margin) + sines * jnp.sin(margin)
     return _each_positive_against_negatives(c, scale * slack, scale * c.values)
 
 
 def _each_positive_against_negatives(c: Comparison, positive: jax.Array, negative: jax.Array) -> LossStats:
-    """Sums, over the pairs (a, p), log(1 + sum over n of exp(negative[a, n] - positive[a, p]))."""
+    """Sums log(1 + sum over n of exp(negative[a, n] - positive[a, p])) over the pairs (a, p)."""
     against = masked_logsumexp(negative, c.negatives)
     return each_pair(softplus(against[:, None] - positive), pair_weights(c, c.positives))
 
@@ -462,29 +461,29 @@ def multi_similarity_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The multi-similarity loss: soft maxima of how dissimilar the positives and how similar the negatives are.
+    r"""The multi-similarity loss: smooth maxima over dissimilar positives and over similar negatives.
 
-    The mean over anchors i of :math:`\frac{1}{\alpha} \log\big(1 + \sum_p e^{-\alpha (s_{ip} - \lambda)}\big)
-    + \frac{1}{\beta} \log\big(1 + \sum_n e^{\beta (s_{in} - \lambda)}\big)`, p the positives and n the negatives of i.
-    The paper's first step, the choice of pairs, is a mask for `pairs`.
+    The mean over anchors i of :math:`\frac{1}{\alpha} \log\big(1 + \sum_p e^{-\alpha (s_{ip} - \lambda)}\big) +
+    \frac{1}{\beta} \log\big(1 + \sum_n e^{\beta (s_{in} - \lambda)}\big)`, p the positives and n the negatives of i.
+    The paper's first step, the selection of pairs, is a mask for `pairs`.
 
-    With several columns of labels every pair is in both sums: :math:`\pi` times in the first, with :math:`\pi` the
-    share of its labels that agree, and :math:`1 - \pi` times in the second.
+    With several columns of labels every pair is in both sums, with weight :math:`\pi` in the first and :math:`1 - \pi`
+    in the second, where :math:`\pi` is the share of its labels that agree.
 
     Args:
       embeddings: `[B, D]` floats. None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers. None if `pairs` says what is alike.
-      alpha: how sharply hard positives stand out, > 0.
-      beta: how sharply hard negatives stand out, > 0.
-      base: lambda, the similarity between positives and negatives: 1 in the paper's text, 0.5 in its code.
+      labels: `[B]` or `[B, T]` integers. None if `pairs` defines positives and negatives.
+      alpha: how much more hard positives weigh, > 0.
+      beta: how much more hard negatives weigh, > 0.
+      base: lambda, the similarity that separates positives and negatives: 1 in the paper's text, 0.5 in its code.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       label_weights: T static weights > 0 of the columns of labels; 1 if None.
       references: what the batch is compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
-        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks,
+        `(positives, negatives)`, or the shares in [0, 1] to which pairs are positive and negative.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh the anchors. In
-        the sums each example counts once (unless it weighs 0).
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weight the anchors. In
+        the sums each example counts once, unless its weight is 0.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over anchors with a positive and a
         negative, `"mean_active"` is over those with a positive loss, and `"none"` returns one value for each anchor.
       has_aux: whether to return `(loss, LossStats)`.
@@ -493,7 +492,7 @@ def multi_similarity_loss(
       The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, if no anchor has both a positive and a negative.
 
     Raises:
-      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      ValueError: if a shape does not fit, an option is unknown or a number is out of range.
       TypeError: if a dtype is not the one above.
 
     Example:
@@ -530,26 +529,26 @@ def circle_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The circle loss: each similarity is pulled the harder the farther it is from where it should be.
+    r"""The circle loss: weights each similarity by how far it is from its optimum.
 
     The mean over anchors of :math:`\log\big(1 + \sum_n e^{\gamma \alpha_n (s_n - m)} \sum_p e^{-\gamma \alpha_p (s_p -
-    1 + m)}\big)`, with the weights :math:`\alpha_p = [1 + m - s_p]_+` and :math:`\alpha_n = [s_n + m]_+`, taken for
-    constants by the gradient; p are the positives and n the negatives of the anchor.
+    1 + m)}\big)`, with the weights :math:`\alpha_p = [1 + m - s_p]_+` and :math:`\alpha_n = [s_n + m]_+`; p are the
+    positives and n the negatives of the anchor. No gradient flows through the weights.
 
     Args:
       embeddings: `[B, D]` floats. None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
       margin: m: positives should be more similar than 1 - m, negatives less than m.
-      gamma: the scale, > 0. The paper takes m = 0.4, gamma = 80 for fine-grained retrieval and m = 0.25, gamma = 256
-        for faces.
-      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array. The loss is made for
-        cosines.
+      gamma: the scale, > 0. The paper uses m = 0.4, gamma = 80 for fine-grained retrieval and m = 0.25, gamma = 256 for
+        faces.
+      similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array. The loss is designed
+        for cosines.
       references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh the anchors. In
-        the sums each example counts once (unless it weighs 0).
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weight the anchors. In
+        the sums each example counts once, unless its weight is 0.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over anchors with a positive and a
         negative, `"mean_active"` is over those with a positive loss, and `"none"` returns one value for each anchor.
       has_aux: whether to return `(loss, LossStats)`.
@@ -558,7 +557,7 @@ def circle_loss(
       The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, if no anchor has both a positive and a negative.
 
     Raises:
-      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      ValueError: if a shape does not fit, an option is unknown or a number is out of range.
       TypeError: if a dtype is not the one above.
 
     Example:
@@ -599,21 +598,21 @@ def lifted_structure_loss(
     :math:`J_{ij} = D_{ij} + \log\big(\sum_k e^{\alpha - D_{ik}} + \sum_l e^{\alpha - D_{jl}}\big)`, k the negatives of
     i and l those of j.
 
-    With `references`, j and all negatives are references: the negatives of j, which `pairs` leaves alone, are found by
-    comparing the references with each other.
+    With `references`, j and all negatives are references. The references are then compared with each other to find the
+    negatives of j, to which `pairs` does not apply.
 
     Args:
       embeddings: `[B, D]` floats. None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
       margin: alpha.
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
-        `[A, R]` array. With references an array is not possible, as these are compared with each other.
+        `[A, R]` array. An array is not possible with references, because these are compared with each other.
       references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
-        its members', and a negative counts once whatever its weight (unless that is 0).
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a pair is the
+        product of its members' weights. A negative counts once, unless its weight is 0.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over pairs, `"mean_active"` is over those
         with a positive loss, and `"none"` returns for each anchor the sum over its positives.
       has_aux: whether to return `(loss, LossStats)`.
@@ -622,7 +621,7 @@ def lifted_structure_loss(
       The scalar loss >= 0 (or `[B]` sums); 0, with zero gradients, if there is no positive pair with a negative.
 
     Raises:
-      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      ValueError: if a shape does not fit, an option is unknown or a number is out of range.
       TypeError: if a dtype is not the one above.
 
     Example:
@@ -666,14 +665,14 @@ def generalized_lifted_structure_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The generalized lifted structure loss: the soft maximum over positives against that over negatives.
+    r"""The generalized lifted structure loss: smooth maxima over positives and over negatives, with a hinge.
 
     The mean over anchors a of :math:`\big[\log \sum_p e^{D_{ap}} + \log \sum_n e^{m - D_{an}}\big]_+`, p the positives
     and n the negatives of a.
 
     Args:
       embeddings: `[B, D]` floats. None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
       margin: m.
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
@@ -681,8 +680,8 @@ def generalized_lifted_structure_loss(
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh the anchors. In
-        the sums each example counts once (unless it weighs 0).
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weight the anchors. In
+        the sums each example counts once, unless its weight is 0.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over anchors with a positive and a
         negative, `"mean_active"` is over those with a positive loss, and `"none"` returns one value for each anchor.
       has_aux: whether to return `(loss, LossStats)`.
@@ -691,7 +690,7 @@ def generalized_lifted_structure_loss(
       The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, if no anchor has both a positive and a negative.
 
     Raises:
-      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      ValueError: if a shape does not fit, an option is unknown or a number is out of range.
       TypeError: if a dtype is not the one above.
 
     Example:

@@ -1,10 +1,10 @@
-"""Losses over pairs: two examples of one class lie close, others far apart.
+"""Losses over pairs: they pull examples of one class together and push others apart.
 
-`contrastive_loss` and `snr_contrastive_loss` are hinges with fixed margins, `siglip_loss` is a logistic regression on
-the similarity, `binomial_deviance_loss` another in which negatives cost more, and `margin_loss` learns the boundary
-between close and far. `intra_pair_variance_loss` compares each pair with the mean of its kind,
-`threshold_consistent_margin_loss` averages over the pairs beyond a threshold, and `ranked_list_loss` over those of each
-anchor, the worst weighing most.
+`contrastive_loss` and `snr_contrastive_loss` are hinges with fixed margins. `siglip_loss` and `binomial_deviance_loss`
+are logistic losses on the similarity; the latter gives negatives a higher cost. `margin_loss` learns the boundary
+between positives and negatives. `intra_pair_variance_loss` compares each pair with the mean of its kind, and
+`threshold_consistent_margin_loss` averages over the pairs beyond a threshold. `ranked_list_loss` averages over those of
+each anchor, with most weight on the worst.
 """
 
 from collections.abc import Sequence
@@ -54,30 +54,29 @@ def contrastive_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The contrastive loss: alike examples come together, others move apart until a margin.
+    r"""The contrastive loss: pulls positive pairs together and pushes negative pairs apart up to a margin.
 
-    A pair at distance :math:`D` loses :math:`\frac12 [D - m^+]_+^2` if its labels agree and
-    :math:`\frac12 [m^- - D]_+^2` if not. With :math:`m^+ = 0` that is the paper's
-    :math:`\frac12 D^2` and :math:`\frac12 [m - D]_+^2`; with `power=1` it is the linear
-    :math:`[D - m^+]_+` and :math:`[m^- - D]_+`.
+    The loss of a pair at distance :math:`D` is :math:`\frac12 [D - m^+]_+^2` if its labels agree and
+    :math:`\frac12 [m^- - D]_+^2` if not. With :math:`m^+ = 0` these are the paper's :math:`\frac12 D^2` and
+    :math:`\frac12 [m - D]_+^2`. With `power=1` they are linear, :math:`[D - m^+]_+` and :math:`[m^- - D]_+`.
 
     Args:
       embeddings: `[B, D]` floats. None if `distance` is an array.
-      labels: `[B]` or `[B, T]` integers. None if `pairs` says what is alike. With T labels a pair is alike by the share
-        of them that agrees, and different by the rest: it loses both terms, each weighed by its share.
-      pos_margin: m+, the distance up to which alike examples lose nothing. A negative one lets coinciding examples lose
-        something, too.
-      neg_margin: m-, the distance from which others lose nothing.
+      labels: `[B]` or `[B, T]` integers. None if `pairs` defines positives and negatives. With T labels, the share of
+        them that agree weights the positive term of a pair, and the rest weights the negative term.
+      pos_margin: m+, the distance up to which positive pairs have no loss. With a negative margin, coinciding examples
+        also have a loss.
+      neg_margin: m-, the distance from which negative pairs have no loss.
       power: 2 for the paper's squared hinges, 1 for linear ones.
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
       label_weights: T static weights > 0 of the columns of labels; 1 if None.
       references: what the batch is compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
-        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks,
+        `(positives, negatives)`, or the shares in [0, 1] to which pairs are positive and negative.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
-        its members'.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a pair is the
+        product of its members' weights.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over all pairs, `"mean_active"` is over
         those with a positive loss, and `"none"` returns for each anchor the sum over its pairs.
       has_aux: whether to return `(loss, LossStats)`.
@@ -103,7 +102,7 @@ def contrastive_loss(
     checks.check_scalar("neg_margin", neg_margin)
     if isinstance(checks.check_scalar("power", power), jax.core.Tracer) or power not in (1, 2):
         raise ValueError(f"power is {power!r}, expected 1 or 2")
-    # `pairwise_euclidean` calls distances near rounding 0; squared, the same distances still attract.
+    # `pairwise_euclidean` rounds tiny distances to 0; squared distances keep their gradient.
     squared = power == 2 and isinstance(distance, str) and distance == "euclidean"
     distance = "squared_euclidean" if squared else distance
     batch = check_graded_pairs(
@@ -137,28 +136,28 @@ def snr_contrastive_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The contrastive loss of signal-to-noise-ratio distances.
+    r"""The contrastive loss with signal-to-noise-ratio distances.
 
-    A pair of an anchor i and another j, at the distance
-    :math:`d_S = \mathrm{var}(h_i - h_j) / \mathrm{var}(h_i)`, loses :math:`[d_S - m^+]_+` if their labels agree and
-    :math:`[m^- - d_S]_+` if not, and both of them :math:`\lambda\,|\sum_d h_{id}|`, which keeps the mean of an
-    embedding's coordinates at 0. The distance is not symmetric, so that a pair counts in both orders.
+    An anchor i and another example j have the distance :math:`d_S = \mathrm{var}(h_i - h_j) / \mathrm{var}(h_i)`. The
+    loss of the pair is :math:`[d_S - m^+]_+` if their labels agree and :math:`[m^- - d_S]_+` if not, plus
+    :math:`\lambda\,|\sum_d h_{id}|`, which keeps the mean of an embedding's coordinates at 0. The distance is not
+    symmetric, so a pair counts in both orders.
 
     Args:
       embeddings: `[B, D]` floats. D is at least 2.
-      labels: `[B]` or `[B, T]` integers. None if `pairs` says what is alike. With T labels a pair is alike by the share
-        of them that agrees.
+      labels: `[B]` or `[B, T]` integers. None if `pairs` defines positives and negatives. With T labels, the share of
+        them that agree weights the positive term of a pair, and the rest weights the negative term.
       pos_margin: m+; the paper's formula has none.
       neg_margin: m-, alpha of the paper.
-      zero_mean: lambda >= 0, the weight of the regularizer. It is part of every pair's loss, so that `"mean"` contains
-        its mean over the anchors, and every pair counts for `"mean_active"`.
+      zero_mean: lambda >= 0, the weight of the regularizer. It is part of every pair's loss: `"mean"` contains its mean
+        over the anchors, and `"mean_active"` counts every pair.
       label_weights: T static weights > 0 of the columns of labels; 1 if None.
       references: what the batch is compared with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
-        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks,
+        `(positives, negatives)`, or the shares in [0, 1] to which pairs are positive and negative.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
-        its members'.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a pair is the
+        product of its members' weights.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over all pairs, `"mean_active"` is over
         those with a positive loss, and `"none"` returns for each anchor the sum over its pairs.
       has_aux: whether to return `(loss, LossStats)`.
@@ -210,26 +209,27 @@ def siglip_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The sigmoid loss of SigLIP: whether a pair is alike is a logistic regression on its similarity.
+    r"""The sigmoid loss of SigLIP: a logistic regression on the similarity of each pair, positive or negative.
 
-    An anchor i loses :math:`-\sum_j \log \sigma(z_{ij}(t\,s_{ij} + b))` over all references j, with
-    :math:`z_{ij} = 1` if their labels agree and -1 if not. Unlike a softmax it needs no sum over the batch to normalize
-    with. The scale t and the bias b are usually learned: pass them as parameters.
+    The loss of an anchor i is :math:`-\sum_j \log \sigma(z_{ij}(t\,s_{ij} + b))` over all references j, with
+    :math:`z_{ij} = 1` if their labels agree and -1 if not. Unlike a softmax, it needs no normalizing sum over the
+    batch. The scale t and the bias b are usually learned: pass them as parameters.
 
     Args:
       embeddings: `[B, D]` floats. Images, for example. None if `similarity` is an array.
-      labels: `[B]` or `[B, T]` integers. `jnp.arange(B)` on both sides for images and their texts. None if `pairs` says
-        what is alike. With T labels a pair is alike by the share of them that agrees, and different by the rest.
+      labels: `[B]` or `[B, T]` integers. `jnp.arange(B)` on both sides for images and their texts. None if `pairs`
+        defines positives and negatives. With T labels, the share of them that agree weights the positive term of a
+        pair, and the rest weights the negative term.
       scale: t > 0, static or learned; the paper learns its logarithm, from log 10.
-      bias: b, static or learned; the paper starts from -10, where most pairs, being different, lose little.
+      bias: b, static or learned; the paper starts from -10, at which the many negative pairs have a small loss.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       label_weights: T static weights > 0 of the columns of labels; 1 if None.
       references: what the batch is compared with; the batch itself if None. Texts for images, for example.
-      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
-        negatives)`, or the shares in [0, 1] by which pairs are alike and different.
+      pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks,
+        `(positives, negatives)`, or the shares in [0, 1] to which pairs are positive and negative.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A reference's counts relative
-        to the mean of the references' weights.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a reference is
+        divided by the mean weight of the references.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over anchors, as in the paper: the sum over
         all pairs divided by the batch, not by the number of pairs. `"mean_active"` is the same, and `"none"` returns
         for each anchor the sum over its pairs.
@@ -264,7 +264,7 @@ def siglip_loss(
 
 def _siglip(c: Comparison, scale: ScalarLike, bias: ScalarLike) -> LossStats:
     logits = scale * c.values + bias
-    # p softplus(-z) + n softplus(z) by one softplus, that of the larger share, which keeps the digits of small losses.
+    # p softplus(-z) + n softplus(z) with one softplus, that of the larger share, so that small losses stay accurate.
     signed = jnp.where(c.positives > c.negatives, -logits, logits)
     valid = c.positives + c.negatives > 0
     losses = softplus(signed) - jnp.minimum(c.positives, c.negatives) * signed
@@ -289,30 +289,30 @@ def margin_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The margin loss: a learned boundary lies between the distances of alike and of other examples.
+    r"""The margin loss: learns a boundary between the distances of positives and negatives.
 
-    Each triplet of an anchor a, a positive p and a negative n loses
-    :math:`[\alpha + D_{ap} - \beta]_+ + [\alpha + \beta - D_{an}]_+ + \nu \beta`, where the boundary :math:`\beta` is
-    one number or the one of the anchor's class. The triplets only balance the pairs: each term sees a single pair,
-    so that O(B^2) time and memory suffice.
+    The loss of a triplet of an anchor a, a positive p and a negative n is :math:`[\alpha + D_{ap} - \beta]_+ + [\alpha
+    + \beta - D_{an}]_+ + \nu \beta`. The boundary :math:`\beta` is a single number, or the one of the anchor's class.
+    The triplets only balance the pairs: each term depends on one pair, so the loss takes O(B^2) time and memory.
 
     Args:
       embeddings: `[B, D]` floats. They are normalized by the network. None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers. They are in [0, C) if `beta` is `[C]`. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, 1]` integers. They are in [0, C) if `beta` is `[C]`. None if `pairs` defines positives and
+        negatives.
       beta: a scalar or `[C]`, static or learned; the default is the boundary from which the paper starts.
       margin: alpha >= 0.
-      nu: >= 0, the weight of the regularizer, which draws a learned beta down.
+      nu: >= 0, the weight of the regularizer, which decreases a learned beta.
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
       references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`. The paper draws negatives by their distance.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A triplet weighs the product
-        of its members'.
-      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over the pairs of all triplets, two each,
-        `"mean_active"`, the authors' choice, is over those with a positive loss, and `"none"` returns for each anchor
-        the sum over its triplets.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a triplet is
+        the product of its members' weights.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over the pairs of all triplets, two per
+        triplet. `"mean_active"`, the authors' choice, is over those with a positive loss, and `"none"` returns for each
+        anchor the sum over its triplets.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -359,13 +359,13 @@ def _margin(c: Comparison, beta: jax.Array, margin: ScalarLike, nu: ScalarLike) 
     boundary = beta[:, None]
     near, far = pair_weights(c, c.positives), c.reference_weights[None, :] * c.negatives.astype(c.values.dtype)
     num_far = jnp.sum(far, axis=1)
-    num_near = jnp.sum(near, axis=1)  # of the anchor's weight as well, which each triplet has once
+    num_near = jnp.sum(near, axis=1)  # includes the anchor's weight, once per triplet
     positives = each_pair(jax.nn.relu(margin + c.values - boundary), near * num_far[:, None])
     negatives = each_pair(jax.nn.relu(margin + boundary - c.values), far * num_near[:, None])
     total, valid, active = (jnp.add(*sums) for sums in zip(positives, negatives, strict=True))
     triplets = num_near * num_far
     total += jnp.where(triplets > 0, nu * triplets * beta, 0)
-    # A label without a boundary stays visible, also where its anchor has no triplet.
+    # A label without a boundary gives NaN, even if its anchor has no triplet.
     return LossStats(jnp.where(jnp.isnan(beta) & (c.anchor_weights > 0), jnp.nan, total), valid, active)
 
 
@@ -394,7 +394,7 @@ def _boundaries(c: Comparison, beta: jax.Array) -> jax.Array:
 
 
 def _positive_and_negative_sums(close: jax.Array, apart: jax.Array, c: Comparison) -> LossStats:
-    """Sums `close` over the pairs that are alike and `apart` over those that are not."""
+    """Sums `close` over the positive pairs and `apart` over the negative pairs."""
     alike = each_pair(close, pair_weights(c, c.positives))
     unlike = each_pair(apart, pair_weights(c, c.negatives))
     return LossStats(*(jnp.add(*sums) for sums in zip(alike, unlike, strict=True)))
@@ -414,16 +414,15 @@ def intra_pair_variance_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The intra-pair variance loss: pairs of a kind are about as similar as each other.
+    r"""The intra-pair variance loss: reduces the variance of positive and of negative similarities.
 
-    :math:`\mathrm{E}_{ap} [(1 - \epsilon^+)\, \mathrm{E}(s_{ap}) - s_{ap}]_+^2 +
-    \mathrm{E}_{an} [s_{an} - (1 + \epsilon^-)\, \mathrm{E}(s_{an})]_+^2`: it pulls at positives less similar than the
-    average positive, and at negatives more similar than the average negative. A complement of another loss, in the
-    paper of `tuplet_margin_loss`.
+    :math:`\mathrm{E}_{ap} [(1 - \epsilon^+)\, \mathrm{E}(s_{ap}) - s_{ap}]_+^2 + \mathrm{E}_{an} [s_{an} - (1 +
+    \epsilon^-)\, \mathrm{E}(s_{an})]_+^2`: it acts on positives less similar than the average positive, and on
+    negatives more similar than the average negative. Add it to another loss; the paper adds it to `tuplet_margin_loss`.
 
     Args:
       embeddings: `[B, D]` floats. None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
       pos_eps: epsilon of the positives, >= 0.
       neg_eps: epsilon of the negatives, >= 0.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
@@ -431,10 +430,10 @@ def intra_pair_variance_loss(
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
-        its members'.
-      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The loss is one number of the whole batch, so that the
-        first three are the same; the last returns what each anchor's pairs contribute to it.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a pair is the
+        product of its members' weights.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The loss is a single number for the whole batch, so the
+        first three are equal; the last returns the contribution of each anchor's pairs.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -486,17 +485,17 @@ def threshold_consistent_margin_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The threshold-consistent margin loss: one threshold of similarity should fit all classes.
+    r"""The threshold-consistent margin loss: makes one similarity threshold fit all classes.
 
-    :math:`\lambda^+ \frac{\sum_{ap} (m^+ - s_{ap})\, [s_{ap} \le m^+]}{\sum_{ap} [s_{ap} \le m^+]} +
-    \lambda^- \frac{\sum_{an} (s_{an} - m^-)\, [s_{an} \ge m^-]}{\sum_{an} [s_{an} \ge m^-]}`: the mean excess of the
-    hard pairs, and of them alone. A regularizer beside another loss.
+    :math:`\lambda^+ \frac{\sum_{ap} (m^+ - s_{ap})\, [s_{ap} \le m^+]}{\sum_{ap} [s_{ap} \le m^+]} + \lambda^-
+    \frac{\sum_{an} (s_{an} - m^-)\, [s_{an} \ge m^-]}{\sum_{an} [s_{an} \ge m^-]}`: the mean excess over the hard pairs
+    only. Add it as a regularizer to another loss.
 
     Args:
       embeddings: `[B, D]` floats. None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
-      pos_margin: m+, the similarity that alike examples should exceed.
-      neg_margin: m-, the similarity below which others should stay.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
+      pos_margin: m+, the similarity that positives should exceed.
+      neg_margin: m-, the similarity below which negatives should stay.
       pos_weight: lambda+ >= 0.
       neg_weight: lambda- >= 0.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
@@ -504,10 +503,10 @@ def threshold_consistent_margin_loss(
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
-        its members'.
-      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The loss is one number of the whole batch, so that the
-        first three are the same; the last returns what each anchor's pairs contribute to it.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a pair is the
+        product of its members' weights.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The loss is a single number for the whole batch, so the
+        first three are equal; the last returns the contribution of each anchor's pairs.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
@@ -565,7 +564,7 @@ def binomial_deviance_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The binomial deviance loss: a logistic loss of each pair's similarity, in which negatives cost more.
+    r"""The binomial deviance loss: a logistic loss on the similarity of each pair, with a higher cost for negatives.
 
     :math:`\mathrm{E}_{ap} \log\big(1 + e^{-\alpha (s_{ap} - \beta)}\big) +
     \mathrm{E}_{an} \log\big(1 + e^{\alpha (s_{an} - \beta)\, c}\big)`: the mean over positive pairs plus the mean over
@@ -573,7 +572,7 @@ def binomial_deviance_loss(
 
     Args:
       embeddings: `[B, D]` floats. None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
       alpha: the steepness, > 0.
       beta: the similarity between positives and negatives.
       neg_cost: c > 0, the cost of negatives.
@@ -582,17 +581,17 @@ def binomial_deviance_loss(
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair weighs the product of
-        its members'.
-      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The loss is one number of the whole batch, so that the
-        first three are the same; the last returns what each anchor's pairs contribute to it.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a pair is the
+        product of its members' weights.
+      reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The loss is a single number for the whole batch, so the
+        first three are equal; the last returns the contribution of each anchor's pairs.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
       The scalar loss >= 0 (or `[B]` parts of it); 0, with zero gradients, if there is no pair.
 
     Raises:
-      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      ValueError: if a shape does not fit, an option is unknown or a number is out of range.
       TypeError: if a dtype is not the one above.
 
     Example:
@@ -638,21 +637,20 @@ def ranked_list_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The ranked list loss: an anchor's negatives lie beyond a boundary, its positives within a smaller one.
+    r"""The ranked list loss: pushes negatives beyond a boundary and pulls positives within a smaller one.
 
-    Of each anchor :math:`(1 - \lambda) \sum_p \bar w_{ap} [d_{ap} - (\alpha - m)]_+ + \lambda \sum_n \bar w_{an}
-    [\alpha - d_{an}]_+`, where :math:`w_{ap} = \exp(T_p (d_{ap} - (\alpha - m)))` and
-    :math:`w_{an} = \exp(T_n (\alpha - d_{an}))` of the pairs on the wrong side, and :math:`\bar w` is their share in
-    the sum over the anchor's positives, or negatives. The weights are constants to the gradient, as in the authors'
-    code: they say how much a pair is pulled, and are not themselves to be made smaller.
+    The loss of an anchor is :math:`(1 - \lambda) \sum_p \bar w_{ap} [d_{ap} - (\alpha - m)]_+ + \lambda \sum_n \bar
+    w_{an} [\alpha - d_{an}]_+`, where :math:`w_{ap} = \exp(T_p (d_{ap} - (\alpha - m)))` and :math:`w_{an} = \exp(T_n
+    (\alpha - d_{an}))` for the pairs on the wrong side, and :math:`\bar w` is w divided by its sum over the anchor's
+    positives, or negatives. As in the authors' code, no gradient flows through the weights.
 
     Args:
       embeddings: `[B, D]` floats. They are normalized by the network. None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
       margin: m >= 0, between the two boundaries.
       alpha: the boundary of the negatives; 1 + margin / 2 if not given.
-      pos_temperature: T_p >= 0; 0 weighs all positives outside their boundary alike.
-      neg_temperature: T_n >= 0; towards infinity only the nearest negative counts.
+      pos_temperature: T_p >= 0; 0 weights all positives outside their boundary equally.
+      neg_temperature: T_n >= 0; in the limit of infinity only the nearest negative counts.
       neg_weight: lambda in [0, 1].
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
@@ -660,17 +658,17 @@ def ranked_list_loss(
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh anchors in the
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weight anchors in the
         mean, and references in the sums of an anchor.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The mean is over the anchors that have a positive or a
-        negative, `"mean_active"` is over those that lose something, and `"none"` returns one value for each anchor.
+        negative, `"mean_active"` is over those with a positive loss, and `"none"` returns one value for each anchor.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
       The scalar loss >= 0 (or `[B]` losses); 0, with zero gradients, if there is no pair.
 
     Raises:
-      ValueError: if a shape does not fit, an option is unknown or a number out of range.
+      ValueError: if a shape does not fit, an option is unknown or a number is out of range.
       TypeError: if a dtype is not the one above.
 
     Example:
@@ -708,7 +706,7 @@ def _ranked_list(
 
 
 def _worst_first(beyond: jax.Array, selected: jax.Array, weights: jax.Array, temperature: ScalarLike) -> jax.Array:
-    """Returns `[A]`: the average of each anchor's positive excesses `[A, R]`, each weighing exp(temperature excess)."""
+    """Returns `[A]`: each anchor's average of positive excesses `[A, R]`, with weights exp(temperature * excess)."""
     wrong = selected & ~(beyond <= 0)
     beyond = jnp.where(wrong, beyond, 0)
     constant = jax.lax.stop_gradient(beyond)
@@ -718,7 +716,7 @@ def _worst_first(beyond: jax.Array, selected: jax.Array, weights: jax.Array, tem
 
 
 def _average(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """The weighted average of all values that weigh something; 0 if none does."""
+    """Returns the weighted average of all values with a positive weight; 0 if there is none."""
     return jnp.sum(_contributions(values, weights))
 
 
@@ -728,7 +726,7 @@ def _contributions(values: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _batch_average_stats(contributions: jax.Array, weights: jax.Array) -> LossStats:
-    """The sums for each anchor of a loss which is one number of the whole batch, made of `[A, R]` contributions."""
+    """Returns the sums per anchor of a loss that is one number for the whole batch, from `[A, R]` contributions."""
     total = jnp.sum(contributions, axis=1)
     valid = safe_divide(jnp.sum(weights, axis=1), jnp.sum(weights))
     return LossStats(total, valid, jnp.where(jnp.sum(total) > 0, valid, 0))

@@ -1,8 +1,8 @@
-"""Losses that compare examples with learned vectors of the classes.
+"""Losses that compare examples with learned class vectors.
 
-`normalized_softmax_loss` and `proxy_nca_loss` score the classes of each example, `proxy_anchor_loss` the examples of
-each class. `center_loss` pulls examples to the center of their class, and `manifold_loss` compares random-walk
-similarities between embeddings and proxies.
+`normalized_softmax_loss` and `proxy_nca_loss` score all classes for each example, and `proxy_anchor_loss` scores all
+examples for each class. `center_loss` pulls examples to the center of their class, and `manifold_loss` compares
+random-walk similarities between embeddings and proxies.
 """
 
 from typing import Annotated, Any
@@ -57,9 +57,9 @@ def normalized_softmax_loss(
       proxies: `[C, D]` class vectors, or a `ClassShard` of them; a tuple of T for T columns of labels, whose losses add
         up. They are normalized here.
       scale: lambda > 0, the inverse temperature.
-      margin: delta, taken off the similarity to the right class.
-      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
-        weighs its own weight times that of its class.
+      margin: delta, subtracted from the similarity to the right class.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. The weight of
+        an example is multiplied by that of its class.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
       weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
@@ -105,13 +105,13 @@ def proxy_nca_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""Proxy-NCA: an example is nearer to the proxy of its class than to those of the others; and Proxy-NCA++.
+    r"""Proxy-NCA and Proxy-NCA++: a softmax over the distances of an example to the proxies.
 
     :math:`-\log \frac{\exp(-d(x, p_y) / \sigma)}{\sum_{z \in Z} \exp(-d(x, p_z) / \sigma)}` with d the squared
-    Euclidean distance of the vectors scaled to length 1, and Z the classes other than y.
+    Euclidean distance between vectors scaled to length 1, and Z the classes other than y.
 
-    With `positive_in_denominator=True`, Z is all classes: a softmax, whose gradient is weak for examples that are right
-    already. With `temperature=1/9` that is the loss of Proxy-NCA++.
+    With `positive_in_denominator=True`, Z contains all classes. This is a softmax, whose gradient is small for examples
+    that are already right. With `temperature=1/9` it is the loss of Proxy-NCA++.
 
     Args:
       embeddings: `[B, D]` floats. They are normalized here.
@@ -120,16 +120,17 @@ def proxy_nca_loss(
         up. They are normalized here.
       temperature: sigma > 0.
       positive_in_denominator: whether the right class is in Z.
-      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
-        weighs its own weight times that of its class.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. The weight of
+        an example is multiplied by that of its class.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
       weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
       has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of proxies.
 
     Returns:
-      The scalar loss (or `[B]` losses): >= 0 with the positive in the denominator; without it as low as
-      log(C - 1) - 4 / sigma, and 0 if there is a single class. Under `jit`, a valid label outside [0, C) gives NaN.
+      The scalar loss (or `[B]` losses). It is >= 0 with the positive in the denominator. Without it, the minimum is
+      log(C - 1) - 4 / sigma, and the loss is 0 if there is a single class. Under `jit`, a valid label outside [0, C)
+      gives NaN.
 
     Raises:
       ValueError: if a shape does not fit, an option is unknown, or a concrete label is out of range.
@@ -184,15 +185,15 @@ def proxy_anchor_loss(
     reduction: ReductionToScalar = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""Proxy-Anchor: each proxy pulls its class's examples and pushes the others, the hardest most.
+    r"""Proxy-Anchor: each proxy pulls the examples of its class and pushes the others, with most weight on the hardest.
 
     :math:`\frac{1}{|P^+|} \sum_{p \in P^+} \log\Big(1 + \sum_{x \in X_p^+} e^{-\alpha (s(x, p) - \delta)}\Big) +
     \frac{1}{|P|} \sum_{p \in P} \log\Big(1 + \sum_{x \in X_p^-} e^{\alpha (s(x, p) + \delta)}\Big)` with s the cosine,
     P all proxies, :math:`P^+` those of the classes in the batch, :math:`X_p^+` the examples of p's class, :math:`X_p^-`
     the others.
 
-    The tuples of this loss are classes: `"mean"` is the formula, and `LossStats.valid` counts (the weights of) all
-    classes.
+    This loss counts classes instead of tuples: `"mean"` is the formula, and `LossStats.valid` is the number of classes,
+    or the sum of their weights.
 
     Args:
       embeddings: `[B, D]` floats. They are normalized here.
@@ -204,8 +205,8 @@ def proxy_anchor_loss(
       class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. They multiply
         the two terms of a class.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. Relative to their mean, they
-        are how often an example counts in the inner sums.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. Divided by their mean, they
+        set how often an example counts in the inner sums.
       reduction: `"mean"`, `"mean_active"` or `"sum"`.
       has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[T]` for a tuple of proxies.
 
@@ -236,7 +237,7 @@ def proxy_anchor_loss(
 def _proxy_anchor(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
     labels, weights, class_weights = column.labels, column.weights, column.class_weights
     valid = weights > 0
-    # How often each example counts: weights, relative to their mean.
+    # How often each example counts: its weight divided by the mean weight.
     counts = weights * safe_divide(jnp.sum(valid, dtype=weights.dtype), jnp.sum(weights))
     operands = safe_normalize(embeddings) * scale, scale * margin
     (positive, negative, present, active), _ = sum_over_classes(
@@ -253,7 +254,7 @@ def _proxy_anchor(embeddings: jax.Array, column: Column, scale: ScalarLike, marg
 def _anchor_terms(
     vectors: jax.Array, index: jax.Array, operands: tuple[Any, ...], fixed: tuple[Any, ...]
 ) -> tuple[jax.Array, ...]:
-    """Returns for each class its positive and negative terms, and its weight if it is present, and if it is active."""
+    """Returns, per class, the positive and negative terms, and the weight if it is present, and if it is active."""
     (embeddings, margin), (labels, counts, class_weights) = operands, fixed
     logits = normalized_dot_product(vectors, embeddings)
     valid, is_right = (counts > 0)[None, :], index[:, None] == labels[None, :]
@@ -267,9 +268,9 @@ def _anchor_terms(
 
 
 def _log_1_plus_sum(logits: jax.Array, where: jax.Array, counts: jax.Array) -> jax.Array:
-    """log(1 + the sum of counts exp(logits)) over the examples `where`, for each class: `[c]`."""
+    """Returns `[c]`: for each class log(1 + the sum of counts * exp(logits)) over the examples `where`."""
     selected = jnp.where(where, logits, -jnp.inf)
-    largest = jax.lax.stop_gradient(jnp.max(selected, axis=1, initial=0))  # the 0 is the logit of the one
+    largest = jax.lax.stop_gradient(jnp.max(selected, axis=1, initial=0))  # the 1 in the sum has logit 0
     total = jnp.sum(counts[None, :] * jnp.exp(excess(selected, largest[:, None])), axis=1)
     return largest + jnp.log1p(jnp.expm1(-largest) + total)
 
@@ -285,17 +286,17 @@ def center_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The center loss: an example lies at the center of its class.
+    r"""The center loss: half the squared distance of each example to the center of its class.
 
-    :math:`\frac{1}{2} |x - c_y|^2`, to be added, with a small weight, to a loss that tells classes apart.
+    :math:`\frac{1}{2} |x - c_y|^2`. Add it with a small weight to a loss that separates classes.
 
     Args:
       embeddings: `[B, D]` floats.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
       centers: `[C, D]` class vectors, or a `ClassShard` of them; a tuple of T for T columns of labels, whose losses add
         up. They are not normalized.
-      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
-        weighs its own weight times that of its class.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. The weight of
+        an example is multiplied by that of its class.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
       weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
@@ -325,7 +326,7 @@ def _center(embeddings: jax.Array, column: Column) -> ColumnResult:
     return per_example_loss(jnp.sum(jnp.square(embeddings - centers), axis=1) / 2, column)
 
 
-# The temperature of the affinities exp(cos / 0.5), of the paper's experiments.
+# The temperature of the affinities exp(cos / 0.5) in the paper's experiments.
 _TEMPERATURE = 0.5
 
 
@@ -343,33 +344,34 @@ def manifold_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The manifold loss: along the manifold, an embedding is near its proxy, and near what its proxy is near to.
+    r"""The manifold loss: compares embeddings and proxies by random walks along their manifold.
 
     :math:`F = (1 - \alpha)(I - \alpha\, \bar S)^{-1}` with :math:`\bar S = D^{-1/2} S D^{-1/2}` and
-    :math:`S_{ij} = \exp(2 [\cos(z_i, z_j)]_+)`, :math:`S_{ii} = 0`, over all embeddings and proxies z: where random
-    walks end up that go on with probability alpha. For the example i of the class y, with the similarities
-    :math:`s_{ic}` to proxies c,
+    :math:`S_{ij} = \exp(2 [\cos(z_i, z_j)]_+)`, :math:`S_{ii} = 0`, over all embeddings and proxies z. F holds the end
+    points of random walks that continue with probability alpha. For the example i of the class y, with the similarities
+    :math:`s_{ic}` to proxies c, the loss is
 
     :math:`\log\left(1 + \sum_{c \ne y} [\delta_c \ge 0]\, e^{\delta_c}\right),\quad \delta_c = s_{ic} - s_{iy} + m`,
 
-    once with :math:`s_{ic} = F_{ic}` (intrinsic) plus lambda_C times with :math:`s_{ic} = \cos(F_i, F_c)` (context).
+    with :math:`s_{ic} = F_{ic}` (intrinsic), plus lambda_C times the same with :math:`s_{ic} = \cos(F_i, F_c)`
+    (context).
 
-    The classes are meta-classes in the paper: every learner of an ensemble joins the classes of the data at random,
-    such as by `jax.random.randint(key, [num_classes], 0, C)[labels]`.
+    The classes are meta-classes in the paper: every learner of an ensemble merges the classes of the data at random,
+    for example by `jax.random.randint(key, [num_classes], 0, C)[labels]`.
 
     Args:
       embeddings: `[B, D]` floats.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of proxies.
       proxies: `[C, D]` class vectors; a tuple of T for T columns of labels, whose losses add up.
-      context_weight: lambda_C >= 0, of the context loss.
-      alpha: in (0, 1), how far the random walks go.
+      context_weight: lambda_C >= 0, the weight of the context loss.
+      alpha: in (0, 1); random walks are longer for larger values.
       margin: m, in similarity.
-      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
-        weighs its own weight times that of its class.
-      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None. Others are not
-        part of the walks.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh the losses; in the
-        walks every valid example counts once.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. The weight of
+        an example is multiplied by that of its class.
+      where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None. Other examples
+        are not part of the walks.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weight the losses. In
+        the walks every valid example counts once.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
       has_aux: whether to return `(loss, LossStats)`.
 
@@ -414,7 +416,7 @@ def _manifold(
 
 
 def _transitions(points: jax.Array, valid: jax.Array) -> jax.Array:
-    """The normalized affinities of all pairs of valid points; 0 for those of a point with itself and of others."""
+    """Returns the normalized affinities of all pairs of distinct valid points; 0 for other pairs."""
     cosines = jax.nn.relu(pairwise_cosine_similarity(points))
     pairs = valid[:, None] & valid[None, :] & ~jnp.eye(valid.size, dtype=bool)
     affinities = jnp.where(pairs, jnp.exp(cosines / _TEMPERATURE), 0)
@@ -433,7 +435,7 @@ def _n_pair(similarities: jax.Array, labels: jax.Array, margin: ScalarLike) -> j
 
 @jax.custom_vjp
 def _inverse(matrix: jax.Array) -> jax.Array:
-    """The inverse of a symmetric positive definite matrix, by its Cholesky decomposition."""
+    """Returns the inverse of a symmetric positive definite matrix, by Cholesky decomposition."""
     identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix, symmetrize_input=False), True), identity)
 

@@ -1,4 +1,4 @@
-"""The quadruplet loss of Proença et al.: a pair that agrees on more labels lies closer than one that agrees on fewer.
+"""The quadruplet loss of Proença et al.: pairs that agree on more labels should be closer than others.
 
 For two pairs of examples with disagreements phi(i, j) < phi(p, q) the loss is
 
@@ -7,7 +7,7 @@ For two pairs of examples with disagreements phi(i, j) < phi(p, q) the loss is
 `quadruplet_hinge` is that formula for four examples. `sampled_quadruplet_loss` averages it over random quadruplets, as
 the paper does. `quadruplet_loss` averages it over all quadruplets of the batch, exactly, by sorting the pairs
 (`jaxmetric.losses._engine.ordered_hinge`). `anchored_quadruplet_loss` is for batches with too many pairs to sort: it
-compares a few anchors with the whole batch, and is exact in expectation.
+compares a few anchors with the whole batch, and is unbiased.
 """
 
 from collections.abc import Sequence
@@ -48,31 +48,31 @@ def quadruplet_loss(
     r"""The quadruplet loss over all quadruplets of a batch.
 
     The mean of :math:`[\,|f_i - f_j|^2 - |f_p - f_q|^2 + \alpha\,]_+` over all pairs of distinct pairs of examples with
-    :math:`\phi(i, j) < \phi(p, q)`, phi the number of labels on which two examples disagree. It is exact, value and
-    gradient, in O(P log P) time for the P = B (B - 1) / 2 pairs of the batch, and O(P) memory; beyond B = 5,793 the
-    counts of violations pass 2^24 and are rounded to float32. Its gradient is a `custom_vjp`, so that forward-mode
+    :math:`\phi(i, j) < \phi(p, q)`, phi the number of labels on which two examples disagree. Value and gradient are
+    exact. They take O(P log P) time and O(P) memory for the P = B (B - 1) / 2 pairs of the batch. Beyond B = 5,793 the
+    counts of violations exceed 2^24 and are rounded to float32. The gradient is a `custom_vjp`, so forward-mode
     differentiation (`jax.jvp`) is not defined.
 
-    Where labels are missing, the disagreement of a pair is an interval, from the known disagreements to those plus the
-    unknown columns; a pair comes before another only if its largest disagreement is below the other's smallest.
+    If labels are missing, the disagreement of a pair is an interval: from the known disagreements to those plus the
+    unknown columns. A pair comes before another only if its largest disagreement is below the other's smallest.
 
     Args:
       embeddings: `[B, D]` floats. They need not be normalized.
       labels: `[B]` or `[B, T]` integers.
       margin: alpha, in squared distance.
-      agreement: `"count"` orders pairs by how many labels agree; `"any"` only puts those that agree on everything
-        before those that do not, as the code published with the paper does.
-      self_pairs: whether to take the pairs (i, i) as well, as that code does. It enumerates ordered pairs, so that (i,
-        i) occurs once where (i, j) occurs twice: here (i, i) weighs a half, which makes the mean equal to that over
-        that code's terms, and the sum an eighth of its sum.
-      balance: `"quadruplets"` weighs every quadruplet the same; `"levels"` every pair of different levels of
-        disagreement, however many quadruplets it has, so that frequent coarse levels do not drown the fine ones.
+      agreement: `"count"` orders pairs by how many labels agree. `"any"` only orders pairs that agree on all labels
+        before the others, as in the code published with the paper.
+      self_pairs: whether to include the pairs (i, i), as that code does. It enumerates ordered pairs, so (i, i) occurs
+        once and (i, j) twice. Here (i, i) has the weight one half: the mean equals that code's mean, and the sum is an
+        eighth of its sum.
+      balance: `"quadruplets"` gives every quadruplet the same weight. `"levels"` gives every pair of different levels
+        of disagreement the same weight, so that frequent coarse levels do not outweigh the fine ones.
       label_weights: T static weights > 0 of the columns of labels; 1 if None.
-      ordinal: T static entries: 0 or None for a categorical column, for an ordinal one the largest |a - b| its values
-        can have; its disagreement is then |a - b|.
+      ordinal: T static entries: 0 or None for a categorical column, and the largest possible |a - b| for an ordinal
+        one, whose disagreement is |a - b|.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A quadruplet weighs the
-        product of its pairs', a pair that of its members.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a pair is the
+        product of its members' weights, and that of a quadruplet the product of its pairs' weights.
       reduction: `"mean"`, `"mean_active"` or `"sum"`. `"mean_active"` is over quadruplets with a positive loss.
       has_aux: whether to return `(loss, LossStats)`.
 
@@ -123,7 +123,7 @@ def sampled_quadruplet_loss(
 ) -> LossResult:
     """The paper's estimator: the mean of `quadruplet_hinge` over random quadruplets of different phi.
 
-    Drawn uniformly, with replacement, from the quadruplets over which `quadruplet_loss` averages, so that its
+    The quadruplets are drawn uniformly, with replacement, from those over which `quadruplet_loss` averages, so the
     expectation is that loss. Every draw is a valid quadruplet, however rare these are in the batch.
 
     Args:
@@ -133,9 +133,9 @@ def sampled_quadruplet_loss(
       num_quadruplets: how many to draw, static, at least 1.
       margin: alpha, in squared distance.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None. An example with
-        a missing label is left out of the draw; `quadruplet_loss` uses its other labels.
+        a missing label is not drawn; `quadruplet_loss` uses its other labels.
       weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. Quadruplets are drawn in
-        proportion to the product of their pairs'.
+        proportion to the product of their pairs' weights.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each quadruplet.
       has_aux: whether to return `(loss, LossStats)`.
 
@@ -168,7 +168,7 @@ def sampled_quadruplet_loss(
 
 
 def _check_complete_examples(embeddings: ArrayLike, labels: ArrayLike, where: Any, weights: Any) -> Examples:
-    """Checks the arrays of a loss that leaves out examples with a missing label."""
+    """Checks the arrays of a loss that skips examples with a missing label."""
     examples = check_examples(embeddings, labels, where, None, multi_output=True)
     complete = None if examples.where is None else jnp.all(examples.where, axis=1)
     _, weights = checks.check_mask_and_weights(examples.embeddings, complete, weights)
@@ -176,10 +176,11 @@ def _check_complete_examples(embeddings: ArrayLike, labels: ArrayLike, where: An
 
 
 def quadruplet_hinge(embeddings4: ArrayLike, labels4: ArrayLike, *, margin: ScalarLike = 0.1) -> jax.Array:
-    r"""The quadruplet loss of four examples i, j, p, q, to be `vmap`ped over many.
+    r"""Computes the quadruplet loss of four examples i, j, p, q; use `vmap` for many quadruplets.
 
-    :math:`[\,|f_i - f_j|^2 - |f_p - f_q|^2 + \alpha\,]_+` if :math:`\phi(i, j) < \phi(p, q)`; the same with the two
-    pairs exchanged if phi orders them the other way; 0 if the pairs disagree on equally many labels.
+    :math:`[\,|f_i - f_j|^2 - |f_p - f_q|^2 + \alpha\,]_+` if :math:`\phi(i, j) < \phi(p, q)`. If
+    :math:`\phi(i, j) > \phi(p, q)`, the two pairs are exchanged. The loss is 0 if both pairs disagree on equally many
+    labels.
 
     Args:
       embeddings4: `[4, D]` embeddings of i, j, p, q.
@@ -260,7 +261,7 @@ def _sampled_quadruplet(
 def _drawn_losses(
     key: jax.Array, batch: MaskedExamples, margin: ScalarLike, num_quadruplets: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The losses of drawn quadruplets, and as their weights 1, or 0 if the batch has none to draw."""
+    """Returns the losses of the drawn quadruplets, and their weights: 1, or 0 if the batch has no valid quadruplet."""
     embeddings, labels = batch.embeddings, batch.labels
     pairs = all_pairs(batch.size)
     levels = _pair_levels(batch, Disagreement())
@@ -293,7 +294,7 @@ def _pair_weights(batch: MaskedExamples) -> jax.Array:
 
 
 def _share_of_level(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
-    """Returns the weights divided by the sum of all on the same level, so that each level sums to 1."""
+    """Returns the weights divided by the sum over their level, so that each level sums to 1."""
     return safe_divide(weights, level_sums(weights, levels, num_levels)[levels])
 
 
@@ -314,32 +315,33 @@ def anchored_quadruplet_loss(
     reduction: ReductionToScalar = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The quadruplet loss, estimated without bias from the pairs of a few random anchors with the whole batch.
+    r"""An unbiased estimate of the quadruplet loss, from the pairs of a few random anchors with the whole batch.
 
-    Draws `num_anchors` examples uniformly, without replacement, and compares all pairs that have one of them: its
-    expectation over keys, value and gradient, is `quadruplet_loss` (`"mean"` and `"sum"`; `"mean_active"` is a ratio of
-    two estimates), and with as many anchors as valid examples it is that loss. For A anchors it takes O(A B log(A B))
-    time and O(A B) memory, and O(B^2) time to count the pairs of each level of disagreement; beyond A B = 2^24 the
-    counts of violations are rounded to float32.
+    Draws `num_anchors` examples uniformly, without replacement, and compares all pairs that contain one of them. The
+    expectation of value and gradient over keys is that of `quadruplet_loss`, for `"mean"` and `"sum"`; `"mean_active"`
+    is a ratio of two estimates. With as many anchors as valid examples it equals that loss. For A anchors it takes O(A
+    B log(A B)) time and O(A B) memory, and O(B^2) time to count the pairs of each level of disagreement. Beyond A B =
+    2^24 the counts of violations are rounded to float32.
 
-    On N devices, in a step over the mapped axis `axis_name`, each draws its own `num_anchors` of the gathered batch,
-    compares them with it and counts its share of the pairs. All return the same number; a gradient averaged over
-    devices is the gradient of that number.
+    On N devices, in a step over the mapped axis `axis_name`, each device draws its own `num_anchors` anchors from the
+    gathered batch, compares them with the batch and counts its share of the pairs. All devices return the same number,
+    and the average of their gradients is the gradient of that number.
 
     Args:
       key: a `jax.random` key, the same on all devices.
       embeddings: `[B, D]` floats. They need not be normalized, and are the same on all devices.
       labels: `[B]` or `[B, T]` integers.
-      num_anchors: A, for each device, static; at least 2, and N A at most B.
+      num_anchors: A, per device, static; at least 2, and N A at most B.
       margin: alpha, in squared distance.
-      agreement: as in `quadruplet_loss`, like all that follow.
+      agreement: as in `quadruplet_loss`, like the next arguments.
       balance: `"quadruplets"` or `"levels"`.
       label_weights: T static weights > 0 of the columns of labels; 1 if None.
-      ordinal: T static entries: 0 or None for a categorical column, for an ordinal one its largest |a - b|.
-      axis_name: the mapped axis of devices whose anchors are taken together; None for one device.
+      ordinal: T static entries: 0 or None for a categorical column, and the largest possible |a - b| for an ordinal
+        one.
+      axis_name: the mapped axis of the devices whose anchors are combined; None for one device.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They do not change which
-        anchors are drawn, save that 0 is a mask.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They do not affect the draw
+        of anchors, except that a weight of 0 masks an example.
       reduction: `"mean"`, `"mean_active"` or `"sum"`.
       has_aux: whether to return `(loss, LossStats)`. `total` and `active` are estimates, `valid` is exact.
 

@@ -1,13 +1,13 @@
-"""Losses that approximate retrieval metrics by smooth ranks: average precision, Recall@k, and histograms.
+"""Losses that approximate retrieval metrics by smooth ranks or by histograms.
 
-In `smooth_ap_loss`, `pnp_loss` and `recall_at_k_loss` a rank is 1 plus a soft count, by sigmoids of differences of
-similarities, of the references ranked before. What a loss makes of the ranks of one positive is a `Term` of
+In `smooth_ap_loss`, `pnp_loss` and `recall_at_k_loss`, a rank is 1 plus a smooth count of the references ranked before,
+a sum of sigmoids of differences of similarities. The formula for one positive is a `Term` of
 `jaxmetric.losses._engine.positive_sums`, which never stores the ranks of all triplets. `fast_ap_loss` replaces ranks by
 the cumulative counts of a histogram of distances.
 
 `histogram_loss` compares the similarities of positive and negative pairs. A similarity counts at the two nodes around
-it on an equidistant grid, so that the histogram has a gradient. No array has an axis for the nodes beside those of
-anchors and references.
+it on an equidistant grid, which gives the histogram a gradient. No array has axes for anchors, references and nodes at
+once.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,25 +42,26 @@ def smooth_ap_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""Smooth AP: one minus the average precision of each query's ranking, with sigmoids in place of steps.
+    r"""Smooth-AP: one minus the average precision of each query's ranking, with sigmoids instead of steps.
 
     :math:`1 - \frac{1}{|P_q|} \sum_{i \in P_q} \frac{1 + \sum_{j \in P_q, j \ne i} G_{ij}}
     {1 + \sum_{j \in P_q \cup N_q, j \ne i} G_{ij}}` with :math:`G_{ij} = \sigma((s_{qj} - s_{qi}) / \tau)`.
 
-    As in the code published with the paper, the ranking of a query holds the query itself, as one of its positives;
-    `pairs=~jnp.eye(B, dtype=bool)` leaves it out. A query without another positive has no loss.
+    As in the code published with the paper, the ranking of a query includes the query itself as a positive;
+    `pairs=~jnp.eye(B, dtype=bool)` excludes it. A query without another positive has no loss.
 
     Args:
       embeddings: `[B, D]` floats. They need not be normalized. None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers. Classes may come in any order and number. None if `pairs` says what is alike.
-      temperature: tau > 0, in similarity; the smaller, the nearer to average precision and the sparser the gradient.
+      labels: `[B]` or `[B, 1]` integers. Classes may come in any order and number. None if `pairs` defines positives
+        and negatives.
+      temperature: tau > 0, in similarity. Smaller values are closer to average precision but make the gradient sparser.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`. References in other pairs are not ranked.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh queries, and
-        positives in a query's mean; among the ranked every valid example counts once.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weight queries, and
+        positives in the mean of a query. In ranks every valid example counts once.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each query.
       has_aux: whether to return `(loss, LossStats)`.
 
@@ -107,34 +108,34 @@ def pnp_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""Penalises the negatives that a query ranks before its positives, and nothing else.
+    r"""PNP: penalizes only the negatives that a query ranks before its positives.
 
     :math:`\frac{1}{|P_q|} \sum_{i \in P_q} f(R_i)`, where the number of negatives before the positive i is
     :math:`R_i = \sum_{j \in N_q} \sigma((s_{qj} - s_{qi}) / \tau)`, and `variant` chooses f:
 
     * `"O"`: :math:`R`;
     * `"Iu"`: :math:`(1 + R) \log(1 + R)`, and `"Ib"`: :math:`(b R - \log(1 + b R)) / b^2`, whose derivatives increase:
-      positives far behind are drawn most, so that a class becomes one cluster;
-    * `"Ds"`: :math:`\log(1 + R)`, and `"Dq"`: :math:`1 - (1 + R)^{-\alpha}`, whose derivatives decrease: positives far
-      behind are let alone, so that a class may be several clusters.
+      the lowest-ranked positives are pulled most, and a class becomes one cluster;
+    * `"Ds"`: :math:`\log(1 + R)`, and `"Dq"`: :math:`1 - (1 + R)^{-\alpha}`, whose derivatives decrease: the
+      lowest-ranked positives are pulled little, and a class may form several clusters.
 
     As in the code published with the paper, the query itself is one of its positives; `pairs=~jnp.eye(B, dtype=bool)`
-    leaves it out. A query without another positive has no loss.
+    excludes it. A query without another positive has no loss.
 
     Args:
       embeddings: `[B, D]` floats. They need not be normalized. None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
       variant: f, one of the five above.
-      alpha: > 0, of `"Dq"`.
-      b: > 0, of `"Ib"`.
+      alpha: > 0, the parameter of `"Dq"`.
+      b: > 0, the parameter of `"Ib"`.
       temperature: tau > 0, in similarity.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       references: what the batch is compared with; the batch itself if None.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`. References in other pairs are not ranked.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh queries, and
-        positives in a query's mean; among the negatives every valid example counts once.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weight queries, and
+        positives in the mean of a query. Every valid negative counts once.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each query.
       has_aux: whether to return `(loss, LossStats)`.
 
@@ -181,16 +182,16 @@ def recall_at_k_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The recall@k surrogate: one minus a soft count of the positives among each query's k nearest, over several k.
+    r"""The Recall@k surrogate: one minus the smooth share of positives among each query's k nearest, over several k.
 
     :math:`1 - \frac{1}{|K|} \sum_{k \in K} \frac{\min(k, \sum_{i \in P_q} \sigma((k - r_i) / \tau_1))}{\min(k, |P_q|)}`
     with the soft ranks :math:`r_i = 1 + \sum_{j \ne i} \sigma((s_{qj} - s_{qi}) / \tau_2)`.
 
-    The query itself is not ranked. A perfect ranking does not have the loss 0: the positive on place k counts 1/2.
+    The query itself is not ranked. A perfect ranking does not have loss 0, because a positive at rank k counts 1/2.
 
     Args:
       embeddings: `[B, D]` floats. They need not be normalized. None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
       ks: K, static numbers >= 1.
       temperature: tau_2 > 0, in similarity.
       rank_temperature: tau_1 > 0, in ranks.
@@ -199,8 +200,8 @@ def recall_at_k_loss(
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`. References in other pairs are not ranked.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh queries,
-        and the positives of a query among each other; among the ranked every valid example counts once.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weight queries, and the
+        positives of a query relative to each other. In ranks every valid example counts once.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each query.
       has_aux: whether to return `(loss, LossStats)`.
 
@@ -246,13 +247,14 @@ def fast_ap_loss(
 ) -> LossResult:
     r"""FastAP: one minus the average precision of each query's ranking, from a histogram of its distances.
 
-    :math:`1 - \frac{1}{|P_q|} \sum_{l=0}^{L} \frac{h^+_l H^+_l}{H_l}`, h the counts at the L + 1 nodes of [0, 4], H
-    the cumulative ones, + those of positives; a distance counts at the two nodes around it, by its nearness to each.
+    :math:`1 - \frac{1}{|P_q|} \sum_{l=0}^{L} \frac{h^+_l H^+_l}{H_l}`, h the counts at the L + 1 nodes of [0, 4], H the
+    cumulative counts, and + the counts of positives. A distance counts at the two nodes around it, in proportion to its
+    nearness to each.
 
     Args:
       embeddings: `[B, D]` floats. They are normalized, so that squared distances lie in [0, 4]; larger ones count as 4
         and have no gradient. None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
       num_bins: L, a static number >= 1.
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array. Distances lie in [0, 4]; larger ones count as 4.
@@ -260,8 +262,8 @@ def fast_ap_loss(
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`. References in other pairs are not ranked.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weigh queries, and
-        positives in a query's mean; in H every valid example counts once.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weight queries, and
+        positives in the mean of a query. In H every valid example counts once.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each query.
       has_aux: whether to return `(loss, LossStats)`.
 
@@ -294,7 +296,7 @@ class _Ranking(NamedTuple):
     similarities: jax.Array  # [A, R]
     positives: jax.Array  # [A, R] booleans
     negatives: jax.Array  # [A, R] booleans
-    query_weights: jax.Array  # [A], 0 for a query without a positive other than itself
+    query_weights: jax.Array  # [A], 0 for a query without another positive
     reference_weights: jax.Array  # [R]
 
 
@@ -307,7 +309,7 @@ def _ranking(comparison: Comparison, own: jax.Array | None = None) -> _Ranking:
 
 
 class _Masks(NamedTuple):
-    """The masks of a query, which a term takes."""
+    """The masks of a query that a term takes."""
 
     positives: jax.Array  # [R]
     negatives: jax.Array  # [R]
@@ -322,13 +324,13 @@ class _Constants(NamedTuple):
 
 
 def _before(pair: PositivePair, of: jax.Array, temperature: jax.Array) -> jax.Array:
-    """Counts softly the references `of` `[R]` that are ranked before the positive, without the positive itself."""
+    """Returns the smooth count of the references `of` `[R]` ranked before the positive, without the positive itself."""
     others = of & (jnp.arange(of.size) != pair.positive)
     return jnp.sum(jnp.where(others, jax.nn.sigmoid((pair.anchor_row - pair.value) / temperature), 0))
 
 
 def _weight(pair: PositivePair, constants: _Constants) -> jax.Array:
-    # A masked sum, not an index: it also goes through without references.
+    # A masked sum instead of an index, so that it also works without references.
     weights = constants.reference_weights
     return jnp.sum(jnp.where(jnp.arange(weights.size) == pair.positive, weights, 0))
 
@@ -336,7 +338,7 @@ def _weight(pair: PositivePair, constants: _Constants) -> jax.Array:
 def _precision_lost(pair: PositivePair, masks: _Masks, constants: _Constants) -> jax.Array:
     negatives = _before(pair, masks.negatives, constants.temperature)
     positives = 1 + _before(pair, masks.positives, constants.temperature)
-    # One minus the precision at the positive: exactly 0 where no negative is ranked.
+    # One minus the precision at the positive: exactly 0 if no negative is ranked.
     return _weight(pair, constants) * negatives / (positives + negatives)
 
 
@@ -367,7 +369,7 @@ def _mean_over_positives(c: Comparison, temperature: ScalarLike, *hyper: ScalarL
 
 
 def _among_first(pair: PositivePair, ranked: jax.Array, constants: _Constants) -> tuple[jax.Array, ...]:
-    """Returns for each k a soft indicator that the positive is among the first k."""
+    """Returns for each k a smooth indicator that the positive is among the first k."""
     rank_temperature, *ks = constants.hyper
     rank = 1 + _before(pair, ranked, constants.temperature)
     weight = _weight(pair, constants)
@@ -386,7 +388,7 @@ def _recall_lost(
     found = jnp.stack(found, axis=1)
     positive_weight = jnp.sum(jnp.where(positives, weights[None, :], 0), axis=1, keepdims=True)
     num_positives = jnp.sum(positives.astype(dtype), axis=1, keepdims=True)
-    # With weights, a query has as many positives as before, of which some count for more.
+    # Weights do not change the number of positives of a query; they only make some count more than others.
     found = found * safe_divide(num_positives, positive_weight)
     recall = safe_divide(jnp.minimum(first[None, :], found), jnp.minimum(first[None, :], num_positives))
     valid = jnp.any(negatives, axis=1)
@@ -411,7 +413,7 @@ def _fast_ap(comparison: Comparison, *, num_bins: int) -> LossStats:
 
     @jax.checkpoint
     def counts(node: jax.Array, positions: jax.Array) -> list[jax.Array]:
-        """The three counts of each query at one node: so no array has an axis of nodes beside [A, R]."""
+        """Returns the three counts of each query at one node, so that no array has an axis of nodes besides [A, R]."""
         near = jax.nn.relu(1 - jnp.abs(positions - node))
         masked = (jnp.where(positives, near, 0), jnp.where(negatives, near, 0), jnp.where(positives, weights * near, 0))
         return [jnp.sum(each, axis=1) for each in masked]
@@ -420,7 +422,7 @@ def _fast_ap(comparison: Comparison, *, num_bins: int) -> LossStats:
     positive_counts, negative_counts, weighed = jax.lax.map(lambda node: counts(node, positions), nodes)
     negatives_before = jnp.cumsum(negative_counts, axis=0)
     before = jnp.cumsum(positive_counts, axis=0) + negatives_before
-    # One minus the precision at each node, whose mean over the positives is 1 - FastAP.
+    # One minus the precision at each node; its mean over the positives is 1 - FastAP.
     lost = jnp.sum(weighed * safe_divide(negatives_before, before), axis=0)
     valid = jnp.where(jnp.any(positives, axis=1), comparison.anchor_weights, 0)
     return each_anchor(safe_divide(lost, jnp.sum(weights, axis=1)), valid)
@@ -439,17 +441,17 @@ def histogram_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The histogram loss: how probable it is that a negative pair is more similar than a positive pair.
+    r"""The histogram loss: the probability that a negative pair is more similar than a positive pair.
 
     :math:`\sum_{r=0}^{R} h^-_r \sum_{q=0}^{r} h^+_q`, with h the relative frequencies of the similarities of negative
-    and positive pairs at the R + 1 nodes of [-1, 1]; a similarity counts at the two nodes around it, by its nearness.
-
-    As a mean over negative pairs, of the frequency :math:`\phi^+` of positive pairs which are less similar.
+    and positive pairs at the R + 1 nodes of [-1, 1]. A similarity counts at the two nodes around it, in proportion to
+    its nearness. The loss is the frequency :math:`\phi^+` of positive pairs that are less similar than a negative pair,
+    averaged over negative pairs.
 
     Args:
       embeddings: `[B, D]` floats. They need not be normalized. None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
-      num_bins: R, a static number >= 1: 2 over the width of a bin.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
+      num_bins: R, a static number >= 1: 2 divided by the width of a bin.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array. Similarities outside
         [-1, 1] count as -1 or 1 and have no gradient.
       references: what the batch is compared with; the batch itself if None.
@@ -498,29 +500,29 @@ def _histogram(comparison: Comparison, *, num_bins: int) -> LossStats:
 class _SoftBins(NamedTuple):
     """The positions of `[A, R]` values on a grid of nodes 0 to n."""
 
-    share: jax.Array  # in [0, 1], of the node above
-    below: jax.Array  # of the node below, in a flat table of n + 1 nodes for each anchor
+    share: jax.Array  # in [0, 1], the share of the node above
+    below: jax.Array  # the node below, as an index of a flat table of n + 1 nodes per anchor
 
 
 def _soft_bins(values: jax.Array, num_bins: int) -> _SoftBins:
     position = jnp.clip((values + 1) * (num_bins / 2), 0, num_bins)
-    # Clipped as integers once more: what a NaN becomes is undefined, and its share shall be seen.
+    # Clipped again as integers: the conversion of a NaN is undefined, and its share has to stay visible.
     node = jnp.clip(jax.lax.stop_gradient(position).astype(jnp.int32), 0, num_bins - 1)
     below = node + (num_bins + 1) * jnp.arange(values.shape[0], dtype=jnp.int32)[:, None]
     return _SoftBins(position - node.astype(position.dtype), below)
 
 
 def _soft_counts(bins: _SoftBins, weights: jax.Array, num_bins: int) -> jax.Array:
-    """Returns `[n + 1]`: the weight at each node, of values that weigh `weights` `[A, R]`."""
+    """Returns `[n + 1]`: the total weight at each node, for values with `weights` `[A, R]`."""
     upper = jnp.where(weights > 0, weights * bins.share, 0)
-    # A table for each anchor: single sums over all pairs of a large batch would lose digits.
+    # One table per anchor: a single sum over all pairs of a large batch would lose digits.
     counts = jnp.zeros(weights.shape[0] * (num_bins + 1), weights.dtype)
     counts = counts.at[bins.below].add(weights - upper).at[bins.below + 1].add(upper)
     return jnp.sum(counts.reshape(weights.shape[0], num_bins + 1), axis=0)
 
 
 def _interpolate(table: jax.Array, bins: _SoftBins) -> jax.Array:
-    """Returns `[A, R]`: at each value the function that is given at the nodes by `table` `[n + 1]`."""
+    """Returns `[A, R]`: the function with the values `table` `[n + 1]` at the nodes, interpolated at each value."""
     tables = jnp.tile(table, bins.below.shape[0])
     lower, upper = tables[bins.below], tables[bins.below + 1]
     return lower + bins.share * (upper - lower)

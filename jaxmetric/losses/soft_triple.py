@@ -1,8 +1,8 @@
-"""SoftTriple of Qian et al.: a softmax with several centers per class, which needs no triplets to be sampled.
+"""SoftTriple of Qian et al.: a softmax with several centers per class, without sampling of triplets.
 
-`soft_triple_loss` is the paper's loss, `soft_triple_regularizer` the part of it that merges superfluous centers and
-`hard_triple_loss` its limit, in which only the nearest center of a class counts. `init_centers` makes the parameters
-and `effective_centers` counts what the merging left of them.
+`soft_triple_loss` is the paper's loss. `soft_triple_regularizer` is its term that merges superfluous centers, and
+`hard_triple_loss` its limit, in which only the nearest center of a class counts. `init_centers` creates the centers,
+and `effective_centers` counts those that remain distinct after merging.
 """
 
 import math
@@ -43,10 +43,10 @@ def soft_triple_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The SoftTriple loss, its regularizer included.
+    r"""The SoftTriple loss, including its regularizer.
 
     With :math:`S_{i,c} = \sum_k \mathrm{softmax}_k(x_i^\top w_c^k / \gamma)\, x_i^\top w_c^k`, the similarity of an
-    example to the centers of class c, relaxed from the nearest one:
+    example to class c, a relaxed maximum over its centers, the loss is
 
     :math:`-\log \frac{\exp \lambda(S_{i,y} - \delta)}{\exp \lambda(S_{i,y} - \delta) + \sum_{c \ne y} \exp \lambda
     S_{i,c}} + \tau\,` `soft_triple_regularizer(centers)`.
@@ -57,12 +57,12 @@ def soft_triple_loss(
       centers: `[C, K, D]` class vectors, K centers of each class, or a `ClassShard` of them; a tuple of T for T columns
         of labels, whose losses add up. They are normalized here. See `init_centers`.
       scale: lambda > 0.
-      gamma: > 0, the entropy of the assignment to centers; towards 0 only the nearest center counts.
-      margin: delta, taken off the similarity to the right class.
-      tau: >= 0, the weight of the regularizer; 0 leaves it out. It is part of every example's loss, so that `"sum"` and
-        `"none"` contain it as often as they contain examples, and every example counts for `"mean_active"`.
-      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
-        weighs its own weight times that of its class.
+      gamma: > 0, the entropy of the assignment to centers; in the limit of 0 only the nearest center counts.
+      margin: delta, subtracted from the similarity to the right class.
+      tau: >= 0, the weight of the regularizer; 0 removes it. It is part of every example's loss: `"sum"` and `"none"`
+        contain it once per example, and `"mean_active"` counts every example.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. The weight of
+        an example is multiplied by that of its class.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
       weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
@@ -136,10 +136,10 @@ def hard_triple_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The HardTriple loss: SoftTriple with the nearest center of each class only.
+    r"""The HardTriple loss: SoftTriple with only the nearest center of each class.
 
     :math:`-\log \mathrm{softmax}(\lambda\,(S_c - \delta\,[c = y]))_y` with :math:`S_c = \max_k x^\top w_c^k` and
-    :math:`|w_c^k| = 1`: what `soft_triple_loss` becomes for gamma towards 0, without its regularizer.
+    :math:`|w_c^k| = 1`: the limit of `soft_triple_loss` for gamma to 0, without its regularizer.
 
     Args:
       embeddings: `[B, D]` floats. They are normalized by the network.
@@ -147,9 +147,9 @@ def hard_triple_loss(
       centers: `[C, K, D]` class vectors, K centers of each class, or a `ClassShard` of them; a tuple of T for T columns
         of labels, whose losses add up. They are normalized here. See `init_centers`.
       scale: lambda > 0.
-      margin: delta, taken off the similarity to the right class.
-      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. An example
-        weighs its own weight times that of its class.
+      margin: delta, subtracted from the similarity to the right class.
+      class_weights: `[C]` weights >= 0 of the classes; 1 if None. A tuple of T for T columns of labels. The weight of
+        an example is multiplied by that of its class.
       where: `[B]` or `[B, T]` booleans: which examples, or which single labels, are valid; all if None.
       weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. The last returns one value for each example.
@@ -197,17 +197,17 @@ def _hard_triple(embeddings: jax.Array, column: Column, scale: ScalarLike, margi
 
 @jax.jit
 def soft_triple_regularizer(centers: ClassVectors) -> jax.Array:
-    r"""The distances between the centers of a class, which as a penalty merges them.
+    r"""Penalizes the distances between the centers of a class, which merges them.
 
-    :math:`\frac{1}{C K (K - 1)} \sum_c \sum_{s < t} \sqrt{2 + 10^{-5} - 2\,w_c^{s\top} w_c^t}`: half the mean
-    distance of two centers of one class, class by class, in O(C K^2) memory. The 1e-5, which the authors' code has,
-    keeps the gradient finite where two centers coincide.
+    :math:`\frac{1}{C K (K - 1)} \sum_c \sum_{s < t} \sqrt{2 + 10^{-5} - 2\,w_c^{s\top} w_c^t}`: half the mean distance
+    between two centers of one class, in O(C K^2) memory. The 1e-5 of the authors' code keeps the gradient finite where
+    two centers coincide.
 
     Args:
       centers: `[C, K, D]`, normalized here, or a `ClassShard` of them.
 
     Returns:
-      A scalar from 0.0016, where all centers of each class coincide, to 1; 0 if K is 1.
+      A scalar from 0.0016, if all centers of each class coincide, to 1; 0 if K is 1.
 
     Raises:
       ValueError: if the shape is not `[C, K, D]`.
@@ -227,7 +227,7 @@ def soft_triple_regularizer(centers: ClassVectors) -> jax.Array:
 
 
 def _regularizer(centers: ClassVectors) -> tuple[jax.Array, ClassVectors]:
-    """The regularizer, and the centers passed on: see `sum_over_classes`."""
+    """Returns the regularizer and the centers, see `sum_over_classes`."""
     _, num_centers, dim = local_vectors(centers).shape
     total, centers = sum_over_classes(_distances_within_class, centers, (), (), rows=num_centers + dim)
     return total / (count_classes(centers) * max(num_centers * (num_centers - 1), 1)), centers
@@ -242,11 +242,11 @@ def _distances_within_class(centers: jax.Array, *_: Any) -> jax.Array:
 
 
 def init_centers(key: jax.Array, num_classes: int, centers_per_class: int, dim: int) -> jax.Array:
-    """Random centers, Kaiming-uniform as in the authors' code.
+    """Returns random centers, Kaiming-uniform as in the authors' code.
 
-    Their parameter is a `[D, C K]` matrix initialized with a = sqrt(5), which takes its second axis for the fan:
-    uniform in +-1 / sqrt(C K). Only the directions matter to the loss; the length sets how fast an optimizer turns
-    them.
+    The authors' parameter is a `[D, C K]` matrix initialized with a = sqrt(5) and the second axis as the fan: uniform
+    in +-1 / sqrt(C K). The loss depends only on the directions of centers; their length sets how fast an optimizer
+    turns them.
 
     Args:
       key: a `jax.random` key.
@@ -302,23 +302,23 @@ def effective_centers(centers: ArrayLike, *, tolerance: float = 0.1) -> jax.Arra
 
 
 def _relaxed_similarity(centers: jax.Array, embeddings: jax.Array, gamma: jax.Array) -> jax.Array:
-    """Returns `[c, B]`: the mean similarity to the centers of each class, weighed by their softmax at gamma."""
+    """Returns `[c, B]`: the mean similarity to the centers of each class, weighted by their softmax at gamma."""
     return _relaxed_max(normalized_dot_product(centers, embeddings), gamma)
 
 
 @jax.custom_vjp
 def _relaxed_max(similarity: jax.Array, gamma: jax.Array) -> jax.Array:
-    """Returns `[c, B]`: the means over the K centers of `[c, K, B]` similarities, weighed by their softmax at gamma."""
+    """Returns `[c, B]`: the means of `[c, K, B]` similarities over K centers, weighted by their softmax at gamma."""
     return _relaxed_max_fwd(similarity, gamma)[0]
 
 
 def _relaxed_max_fwd(similarity: jax.Array, gamma: jax.Array) -> Any:
-    # Center by center, which makes one loop of it all.
+    # One center at a time, which XLA compiles to one loop.
     by_center = [similarity[:, k] for k in range(similarity.shape[1])]
     nearest = reduce(jnp.maximum, by_center)
     total = excess_sum = jnp.zeros_like(nearest)
     for similarities in by_center:
-        # Relative to the nearest center, nothing cancels when gamma is small.
+        # Relative to the nearest center, which avoids cancellation when gamma is small.
         relative = excess(similarities, nearest)
         share = jnp.exp(relative / gamma)
         total, excess_sum = total + share, excess_sum + share * relative
@@ -338,11 +338,11 @@ _relaxed_max.defvjp(_relaxed_max_fwd, _relaxed_max_bwd)
 
 
 def _num_clusters(centers: jax.Array, tolerance: float) -> jax.Array:
-    """The number of chains, of links no longer than `tolerance`, among `[K, D]` centers."""
-    # Differences, not 2 - 2 cos: at a tolerance of 1e-4 the cosine in float32 no longer tells.
+    """Returns the number of chains among `[K, D]` centers, with links no longer than `tolerance`."""
+    # Differences instead of 2 - 2 cos: float32 cosines cannot resolve a tolerance of 1e-4.
     squared = jnp.sum(jnp.square(centers[:, None, :] - centers[None, :, :]), axis=-1)
     linked = squared <= tolerance**2
-    for _ in range((len(centers) - 1).bit_length()):  # each turn doubles the length of the chains that are seen
+    for _ in range((len(centers) - 1).bit_length()):  # each turn doubles the length of known chains
         linked = jnp.any(linked[:, :, None] & linked[None, :, :], axis=1)
     has_earlier = jnp.any(jnp.tril(linked, -1), axis=1)
     return jnp.sum(~has_earlier, dtype=jnp.int32)

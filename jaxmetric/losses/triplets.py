@@ -1,8 +1,8 @@
-"""Losses over triplets: an anchor lies closer to a positive than to a negative.
+"""Losses over triplets: an anchor should be closer to a positive than to a negative.
 
-`triplet_loss` compares the two distances with a margin, `chen_quadruplet_loss` adds the pairs of two other classes,
-`angular_loss` bounds the angle at the negative, `centroid_triplet_loss` compares anchors with the centroids of classes,
-and `dynamic_soft_margin_loss` weighs a triplet by the share of the triplets that are easier than it.
+`triplet_loss` compares the two distances with a margin, and `chen_quadruplet_loss` adds the pairs of two other classes.
+`angular_loss` bounds the angle at the negative, `centroid_triplet_loss` compares anchors with class centroids, and
+`dynamic_soft_margin_loss` weights a triplet by the share of triplets that are easier.
 """
 
 import math
@@ -91,33 +91,33 @@ def triplet_loss(
     r"""The triplet loss over the triplets of a batch.
 
     The mean of :math:`[\,d(a, p) - d(a, n) + \alpha\,]_+` over triplets of an anchor a, a positive p of the same class
-    and a negative n of another; d is the squared Euclidean distance, if no other is asked for.
+    and a negative n of another; d is the squared Euclidean distance by default.
 
     Args:
       embeddings: `[B, D]` floats. They need not be normalized. None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike, or `triplets` lists the triplets.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives, or `triplets` lists triplets.
       margin: alpha, in units of the distance.
-      mining: `"all"` takes every triplet, exactly, in O(B^2) memory, and in O(B^2 log B) time or, with `soft_margin` or
-        `swap`, in O(B) for each pair of an anchor and a positive. At the same cost `"all-hard"` takes every triplet
-        whose negative is not farther than its positive, and `"all-semi-hard"` every one whose negative is farther, but
-        by no more than the margin. `"semi-hard"` takes for each such pair the nearest negative that is farther than the
-        positive (the farthest if there is none); `"hard"` takes for each anchor its farthest positive and its nearest
-        negative.
-      soft_margin: whether to take log(1 + exp(d(a, p) - d(a, n) + alpha)) instead of the hinge. The soft margin of
+      mining: `"all"` uses every triplet, exactly, in O(B^2) memory. It takes O(B^2 log B) time, or, with `soft_margin`
+        or `swap`, O(B) for each pair of an anchor and a positive. At the same cost, `"all-hard"` uses every triplet
+        whose negative is not farther than its positive, and `"all-semi-hard"` every triplet whose negative is farther,
+        but by no more than the margin. `"semi-hard"` uses for each such pair the nearest negative that is farther than
+        the positive (the farthest if there is none). `"hard"` uses for each anchor its farthest positive and its
+        nearest negative.
+      soft_margin: whether to use log(1 + exp(d(a, p) - d(a, n) + alpha)) instead of the hinge. The soft margin of
         Hermans et al. has alpha = 0.
-      swap: whether to take min(d(a, n), d(p, n)) instead of d(a, n), in the triplets that were mined without it.
+      swap: whether to use min(d(a, n), d(p, n)) instead of d(a, n). Mining does not use it.
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
       references: what the batch is compared with; the batch itself if None. Positives and negatives are references.
-      triplets: `[N, 3]` integers, or a tuple of three `[N]`, in place of labels: the rows of an anchor in the batch, of
-        a positive and of a negative in the references; a negative number marks a row without a triplet. With them
-        `reduction="none"` gives `[N]` losses, and O(N) distances are computed. For three arrays `[N, D]` of anchors,
-        positives and negatives, pass their concatenation and `jnp.arange(3 * N).reshape(3, N).T`.
+      triplets: `[N, 3]` integers, or a tuple of three `[N]`, instead of labels: the row of the anchor in the batch, and
+        the rows of the positive and the negative in the references. A negative number marks a row without a triplet.
+        With `triplets`, `reduction="none"` returns `[N]` losses, and only O(N) distances are computed. For three arrays
+        `[N, D]` of anchors, positives and negatives, pass their concatenation and `jnp.arange(3 * N).reshape(3, N).T`.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A triplet weighs the product
-        of its members'.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a triplet is
+        the product of its members' weights.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. `"mean_active"` is over triplets with a positive loss,
         and `"none"` returns for each anchor the sum over its triplets.
       has_aux: whether to return `(loss, LossStats)`.
@@ -199,11 +199,11 @@ def _triplet_sums(c: Comparison, margin: ScalarLike, *, mining: str, soft_margin
 
 
 def all_triplets(c: Comparison, margin: ScalarLike) -> LossStats:
-    """The sums of the hinges of all triplets."""
+    """Returns the sums of the hinges over all triplets."""
     return LossStats(*(jnp.sum(each) for each in _triplet_sums(c, margin, mining="all", soft_margin=False)))
 
 
-# Which triplets a set takes: (d(a, p), d(a, n) [R], margin) to booleans [R].
+# The triplets that a set uses: (d(a, p), d(a, n) [R], margin) -> booleans [R].
 _GAPS: dict[str, Callable[..., jax.Array]] = {
     "all-semi-hard": lambda near, far, margin: (far > near) & (far <= near + margin),
     "all-hard": lambda near, far, margin: far <= near,
@@ -218,7 +218,7 @@ def _semi_hard_triplets(c: Comparison, margin: ScalarLike, penalty: Callable[...
     near_weights, far_weights = triplet_weights(c)
     triplets = near_weights * jnp.take_along_axis(far_weights, index, axis=1)
     sums = each_pair(penalty(c.values - far, margin), triplets)
-    # A negative at a distance of NaN sorts last and is not chosen; it must be seen all the same.
+    # A negative at distance NaN sorts last and is not selected, but has to stay visible.
     not_a_number = 0 * jnp.sum(jnp.where(c.negatives, c.values, 0), axis=1)
     return sums._replace(total=sums.total + not_a_number)
 
@@ -250,7 +250,7 @@ def chen_quadruplet_loss(
     reduction: ReductionToScalar = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The quadruplet loss of two margins over all triplets and quadruplets of a batch, exactly.
+    r"""The quadruplet loss of two margins, exactly over all triplets and quadruplets of a batch.
 
     The mean of :math:`[\,d(a, p) - d(a, n) + \alpha_1\,]_+` over all triplets, plus that of
     :math:`[\,d(a, p) - d(k, l) + \alpha_2\,]_+` over all quadruplets of an anchor a, a positive p and two examples k
@@ -267,10 +267,10 @@ def chen_quadruplet_loss(
         of the batch.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. They select (a, p), (a, n) and (k, l).
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A tuple weighs the product of
-        its members'.
-      reduction: `"mean"`, `"mean_active"` or `"sum"`. `"mean_active"` is over tuples with a positive loss. Each is that
-        of the triplets plus that of the quadruplets.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a tuple is the
+        product of its members' weights.
+      reduction: `"mean"`, `"mean_active"` or `"sum"`. `"mean_active"` is over tuples with a positive loss. Each adds
+        the value for triplets and the value for quadruplets.
       has_aux: whether to return `(loss, LossStats)`. The arrays of the stats are `[2]`: of triplets and of quadruplets.
 
     Returns:
@@ -320,13 +320,13 @@ def _chen_quadruplet(batch: PairBatch, margin: ScalarLike, second_margin: Scalar
     return (loss, stats) if batch.has_aux else loss
 
 
-# All quadruplets of an anchor a, a positive p and a pair (k, l) of two other classes are those with any negative pair,
-# less those whose negative pair touches the class of a. Each of the three sums over pairs of pairs is one sort.
+# The quadruplets of an anchor a, a positive p and a pair (k, l) of two other classes are those with any negative pair,
+# minus those whose negative pair touches the class of a. Each of the three sums over pairs of pairs takes one sort.
 def _all_quadruplets(c: Comparison, margin: ScalarLike, *, symmetric: bool) -> LossStats:
     weights = c.anchor_weights[:, None] * c.reference_weights[None, :]
     far = jnp.where(c.negatives, weights, 0)
     elsewhere = _not_touching(c, c.negatives.astype(jnp.int32)) > 0
-    # Without a pair of two other classes, what is left of the sums is only their rounding.
+    # Without a pair of two other classes, the difference of the sums is only rounding error.
     near = jnp.where(c.positives & elsewhere[:, None], weights, 0)
     sums = _near_far_sums(c, near, far, margin, symmetric=symmetric)
     total = attach_gradient(jnp.sum(near * sums.hinges), c.values, (near - far) * sums.violations)
@@ -338,7 +338,7 @@ def _all_quadruplets(c: Comparison, margin: ScalarLike, *, symmetric: bool) -> L
 def _near_far_sums(
     c: Comparison, near: jax.Array, far: jax.Array, margin: ScalarLike, *, symmetric: bool
 ) -> NearFarSums:
-    """Returns `[A, R]` sums over the pairs of the other side that share no class: all, less those that share either."""
+    """Returns `[A, R]` sums over the pairs of the other kind without a common class: all minus those with one."""
     if symmetric:  # (i, j) stands for (j, i) as well
         first, second = all_pairs(near.shape[0])
         near, far = 2 * near, 2 * far
@@ -358,7 +358,7 @@ def _near_far_sums(
 
 
 def _not_touching(c: Comparison, pair_values: jax.Array) -> jax.Array:
-    """Returns `[A]`: the sum of `[A, R]` values of negative pairs, over those that do not touch the anchor's class."""
+    """Returns `[A]`: the sum of the `[A, R]` values of the negative pairs that do not touch the anchor's class."""
     anchor_sums, reference_sums = jnp.sum(pair_values, axis=1), jnp.sum(pair_values, axis=0)
     same_anchor = c.anchor_labels[:, None] == c.anchor_labels[None, :]
     same_reference = c.anchor_labels[:, None] == c.reference_labels[None, :]
@@ -386,15 +386,15 @@ def angular_loss(
 
     Args:
       embeddings: `[B, D]` floats. None if `similarity` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
-      angle: alpha, in radians, in (0, pi / 2): the angle which the one at the negative should not exceed.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
+      angle: alpha, in radians, in (0, pi / 2): the upper bound of the angle at the negative.
       similarity: `"cosine"`, `"dot"`, a function of `[A, D]` and `[R, D]`, or an `[A, R]` array.
       references: what the batch is compared with; the batch itself if None. Positives and negatives are references.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A pair (a, p) weighs the
-        product of its members'. In the sum over n every negative counts once.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a pair (a, p)
+        is the product of its members' weights. In the sum over n every negative counts once.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. `"mean_active"` is over pairs with a positive loss, and
         `"none"` returns for each anchor the sum over its pairs.
       has_aux: whether to return `(loss, LossStats)`.
@@ -454,22 +454,22 @@ def centroid_triplet_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""The triplet loss of anchors and centroids of classes.
+    r"""The triplet loss between anchors and class centroids.
 
     The mean of :math:`[\,|x_a - c_p|^2 - |x_a - c_n|^2 + \alpha\,]_+` over the anchors a, with :math:`c_p` the mean of
-    the other examples of the anchor's class and :math:`c_n` that of another class, the nearest of them.
+    the other examples of the anchor's class and :math:`c_n` the mean of the nearest other class.
 
     Args:
       embeddings: `[B, D]` floats. They need not be normalized. Centroids are not normalized.
       labels: `[B]` or `[B, 1]` integers.
       margin: alpha, in units of the distance.
-      mining: `"hard"` takes the nearest centroid of another class, `"all"` every one of them.
+      mining: `"hard"` uses the nearest centroid of another class, `"all"` uses every centroid of another class.
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`. An array
-        is not possible, as centroids are computed here.
+        is not possible, because centroids are computed here.
       references: what the batch is compared with; the batch itself if None. The centroids are means of references.
       where: `[B]` booleans: which examples are valid; all if None.
       weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. Centroids are weighted means,
-        and a triplet weighs what its anchor does.
+        and a triplet has the weight of its anchor.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. `"mean_active"` is over triplets with a positive loss,
         and `"none"` returns for each anchor the sum over its triplets.
       has_aux: whether to return `(loss, LossStats)`.
@@ -501,7 +501,7 @@ def centroid_triplet_loss(
         embeddings, labels, references, None, where, weights, reduction, has_aux, needs_values=False, needs_labels=True
     )
     c, centroids, own = _compare_with_centroids(batch)
-    # Outside of a compiled program, which would be compiled anew for every new function.
+    # Outside of a compiled program, which would be recompiled for every new function.
     values = partial(function_values, "distance", function)
     far = values(c.anchors, centroids.vectors, c.anchor_weights > 0, centroids.weights > 0)
     has_own = jnp.any(c.positives, axis=1)
@@ -513,7 +513,7 @@ def centroid_triplet_loss(
 
 
 class _Centroids(NamedTuple):
-    """The centroids of the R classes that R references can have at most; the weight of one that is not there is 0."""
+    """The centroids of up to R classes, for R references; unused ones have weight 0."""
 
     vectors: jax.Array  # [R, D]
     labels: jax.Array  # [R]
@@ -522,7 +522,7 @@ class _Centroids(NamedTuple):
 
 @jax.jit
 def _compare_with_centroids(batch: PairBatch) -> tuple[Comparison, _Centroids, jax.Array]:
-    """Returns the comparison, the centroids of all classes, and `[A, D]` of each anchor's own class without it."""
+    """Returns the comparison, the centroids of all classes, and `[A, D]` of each anchor's class without the anchor."""
     c = compare(batch)
     return c, _centroids(c), _own_centroids(c)
 
@@ -572,7 +572,7 @@ class DynamicMarginStats(NamedTuple):
       total: the weighted sum of the losses of all valid triplets.
       valid: the (weighted) number of valid triplets.
       active: the (weighted) number of triplets with a positive loss.
-      histogram: `[K]`, of sum 1: the share of the triplets around each of K equally spaced differences.
+      histogram: `[K]`, with sum 1: the share of the triplets near each of K equally spaced differences.
     """
 
     total: jax.Array
@@ -598,37 +598,37 @@ def dynamic_soft_margin_loss(
     reduction: Reduction = "mean",
     has_aux: bool = False,
 ) -> jax.Array | tuple[jax.Array, DynamicMarginStats]:
-    r"""The triplet loss with a margin that is the distribution of the triplets.
+    r"""The triplet loss with the distribution of the triplets in place of a margin.
 
-    The mean of :math:`F(z)\, z` over triplets, :math:`z = d(a, p) - d(a, n)`, with F(z) the share of triplets, in
-    past batches and this one, whose difference is at most z. F is a constant: no gradient flows through it.
+    The mean of :math:`F(z)\, z` over triplets, :math:`z = d(a, p) - d(a, n)`, with F(z) the share of triplets, in past
+    batches and this one, whose difference is at most z. No gradient flows through F.
 
     Args:
       embeddings: `[B, D]` floats. They have length 1. None if `distance` is an array.
-      labels: `[B]` or `[B, 1]` integers. None if `pairs` says what is alike.
-      histogram: `[K]` floats >= 0, what the call on the batch before returned in its stats; zeros or None before the
-        first: then it is that of this batch.
-      momentum: in [0, 1], the share of this batch in the histogram of which F is the running sum.
+      labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
+      histogram: `[K]` floats >= 0, from the stats of the previous batch. Zeros or None for the first batch; the
+        histogram of the batch is then used.
+      momentum: in [0, 1], the share of this batch in the histogram, whose running sum is F.
       num_bins: K, static, at least 2; the length of `histogram` if that is given.
-      largest: the histogram reaches from -largest to largest; what lies beyond is counted at its ends. Distances of
+      largest: the histogram extends from -largest to largest; values beyond are counted at its ends. Distances of
         embeddings of length 1 are at most 2.
-      mining: `"hard"` takes for each anchor and positive the negative nearest to one of the two, as the paper does;
-        `"all"` every negative of the anchor.
+      mining: `"hard"` uses for each anchor and positive the negative nearest to either of the two, as in the paper;
+        `"all"` uses every negative of the anchor.
       distance: `"squared_euclidean"`, `"euclidean"`, `"cosine"`, `"snr"`, a function of `[A, D]` and `[R, D]`, or an
         `[A, R]` array.
       references: what the batch is compared with; the batch itself if None. Positives and negatives are references.
       pairs: `[B, R]` booleans: which pairs may be used; all if None. With `labels=None`: two masks, `(positives,
         negatives)`.
       where: `[B]` booleans: which examples are valid; all if None.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. A triplet weighs the product
-        of its members'.
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. The weight of a triplet is
+        the product of its members' weights.
       reduction: `"mean"`, `"mean_active"`, `"sum"` or `"none"`. `"mean_active"` is over triplets with a positive loss,
         and `"none"` returns for each anchor the sum over its triplets.
       has_aux: whether to return `(loss, DynamicMarginStats)`.
 
     Returns:
-      The scalar loss (or `[B]` sums), negative where most positives are closer than negatives; 0, with zero gradients,
-      if the batch has no triplet.
+      The scalar loss (or `[B]` sums), negative if most positives are closer than negatives; 0, with zero gradients, if
+      the batch has no triplet.
 
     Raises:
       ValueError: if a shape does not fit, an option is unknown or out of range.
@@ -706,8 +706,8 @@ def _every_triplet(
 def _hardest_triplets(
     c: Comparison, past: jax.Array, momentum: jax.Array, reach: jax.Array, *, within_batch: bool
 ) -> tuple[LossStats, jax.Array]:
-    """Returns the same over the triplets of each anchor and positive with the negative nearest to one of the two."""
-    # Within the batch, the negatives of a positive are those that `pairs` leaves it as an anchor.
+    """Returns the same over the triplets of each anchor and positive with the negative nearest to either of the two."""
+    # Within the batch, the negatives of a positive are those that it has as an anchor under `pairs`.
     negatives = c.negatives if within_batch else negatives_between_references(c)
     differences, weights = _nearest_negatives(c, c.between, negatives)
     every_weight = c.anchor_weights[:, None] * weights
@@ -716,7 +716,7 @@ def _hardest_triplets(
 
 
 def _nearest_negatives(c: Comparison, others: jax.Array, negatives: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns `[A, R]`: z of each anchor and positive with the negative nearest to one of the two, and their weight."""
+    """Returns `[A, R]`: z of each anchor and positive with the negative nearest to either of the two, and weights."""
 
     def nearest(distances: jax.Array, negatives: jax.Array) -> tuple[jax.Array, jax.Array]:
         index = hardest_negatives(distances, negatives)
@@ -733,7 +733,7 @@ def _nearest_negatives(c: Comparison, others: jax.Array, negatives: jax.Array) -
 
 
 def _histogram_of_all(c: Comparison, past: jax.Array, reach: jax.Array) -> jax.Array:
-    """The histogram of all triplets."""
+    """Returns the histogram of all triplets."""
     _, far = triplet_weights(c)
     constants = c.reference_weights, jnp.zeros_like(past), reach
     anchor_histograms = sum_over_positives(_histogram_term, c.values, None, c.positives, far, constants)
@@ -751,16 +751,16 @@ def _losses(differences: jax.Array, cumulative: jax.Array, reach: jax.Array) -> 
 
 
 def _histogram(differences: jax.Array, weights: jax.Array, num_bins: int, reach: jax.Array) -> jax.Array:
-    """The weight around each bin: a difference between two bins is shared by them."""
+    """Returns the weight at each bin; a difference between two bins is shared by both."""
     bins, share = _bins(differences, num_bins, reach)
     histogram = jnp.zeros(num_bins, weights.dtype)
-    used = weights > 0  # what the others hold need not be a number
+    used = weights > 0  # the others may be NaN
     histogram = histogram.at[bins].add(jnp.where(used, weights * (1 - share), 0))
     return histogram.at[jnp.minimum(bins + 1, num_bins - 1)].add(jnp.where(used, weights * share, 0))
 
 
 def _bins(differences: jax.Array, num_bins: int, reach: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The bin at or below each difference, and how far it is on the way to the next."""
+    """Returns the bin at or below each difference, and the fraction of the way to the next bin."""
     differences = jax.lax.stop_gradient(differences)
     positions = jnp.clip((differences + reach) * ((num_bins - 1) / (2 * reach)), 0, num_bins - 1)
     bins = jnp.floor(positions)
@@ -768,7 +768,7 @@ def _bins(differences: jax.Array, num_bins: int, reach: jax.Array) -> tuple[jax.
 
 
 def _updated(past: jax.Array, histogram: jax.Array, momentum: jax.Array) -> jax.Array:
-    """The past with a share of this batch; the one alone where the other is empty."""
+    """Mixes the past with a share of this batch; if one of them is empty, returns the other."""
     total, past_total = jnp.sum(histogram), jnp.sum(past)
     share = jnp.where(past_total > 0, momentum, 1)
     share = jnp.where(total > 0, share, 0)

@@ -1,4 +1,4 @@
-"""VICReg: two views without labels, kept alike, spread and decorrelated."""
+"""VICReg: a loss of two views without labels: invariance, variance and covariance terms."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ def vicreg_loss(
     reduction: ReductionToScalar = "mean",
     has_aux: bool = False,
 ) -> LossResult:
-    r"""VICReg: views of an example coincide, while coordinates vary over the batch and do so independently.
+    r"""VICReg: matches two views of each example while coordinates vary over the batch without correlation.
 
     :math:`\lambda\, s(Z, Z') + \mu\, [v(Z) + v(Z')] + \nu\, [c(Z) + c(Z')]` with
 
@@ -33,8 +33,8 @@ def vicreg_loss(
     * variance :math:`v = \frac{1}{2 D} \sum_d [1 - \sqrt{C_{dd} + \epsilon}\,]_+`;
     * covariance :math:`c = \frac{1}{D} \sum_{d \ne e} C_{de}^2`,
 
-    C the covariance matrix of a view's coordinates, with divisor B - 1. Where the paper sums squares in s and has no 2
-    in v, this is as its authors' code computes them, and what their 25, 25 and 1 weigh.
+    C the covariance matrix of a view's coordinates, with divisor B - 1. The paper sums squares in s and has no 2 in v.
+    This loss follows the authors' code instead, for which the weights 25, 25 and 1 were chosen.
 
     Args:
       embeddings: `[B, D]` floats. They are not normalized: Z.
@@ -44,14 +44,15 @@ def vicreg_loss(
       covariance: nu >= 0.
       eps: epsilon >= 0, in variance.
       where: `[B]` booleans: which examples are valid; all if None. They are valid in both views.
-      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They count in means and
+      weights: `[B]` weights >= 0 of the examples; 1 if None. No gradient flows into them. They weight means and
         covariances.
       reduction: `"mean"`, `"mean_active"` or `"sum"`. `"sum"` is the loss times the number of examples, and
         `"mean_active"` is `"mean"`.
       has_aux: whether to return `(loss, LossStats)`.
 
     Returns:
-      The scalar loss >= 0; 0, with zero gradients, if no example is valid. A single one has no variance, only s.
+      The scalar loss >= 0; 0, with zero gradients, if no example is valid. With a single example there is no variance,
+      and only s remains.
 
     Raises:
       ValueError: if a shape does not fit, a number is out of range or an option is unknown.
@@ -107,10 +108,10 @@ def _vicreg(
 
 
 def _covariances(view: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The unbiased covariances `[D, D]` of weighted rows `[B, D]`, and whether there are enough rows for them."""
+    """Returns the unbiased covariances `[D, D]` of weighted rows `[B, D]`, and whether there are enough rows."""
     shares = safe_divide(weights, jnp.sum(weights))
     centered = view - jnp.sum(shares[:, None] * view, axis=0, keepdims=True)
-    # With equal weights 1 - 1/B, which makes the divisor B - 1.
+    # 1 - 1/B for equal weights, which gives the divisor B - 1.
     freedom = 1 - jnp.sum(jnp.square(shares))
     exists = jnp.sum((weights > 0).astype(jnp.int32)) > 1
     products = jnp.matmul((shares[:, None] * centered).T, centered, precision=jax.lax.Precision.HIGHEST)

@@ -1,1 +1,1 @@
-"""What the command line runs: training, evaluation, comparison of runs, compilation, several processes."""
+"""The commands: training, evaluation, comparison of runs, compilation, several processes."""

@@ -10,11 +10,11 @@ class Chip(NamedTuple):
     Attributes:
       name: as in a topology.
       memory: bytes of HBM.
-      flops: multiply-adds in bfloat16, counted as two, per second.
+      flops: operations in bfloat16 per second; a multiply-add counts as two.
       bandwidth: bytes per second between HBM and the cores.
       interconnect: bytes per second that a chip can send to its neighbors, over all links together.
-      sides: how many numbers name the shape of a slice.
-      most: chips of the largest slice.
+      sides: the number of dimensions of a slice.
+      most: the number of chips of the largest slice.
 
     References:
       Google Cloud TPU documentation, system architecture: pages on v5e, v5p and v6e.
@@ -38,7 +38,7 @@ CHIPS = {
     )
 }
 
-# How many times its result a chip sends, beside the factor (N - 1) / N, when the rings are used well.
+# Bytes that a chip sends relative to the result, apart from the factor (N - 1) / N, if rings are used efficiently.
 _SENT = {"all-gather": 1.0, "all-reduce": 2.0, "reduce-scatter": 1.0, "all-to-all": 1.0, "collective-permute": 1.0}
 _COLLECTIVE = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(_SENT)})(-start)?\(")
 _ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\]")
@@ -49,7 +49,7 @@ class Cost(NamedTuple):
 
     Attributes:
       arguments: bytes of the state and of the chip's share of the batch.
-      workspace: bytes of activations and everything else that lives during a step only.
+      workspace: bytes of activations and everything else that exists only during a step.
       flops: arithmetic operations.
       traffic: bytes between HBM and the cores.
       sent: bytes that the chip sends to others, by kind of collective.
@@ -63,12 +63,12 @@ class Cost(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """Bytes of HBM that a step needs; the state is donated, so the new state reuses its memory."""
+        """The bytes of HBM that a step needs; the state is donated, so the new state reuses its memory."""
         return self.arguments + self.workspace
 
 
 class Roofline(NamedTuple):
-    """Lower bounds of the seconds of a step, each by one limit alone."""
+    """Lower bounds of the seconds of a step, each for one limit."""
 
     compute: float
     memory: float
@@ -101,16 +101,16 @@ def sent_bytes(hlo: str, num_chips: int) -> dict[str, float]:
         if found:
             shape, kind, starts = found.groups()
             sizes = [_bytes_of(*array) for array in _ARRAY.findall(shape)]
-            # The result of an asynchronous one names its operands first, and an all-reduce has no other.
+            # An asynchronous collective lists its operands before its result; an all-reduce lists only the result.
             size = sum(sizes[len(sizes) // 2 :]) if starts and kind != "all-reduce" else sum(sizes)
-            # A reduce-scatter's result is a share of what was sent.
+            # The result of a reduce-scatter is a share of the bytes sent.
             whole = size * num_chips if kind == "reduce-scatter" else size
             sent[kind] = sent.get(kind, 0.0) + _SENT[kind] * whole * (num_chips - 1) / num_chips
     return sent
 
 
 def roofline(cost: Cost, chip: Chip) -> Roofline:
-    """Returns the least time of a step by each limit of the chip."""
+    """Returns the minimum time of a step for each limit of the chip."""
     return Roofline(cost.flops / chip.flops, cost.traffic / chip.bandwidth, sum(cost.sent.values()) / chip.interconnect)
 
 

@@ -34,13 +34,13 @@ def parse(
 
     Args:
       argv: the command line without the program.
-      presets: by name. Instead of a name, the command line may give a Python file that defines `config()`.
+      presets: the presets by name. Instead of a name, the command line may give a Python file that defines `config()`.
       program: how the command was called, for the help text.
-      purpose: what it does, for the help text.
-      command: takes a preset's name and configuration, and returns the function whose arguments are the flags.
+      purpose: the purpose of the command, for the help text.
+      command: maps a preset's name and configuration to the function whose arguments are the flags.
 
     Returns:
-      The preset's name (the stem of its file), and what the function returned.
+      The preset's name (the stem of its file), and the result of the function.
 
     Raises:
       SystemExit: after --help, or for a preset or field that does not exist.
@@ -109,7 +109,7 @@ def _config_of_file(path: str) -> Config:
 
 
 def _line_in(path: str, error: Exception) -> int:
-    """Returns the last line of a file that an error passed, or that Python could not read."""
+    """Returns the last line of a file in the traceback of an error, or the line that Python could not parse."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return error.lineno or 1
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]

@@ -1,9 +1,9 @@
-"""Whether the batches of a plan can hold anything that the terms of an objective compare.
+"""Checks that the batches of a plan can hold something that each term of an objective compares.
 
-What a term compares is two pairs of images of which one certainly disagrees more than the other, or where all pairs
-disagree alike, whatever its loss finds among such labels. A loss over class vectors compares a class with others. A
-term that no batch can give anything to compare would train to the end at a loss of 0, so it is refused before the first
-step.
+A term compares two pairs of images, one of which certainly disagrees on more labels than the other. If all pairs
+disagree equally, the loss itself shows whether it compares anything. A loss over class vectors compares a class with
+others. A term with nothing to compare in any batch would train to the end with a loss of 0, so it is refused before the
+first step.
 """
 
 import dataclasses
@@ -24,22 +24,22 @@ from jaxmetric.run.objective import PlacedTerm, WeightedSum
 from jaxmetric.run.plan import learning_groups, make_batch_plan
 from jaxmetric.run.terms import class_vectors_of, parameters, takes_columns
 
-_BLOCK = 2**22  # pairs that are compared at a time
+_BLOCK = 2**22  # number of pairs compared at a time
 _MOST_PAIRS = 2**28  # a few seconds
-_UNIQUE = -2  # a value that no other has
+_UNIQUE = -2  # a value that differs from all others
 
 
 PLAIN = Disagreement()
 
 
 class _Types(NamedTuple):
-    """Images that can be in a batch together; images with the same comparisons are one type.
+    """Types of images that can be in a batch together. Images with the same comparisons have one type.
 
     Attributes:
-      groups: `[U]`: a batch holds `images_per_class` images of a group.
+      groups: `[U]`: the group of each type; a batch holds `images_per_class` images of a group.
       labels: `[U, T]`.
-      twins: `[U]`: whether a batch can hold two images with the very same labels of one group, or one image twice.
-      several: `[U]`: whether there are two such types, which differ where a value is `_UNIQUE`.
+      twins: `[U]`: whether a batch can hold two images of one group with identical labels, or one image twice.
+      several: `[U]`: whether there are at least two such types, which differ in their `_UNIQUE` values.
     """
 
     groups: np.ndarray
@@ -49,10 +49,10 @@ class _Types(NamedTuple):
 
 
 class _Levels(NamedTuple):
-    """How much the pairs of images that can be in a batch together disagree, as shares of all labels.
+    """The disagreement of the pairs of images that can be in a batch together, as shares of all labels.
 
     Attributes:
-      low: the least possible disagreement of a pair; inf if no two images can be in a batch.
+      low: the smallest possible disagreement of a pair; inf if no two images can be in a batch.
       high: the largest certain disagreement; -inf if no two images can be in a batch.
       several_pairs: whether a batch holds more than one pair.
     """
@@ -67,7 +67,7 @@ def check_comparable(terms: Sequence[PlacedTerm], config: Config, source: Labele
 
     Args:
       terms: the terms of the loss.
-      config: the run.
+      config: the configuration of the run.
       source: its images and labels.
       plan: its batches.
     """
@@ -86,7 +86,7 @@ def check_comparable(terms: Sequence[PlacedTerm], config: Config, source: Labele
 def comparable_plan(terms: Sequence[PlacedTerm], config: Config, source: LabeledImages) -> Plan:
     """Returns a plan of batches in which every term of the loss has something to compare.
 
-    A term with nothing to compare is reported before a batch of too many identities, whose cure would not help.
+    A term with nothing to compare is reported before a batch with too many identities, whose cure would not help.
 
     Raises:
       ConfigError: see `check_comparable` and `jaxmetric.run.plan.make_batch_plan`.
@@ -102,13 +102,13 @@ def has_comparison(labels: np.ndarray, plan: Plan, disagreement: Disagreement = 
     """Returns whether a batch can hold two pairs of images of which one certainly disagrees more than the other.
 
     Args:
-      labels: integers `[N, T]`, -1 where one is missing.
-      plan: of those N images; images that it leaves out may be missing from its groups.
+      labels: integers `[N, T]`, -1 for missing ones.
+      plan: the plan of those N images; images that it excludes may be missing from its groups.
       disagreement: how labels are compared.
 
     Returns:
-      False only if no batch can. True only if one can, if no label is missing; else, or where there are more than some
-      ten thousand kinds of images, it may be that none does.
+      False only if no batch can. True is certain if no label is missing. With missing labels, or with more than about
+      ten thousand types of images, it may be True although no batch can.
 
     Example:
       >>> from jaxmetric.data import make_plan
@@ -133,10 +133,10 @@ def _check_classes(placed: PlacedTerm, column: str, codes: np.ndarray) -> None:
 
 
 def _finds(placed: PlacedTerm, source: LabeledImages, plan: Plan) -> bool:
-    """Returns whether a batch can hold something that a term compares; True if the labels do not tell."""
+    """Returns whether a batch can hold something that a term compares; True if the labels do not decide."""
     labels = source.labels[:, list(placed.columns)]
     loss, options = placed.term.loss, placed.options
-    if not takes_columns(loss) or "num_quadruplets" in parameters(loss):  # such a loss leaves out the whole example
+    if not takes_columns(loss) or "num_quadruplets" in parameters(loss):  # such a loss skips the whole example
         plan = _without(plan, np.any(labels < 0, axis=1))
     if placed.term.memory:
         plan = _over_all_batches(plan)
@@ -180,12 +180,12 @@ def _compares_alike(placed: PlacedTerm, share: float) -> bool:
 
 
 def _without(plan: Plan, left_out: np.ndarray) -> Plan:
-    """Returns a plan with groups of the same sizes, and -1 for the images that a term leaves out."""
+    """Returns a plan with groups of the same sizes, and -1 for the images that a term skips."""
     return dataclasses.replace(plan, groups=tuple(np.where(left_out[group], -1, group) for group in plan.groups))
 
 
 def _types_of_batches(labels: np.ndarray, plan: Plan, disagreement: Disagreement) -> Iterator[_Types]:
-    """Yields the types of images that can be in a batch together: of each group if a batch has one, else all."""
+    """Yields the types of images that can be in a batch together: per group if a batch has one group, else all."""
     together = [[group] for group in plan.groups] if plan.classes_per_batch == 1 else [list(plan.groups)]
     for groups in together:
         sizes = np.array([len(group) for group in groups])
@@ -198,7 +198,7 @@ def _types_of_batches(labels: np.ndarray, plan: Plan, disagreement: Disagreement
 
 
 def _merge(groups: np.ndarray, labels: np.ndarray, twins: np.ndarray, disagreement: Disagreement) -> _Types:
-    """Merges types with the same comparisons: a value that only one type has differs from all others."""
+    """Merges types with the same comparisons: values that occur in only one type become `_UNIQUE`."""
     ordinal = disagreement.ordinal or (0,) * labels.shape[1]
     rows = np.column_stack([twins, groups, labels])
     for place, range_ in enumerate((0, *ordinal), start=1):
@@ -223,7 +223,7 @@ def _levels(types: _Types, plan: Plan, disagreement: Disagreement) -> _Levels:
     size, several_pairs = len(types.groups), plan.batch_size > 2
     if size**2 > _MOST_PAIRS:
         return _Levels(0.0, 1.0, several_pairs)
-    # Two images with the same labels may disagree where these are unknown.
+    # Two images with the same labels may disagree on unknown labels.
     twins = types.labels[types.twins]
     unknown = _disagreements(twins, twins, disagreement, same=True)[1] if len(twins) else np.array([np.inf])
     smallest, largest = unknown.min(), 0.0 if len(twins) else -np.inf
@@ -243,9 +243,9 @@ def _levels(types: _Types, plan: Plan, disagreement: Disagreement) -> _Levels:
 def _disagreements(
     first: np.ndarray, second: np.ndarray, how: Disagreement, *, same: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the least and the largest possible disagreement of labels `[..., T]`, as shares rounded to 6 digits.
+    """Returns the smallest and largest possible disagreement of labels `[..., T]`, as shares rounded to 6 digits.
 
-    With `same`, the two are the same labels, unique ones included.
+    With `same`, both sides are the same labels, including unique ones.
     """
     scale = column_scale(first.shape[-1], how.label_weights, how.ordinal)
     largest = sum(weight * (range_ or 1) for weight, range_ in scale)

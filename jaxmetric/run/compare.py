@@ -1,9 +1,9 @@
-"""Mean and spread of evaluated runs that differ in their seed, one column for each group of runs.
+"""Print mean and spread of evaluated runs that differ in their seed, one column per group of runs.
 
     jaxmetric compare --runs seeds=runs/a-0,runs/a-1,runs/a-2 other=runs/b-0,runs/b-1
 
-Each word is a title and the working directories of a group; the spread is the standard deviation
-over the group (with n - 1). Below the table stands the objective of each group.
+Each argument is a title and the working directories of a group. The spread is the standard deviation over the group
+(with n - 1). The objective of each group is printed below the table.
 """
 
 import statistics
@@ -35,7 +35,7 @@ def read_figures(workdir: Path) -> dict[str, float | None]:
 
 
 def table(groups: Mapping[str, Sequence[Mapping[str, float | None]]]) -> str:
-    """Formats figures as text: a row for each figure, a column for each group."""
+    """Formats figures as text, with one row per figure and one column per group."""
     names = list(dict.fromkeys(name for runs in groups.values() for run in runs for name in run))
     rows = [["", *(f"{title} ({len(runs)})" for title, runs in groups.items())]]
     rows += [[name, *(_spread([run.get(name) for run in runs]) for runs in groups.values())] for name in names]
@@ -84,7 +84,7 @@ def _comparison(groups: Mapping[str, Sequence[Path]]) -> str:
 
 
 def _objectives(workdirs: Sequence[Path]) -> list[str]:
-    """Returns the different objectives of runs, as `config.json` holds them."""
+    """Returns the distinct objectives of runs, as written in `config.json`."""
     files = [workdir / CONFIG_FILE for workdir in workdirs]
     return list(dict.fromkeys(str(read_json(file).get("loss")) for file in files if file.exists()))
 

@@ -1,8 +1,8 @@
-"""Compile the training step for a TPU slice that is not there, and say whether it fits and how fast it can be.
+"""Compile the training step for an absent TPU slice, and print whether it fits and its minimum time.
 
     jaxmetric compile [PRESET] --topology v5e:4x4 [--field value]
 
-Needs the TPU compiler, which comes as a wheel: pip install "jax[tpu]". Nothing runs, nothing is rented.
+Needs the TPU compiler, which is a wheel: pip install "jax[tpu]". Nothing runs on a TPU.
 """
 
 import importlib.util
@@ -31,12 +31,12 @@ from jaxmetric.run.presets import BUILT_IN, Preset
 from jaxmetric.run.processes import python_command
 
 _CHILD = "JAXMETRIC_COMPILES_HERE"
-# Without these the compiler asks the network what machine this is, and complains of the answer.
+# Without these settings the compiler queries the network for the host's type, and prints warnings.
 _NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing is run that two processes could not share
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing runs, so processes can share it
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
@@ -48,7 +48,7 @@ def main(
     program: str = "jaxmetric compile",
     presets: Mapping[str, Preset] = BUILT_IN,
 ) -> int:
-    """Runs the command line in a process of its own, which a crash of the compiler ends; returns the exit code."""
+    """Runs the command line in a child process, since the compiler may crash; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if _CHILD in os.environ:
         return compile_here(words, program=program, presets=presets)
@@ -86,11 +86,11 @@ def compile_here(
 
 def _command(name: str, preset: Config) -> Callable[..., tuple[Config, str]]:
     def command(config: tyro.conf.OmitArgPrefixes[Config] = preset, topology: str = "v5e:2x2") -> tuple[Config, str]:
-        """Collects what the command line says.
+        """Collects the arguments of the command line.
 
         Args:
             config: The run.
-            topology: The slice: a chip and how many of them each way, such as v5e:4x4, v5p:2x2x1 or v6e:2x4.
+            topology: The slice: a chip and its number along each side, such as v5e:4x4, v5p:2x2x1 or v6e:2x4.
         """
         return config, topology
 
@@ -118,7 +118,7 @@ def _run(name: str, config: Config, topology: str) -> int:
 
 
 def slice_of(topology: str) -> tuple[Chip, list[jax.Device]]:
-    """The chip and the devices of a topology such as `v5e:4x4`.
+    """Returns the chip and the devices of a topology such as `v5e:4x4`.
 
     Raises:
       ConfigError: if the TPU compiler is missing or does not know the topology.
@@ -142,7 +142,7 @@ def slice_of(topology: str) -> tuple[Chip, list[jax.Device]]:
 def _check_shape(topology: str, shape: str, chip: Chip) -> None:
     shape = shape.removesuffix("_untwisted").removesuffix("_twisted")
     sides = [int(side) if side.isdecimal() else 0 for side in shape.split("x")]
-    # Each machine has 2 x 2 chips.
+    # Each host has 2 x 2 chips.
     fit = len(sides) == chip.sides and all(side % 2 == 0 for side in sides[:2]) and min(sides) > 0
     if not fit or math.prod(sides) > chip.most:
         example = ":".join((chip.name, "x".join("221"[: chip.sides])))
@@ -173,7 +173,7 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(experiment: Experiment) -> Sizes:
-    """Returns the bytes of a state on one chip: all of what is replicated, and its share of what is sharded."""
+    """Returns the bytes of a state on one chip: all replicated arrays, and its share of sharded ones."""
 
     def size(x: Any, spec: Any) -> int:
         return x.size * x.dtype.itemsize // (1 if spec == parallel.REPLICATED else experiment.num_devices)

@@ -1,7 +1,7 @@
-"""The configuration of a run: its fields, its checks, and the file that keeps it.
+"""The configuration of a run: its fields, its checks and its file.
 
-A preset is a plain function that returns a frozen `Config`. The groups below only order the help text: every field is
-a flag of its own name, so `--steps 100 --margin 0.2` works without prefixes.
+A preset is a plain function that returns a frozen `Config`. The groups below only order the help text. Every field is a
+flag of the same name, so `--steps 100 --margin 0.2` works without prefixes.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from jaxmetric.run.terms import Term, class_vectors_of, format_terms, parse_term
 from jaxmetric.training import read_json, write_atomically
 
 CONFIG_FILE = "config.json"
-# What changes no step, so that a run may go on with another choice.
+# Fields that do not affect a step, so that a run may continue with other values.
 _FREE = ("memory", "remat", "log_every", "evaluate_every", "checkpoint_every")
-_FLAGS_SHOWN = 4  # of what differs from a run that is there
+_FLAGS_SHOWN = 4  # of those that differ from the existing run
 PATHS = ("csv", "image_root", "tfds_dir")
 
 
@@ -30,7 +30,7 @@ def absolute_path(path: str) -> str:
 
 
 def is_same_path(one: str, other: str) -> bool:
-    """Returns whether two paths lead to one place, through links too; an empty path only equals itself.
+    """Returns whether two paths lead to the same place, also through links; an empty path only equals itself.
 
     Example:
       >>> is_same_path("people.csv", "./people.csv"), is_same_path("", "."), is_same_path("", "")
@@ -52,9 +52,9 @@ class DataConfig:
     image_root: str = ""
     """For csv: the folder that image names are relative to (that of the CSV file if empty)."""
     skip_bad: bool = False
-    """For csv: leave out rows and images that cannot be used, and count them, instead of stopping."""
+    """For csv: skip rows and images that cannot be used, and count them, instead of stopping."""
     ordinal: tuple[str, ...] = ()
-    """For csv: columns whose values are integers with an order, such as age; they disagree by |a - b|."""
+    """For csv: columns of ordered integers, such as age; their disagreement is |a - b|."""
     memory: int = 1024
     """For csv: MiB of memory for decoded images; images beyond that are decoded each time."""
     tfds_name: str = ""
@@ -64,14 +64,15 @@ class DataConfig:
     columns: tuple[str, ...] = ()
     """Label columns, the identity first; all if empty (for tfds: feature names, at least one)."""
     split: Literal["given", "within", "disjoint"] = "within"
-    """What is held out: images of every identity, whole identities, or what the source says. A column of a csv wins."""
+    """What is held out: images of every identity, whole identities, or the source's own split. A csv's column wins."""
     stored_size: int = 64
-    """Side in pixels at which images are stored; crops are taken from that."""
+    """Side in pixels at which images are stored; crops are taken from the stored images."""
     resize: Literal["crop", "squash"] = "crop"
     """How csv and tfds images become square: cut off the long side, or squash it."""
     exclude_same: str = ""
-    """A column such as camera. In evaluation, images of a query's identity that share its value in this column are left
-    out, as is usual in re-identification. The column is learned only if --columns names it."""
+    """A column such as camera. In evaluation, images of a query's identity that share its value in this column are
+    excluded, as is usual in re-identification. The column is learned only if --columns names it.
+    """
 
     def __post_init__(self) -> None:
         for name in PATHS:
@@ -83,7 +84,7 @@ class BatchConfig:
     """Which images make a batch, and how they are augmented."""
 
     classes_per_batch: int = 16
-    """P: identities in a batch. 0 draws images uniformly, whatever their identity."""
+    """P: identities in a batch. 0 draws images uniformly, regardless of identity."""
     images_per_class: int = 8
     """K: images of each identity in a batch (the size of a uniform batch if P is 0)."""
     image_size: int = 32
@@ -95,7 +96,7 @@ class BatchConfig:
     color: float = 0.05
     """Brightness, contrast and saturation change by up to this share."""
     chunks: int = 1
-    """Parts in which a device passes its images through the network: memory of one part, loss of the whole batch."""
+    """Parts in which a device passes its images through the network: memory of one part, loss over the whole batch."""
 
     @property
     def size(self) -> int:
@@ -127,12 +128,12 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClassConfig:
-    """Class vectors of losses that learn them."""
+    """Class vectors of the losses that learn them."""
 
     shard_classes: bool = False
-    """Each device holds the vectors of its share of the classes only."""
+    """Each device holds only the vectors of its share of the classes."""
     sampled_classes: int = 0
-    """Classes that each step compares with, over all devices: those of the batch and sampled ones. 0 takes all."""
+    """Classes that each step compares with, over all devices: those of the batch and sampled ones. 0 uses all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +145,9 @@ class OptimizerConfig:
     learning_rate: float = 3e-3
     """Peak learning rate of the encoder."""
     loss_rate: float = 3.0
-    """Learning rate of what the losses learn, as a multiple of the encoder's."""
+    """Learning rate of the losses' own parameters, as a multiple of the encoder's."""
     schedule: Literal["cosine", "constant", "step"] = "cosine"
-    """How the learning rate falls."""
+    """How the learning rate decays."""
     warmup: int = 20
     """Steps in which the learning rate rises to its peak."""
     weight_decay: float = 1e-4
@@ -162,7 +163,7 @@ class Config:
     """Everything that determines a run."""
 
     loss: str = "quadruplet"
-    """The objective: numbers times losses by name, such as "quadruplet(margin=0.3) + 2*soft_triple(on='identity')"."""
+    """The objective: a weighted sum of losses, such as "quadruplet(margin=0.3) + 2*soft_triple(on='identity')"."""
     data: DataConfig = DataConfig()
     batch: BatchConfig = BatchConfig()
     network: EncoderConfig = EncoderConfig()
@@ -175,7 +176,7 @@ class Config:
     log_every: int = 10
     """Steps between lines of metrics."""
     evaluate_every: int = 100
-    """Steps between evaluations on the validation images; 0 leaves them out."""
+    """Steps between evaluations on the validation images; 0 disables them."""
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step always has one."""
     neighbors: int = 5
@@ -187,7 +188,7 @@ class Machine:
     """How the hardware is used. A run may continue with other values here, and on other devices."""
 
     driver: Literal["pmap", "shard_map"] = "pmap"
-    """What runs the step on all devices. shard_classes needs shard_map."""
+    """The driver of the step on all devices. shard_classes needs shard_map."""
     distributed: bool = False
     """Join the other processes of the job, which jax finds on TPU pods, Slurm and Open MPI. See `jaxmetric hosts`."""
     workers: int = 0
@@ -199,7 +200,7 @@ class Machine:
 
 
 def check_machine(machine: Machine, config: Config) -> None:
-    """Raises ConfigError if the hardware cannot be used like this."""
+    """Raises ConfigError if the hardware does not support these options."""
     if config.classes.shard_classes and machine.driver != "shard_map":
         raise ConfigError(f"driver is {machine.driver}, but shard_classes needs --driver shard_map")
     if machine.workers < 0:
@@ -209,7 +210,7 @@ def check_machine(machine: Machine, config: Config) -> None:
 
 
 def check_config(config: Config) -> None:
-    """Raises ConfigError for whatever is wrong without looking at the data."""
+    """Raises ConfigError for everything that can be checked without the data."""
     batch, update = config.batch, config.update
     _check_source(config.data)
     _check_classes(config.classes, parse_terms(config.loss))
@@ -262,7 +263,7 @@ def check_config(config: Config) -> None:
 
 
 def _check_classes(classes: ClassConfig, terms: Sequence[Term]) -> None:
-    """Raises ConfigError for options of class vectors where no term has any."""
+    """Raises ConfigError for options of class vectors if no term has class vectors."""
     if any(class_vectors_of(term.loss) for term in terms):
         return
     for name in ("shard_classes", "sampled_classes"):
@@ -271,7 +272,7 @@ def _check_classes(classes: ClassConfig, terms: Sequence[Term]) -> None:
 
 
 def _check_source(data: DataConfig) -> None:
-    """Raises ConfigError if a field of another source is set, or one that this source needs is not."""
+    """Raises ConfigError if a field of another source is set, or a field that this source needs is not set."""
     of_source = {
         "csv": ("csv", "image_root", "ordinal", "skip_bad", "memory"),
         "tfds": ("tfds_name", "tfds_dir"),
@@ -321,7 +322,7 @@ def check_same_config(config: Config, workdir: Path) -> None:
 
 
 def _same(name: str, mine: Any, other: Any) -> bool:
-    """Returns whether two values of a field mean the same: an expression with other spaces, a path through a link."""
+    """Returns whether two values of a field are equivalent, such as paths through links or other spaces in terms."""
     if name == "loss":
         return parse_terms(mine) == parse_terms(other)
     return is_same_path(mine, other) if name in PATHS else bool(mine == other)
@@ -345,7 +346,7 @@ def _is_gone(name: str, path: Any) -> bool:
 
 
 def _place_there(name: str, value: Any, workdir: Path) -> Any:
-    """Returns the value of a field of a run, and what is wrong with it if it is a path."""
+    """Returns the value of a field of a run, with its problem if it is a path."""
     if not _is_gone(name, value):
         return _or_empty(value)
     return (
@@ -355,7 +356,7 @@ def _place_there(name: str, value: Any, workdir: Path) -> Any:
 
 
 def _as_written(name: str, path: str, workdir: Path) -> str:
-    """Returns a path as `config.json` holds it; older runs kept it as it was typed."""
+    """Returns a path as written in `config.json`; older runs wrote it as it was typed."""
     file = workdir / CONFIG_FILE
     written = read_json(file).get("data", {}).get(name) if file.exists() else None
     if not written or written.startswith("~") or os.path.isabs(written) or "://" in written:
@@ -376,7 +377,7 @@ def check_paths(config: Config, workdir: Path) -> None:
 
 
 def save_config(config: Config, workdir: Path) -> None:
-    """Writes `config.json` unless it holds just this, and makes the directory if there is none."""
+    """Writes `config.json` unless it has this content, and creates the directory if there is none."""
     workdir.mkdir(parents=True, exist_ok=True)
     path, text = workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     if not path.exists() or path.read_text() != text:
@@ -387,7 +388,7 @@ def load_config(workdir: Path) -> Config:
     """Reads the configuration of a run.
 
     Raises:
-      ConfigError: if there is none, or it is not one of this version.
+      ConfigError: if there is none, or it belongs to another version.
       ValueError: if the file is damaged.
     """
     path = workdir / CONFIG_FILE

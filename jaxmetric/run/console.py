@@ -1,4 +1,4 @@
-"""The output of a command: warnings and errors in one line each, and an exit code."""
+"""The output of a command: one line per warning or error, and an exit code."""
 
 import logging
 import os
@@ -18,11 +18,11 @@ from jaxmetric.training.loop import discard_output, tell
 
 LOST = "lost another process of the job"
 GOES_ON = "the same command goes on from the last checkpoint, if there is one"
-LOST_CODE = 75  # of a process that ends as another did: a temporary failure, in the words of sysexits.h
+LOST_CODE = 75  # for a process that ends because another one failed: EX_TEMPFAIL of sysexits.h
 
 
 def say(text: str) -> None:
-    """Prints in one process of a job. If the reader is gone, as after `| head`, the process stops as on SIGTERM."""
+    """Prints from one process of a job. If the reader is gone, as after `| head`, the process stops as on SIGTERM."""
     if jax.process_index() == 0:
         try:
             tell(text, sys.stdout)
@@ -54,11 +54,11 @@ def find_devices() -> None:
     """Lets jax look for devices.
 
     Raises:
-      ConfigError: if there is none of the kind that is asked for.
+      ConfigError: if there is none of the requested kind.
     """
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # which of them depends on the plugins that are installed
+    except (RuntimeError, AssertionError) as error:  # which one depends on the installed plugins
         platforms = jax.config.values["jax_platforms"]
         asked = f"JAX_PLATFORMS is {platforms}: " if platforms else ""
         raise ConfigError(f"{asked}{first_line(error) or 'jax has nothing to run it on'}") from error
@@ -67,10 +67,10 @@ def find_devices() -> None:
 def run_command(command: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit code.
 
-    Errors that a user can mend (of values, files and training) become one line on stderr; others keep their traceback,
-    as they are mistakes in the program.
+    Errors that a user can fix (in values, files and training) become one line on stderr. Others are bugs and keep their
+    traceback.
     """
-    # The threads of orbax and tensorstore print tracebacks of errors that arrive here as exceptions.
+    # Threads of orbax and tensorstore also print tracebacks of errors that are raised here as exceptions.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = _report_unraisable
@@ -79,7 +79,7 @@ def run_command(command: Callable[[], int | None]) -> int:
         warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}")
         try:
             return command() or 0
-        except BrokenPipeError:  # `jaxmetric.__main__.leave` knows
+        except BrokenPipeError:  # handled by `jaxmetric.__main__.leave`
             raise
         except (
             ValueError,
@@ -105,7 +105,7 @@ def _report_unraisable(unraisable: Any) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error, which jax spreads over many."""
+    """Returns the first line of an error; those of jax have many."""
     return str(error).split("\n")[0]
 
 
@@ -114,7 +114,7 @@ def _line(error: BaseException) -> str:
     of_jax = isinstance(error, jax.errors.JaxRuntimeError)
     if of_jax and first.startswith("RESOURCE_EXHAUSTED"):
         return f"the devices ran out of memory ({first}); --remat needs less, as smaller batches and --chunks do"
-    # Where a process meets it at once, jax tells of a broken connection as a ValueError.
+    # If a process notices a broken connection at once, jax raises a ValueError.
     if "Gloo" in first or (of_jax and "coordination" in first.lower()):
         return f"{LOST} ({first}); {GOES_ON}"
     if of_jax:

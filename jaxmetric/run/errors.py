@@ -1,5 +1,5 @@
-"""What is wrong with a configuration."""
+"""The error for invalid configurations."""
 
 
 class ConfigError(ValueError):
-    """The configuration cannot be run; one line that names the field."""
+    """Raised for a configuration that cannot run; the message is one line that names the field."""

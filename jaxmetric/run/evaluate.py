@@ -55,18 +55,18 @@ _ROWS_SHOWN = 10
 
 
 class HeldOut(NamedTuple):
-    """Which images are queries, which are the gallery, and which gallery images each query leaves out.
+    """The images that are queries, the gallery, and the gallery images that each query excludes.
 
-    Where the list names queries and a gallery, these are compared. Else, where an identity of the queries was learned,
-    the learning images answer, as in the quadruplet paper. Where none was, the queries answer each other, each leaving
-    itself out, as in the retrieval of unseen classes.
+    If the list has queries and a gallery, these are compared. Otherwise, if an identity of the queries was learned, the
+    gallery is the learning images, as in the quadruplet paper. If none was learned, the gallery is the queries, and
+    each query excludes itself, as in retrieval of unseen classes.
 
     Attributes:
       queries: indices `[Q]` of images.
       gallery: indices `[G]` of images.
-      exclude: `[Q, E]` rows of the gallery that each query leaves out, -1 for none.
+      exclude: `[Q, E]` rows of the gallery that each query excludes, -1 for none.
       unseen: whether no identity of the queries was learned.
-      gallery_name: what the gallery is called.
+      gallery_name: the name of the gallery.
     """
 
     queries: np.ndarray
@@ -123,7 +123,7 @@ def embed_and_evaluate(experiment: Experiment, state: TrainState, embed: Embed, 
 
 
 def check_evaluation(experiment: Experiment) -> None:
-    """Warns of figures that the evaluation, or the validation during training, leaves undefined.
+    """Warns of figures that will be undefined in the evaluation, or in the validation during training.
 
     Raises:
       ConfigError: see `check_answers`.
@@ -217,9 +217,9 @@ def evaluate_run(
 
     Args:
       experiment: see `jaxmetric.run.setup`.
-      state: of any step.
-      workdir: of the run.
-      name: put before the suffix of both files, for a state that is not the last, or another list.
+      state: the state of any step.
+      workdir: the directory of the run.
+      name: added before the suffix of both files, for a state that is not the last, or for another list.
       new_list: the CSV file of the images, if these are not the run's own.
 
     Raises:
@@ -248,7 +248,7 @@ def evaluate_run(
 def check_not_of_another_list(path: Path, new_list: str) -> None:
     """Raises ConfigError if the evaluation file there belongs to another list ("" for the run's own images).
 
-    A list that has moved is known by its bytes, where the place it was at holds none any more.
+    A list that has moved is recognized by its bytes, if its former path no longer exists.
     """
     if not path.exists():
         return
@@ -369,17 +369,17 @@ def main(argv: Sequence[str] | None = None, *, program: str = "jaxmetric evaluat
         skip_bad: bool = False,
         exclude_same: str | None = None,
     ) -> Evaluated:
-        """Evaluates a checkpoint of a run and writes its report anew.
+        """Evaluates a checkpoint of a run and rewrites its report.
 
         Args:
             workdir: The run's directory, as given to jaxmetric train.
-            checkpoint: The newest, or the one that did best on the validation images (into report-best.html).
+            checkpoint: The newest, or the best on the validation images (into report-best.html).
             csv: Another list of images to evaluate on, into evaluation-LIST.json and report-LIST.html. Its query and
                 gallery images are compared, or its test images, or all if it has no split.
-            image_root: The folder that image names of that list start from (the list's own if empty).
-            skip_bad: Leave out rows and images of that list that cannot be used, and count them, instead of stopping.
-            exclude_same: A column, such as camera: no query finds images of its identity with its value there; "" is
-                none. The files are named for it. As in the run if not given.
+            image_root: The folder that image names of that list are relative to (the list's own if empty).
+            skip_bad: Skip rows and images of that list that cannot be used, and count them, instead of stopping.
+            exclude_same: A column, such as camera: no query finds images of its identity with the same value in it; ""
+              is none. It is part of the file names. As in the run if not given.
         """
         return Evaluated(workdir, checkpoint, absolute_path(csv), absolute_path(image_root), skip_bad, exclude_same)
 
@@ -387,7 +387,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "jaxmetric evaluat
 
 
 class Evaluated(NamedTuple):
-    """What the command line asks for."""
+    """The arguments of the command line."""
 
     workdir: Path
     checkpoint: str

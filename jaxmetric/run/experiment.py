@@ -1,4 +1,4 @@
-"""Builds what a configuration describes: the data, the network, the objective, the optimizer, the training step."""
+"""Builds the parts of a run from its configuration: data, network, objective, optimizer, training step."""
 
 import dataclasses
 import warnings
@@ -63,11 +63,11 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
     """Loads the data and builds the network.
 
     Args:
-      config: the run.
-      num_devices: the devices among which a batch is divided; those of all processes if None.
+      config: the configuration of the run.
+      num_devices: the number of devices that share a batch; those of all processes if None.
 
     Raises:
-      ConfigError: if the data cannot be learned from or evaluated as configured.
+      ConfigError: if the data cannot be used for training or evaluation as configured.
       ValueError: for bad data, see `jaxmetric.data`, or loss options that do not fit it.
     """
     source, groups = load_labels(config.data, seed=config.seed)
@@ -92,13 +92,13 @@ def make_experiment(
     *,
     num_devices: int | None = None,
 ) -> Experiment:
-    """Builds the network and its optimizer for images that are loaded.
+    """Builds the network and its optimizer for loaded images.
 
     Args:
-      config: the run.
+      config: the configuration of the run.
       source: the images and labels.
       groups: see `Experiment`.
-      objective: what is minimized.
+      objective: the minimized function.
       num_devices: see `load_experiment`.
     """
     network, update = config.network, config.update
@@ -150,9 +150,9 @@ def learning_rate(config: Config) -> optax.Schedule:
 
 
 def make_state(experiment: Experiment) -> TrainState:
-    """Returns the state before the first step, which depends on the configuration alone."""
+    """Returns the state before the first step, which depends only on the configuration."""
     config = experiment.config
-    # Drawing all weights under one jit compiles many times sooner with this generator than with the default one.
+    # With this generator, sampling all weights under one jit compiles many times faster than with the default.
     encoder_key = jax.random.key(config.seed, impl="unsafe_rbg")
     loss_key = jax.random.key(config.seed)
     return create_state(
@@ -166,7 +166,7 @@ def make_state(experiment: Experiment) -> TrainState:
 
 
 def make_step(experiment: Experiment) -> parallel.Step:
-    """Returns the per-device training step, which reports the learning rate too."""
+    """Returns the per-device training step, which also reports the learning rate."""
     batch, schedule = experiment.config.batch, learning_rate(experiment.config)
     augmentation = Augmentation(crop_scale=batch.crop_scale, flip=batch.flip, color=batch.color)
 
@@ -213,10 +213,10 @@ def state_specs(experiment: Experiment) -> TrainState:
 def restorable(
     experiment: Experiment, driven: parallel.Driven[TrainState], *, any_classes: bool = False
 ) -> tuple[TrainState, TrainState]:
-    """Returns what `jaxmetric.training.restore_latest` needs: the shapes of the state, and which may change in length.
+    """Returns arguments of `jaxmetric.training.restore_latest`: the shapes of the state, and which may change.
 
-    Sharded class vectors are padded to a multiple of the devices, which may be others now. With `any_classes`, for a
-    state of which only the encoder is used, all class vectors may be of other classes than those of the checkpoint.
+    Sharded class vectors are padded to a multiple of the number of devices, which may have changed. With `any_classes`,
+    if only the encoder of the state is used, all class vectors may have other classes than in the checkpoint.
     """
     shapes = driven.state_shapes(experiment.state_shapes)
 
@@ -247,7 +247,7 @@ def _init_loss_params(key: jax.Array, total: WeightedSum, experiment: Experiment
 
 
 def _trace_term(experiment: Experiment, placed: PlacedTerm) -> None:
-    """Traces a term without data, so that options that do not fit raise before training starts."""
+    """Traces a term without data, so that invalid options raise before training starts."""
     config = experiment.config
     total = dataclasses.replace(experiment.objective, terms=(placed,))
     dim, size = config.network.embedding_dim, config.batch.size

@@ -2,14 +2,14 @@
 
     jaxmetric hosts 2 [PRESET] [--field value] [--workdir DIR]
 
-starts two processes of `jaxmetric train --distributed` on this machine, which find each other over the loopback
-interface. On several machines run this on each, with a working directory that all of them see:
+starts two processes of `jaxmetric train --distributed` on this host, which connect over the loopback interface. On
+several hosts, run this on each, with a working directory that all of them can access:
 
     jaxmetric hosts join [PRESET] [--field value] --workdir /shared/run
 
-TPU pods, Slurm and Open MPI tell jax who is there; elsewhere set JAX_COORDINATOR_ADDRESS=host0:1234, JAX_NUM_PROCESSES
-and JAX_PROCESS_ID. The flags are those of jaxmetric train. When a process dies, or this launcher, the others end; the
-same command goes on from the last checkpoint.
+On TPU pods, Slurm and Open MPI, jax finds the other processes. Elsewhere, set JAX_COORDINATOR_ADDRESS=host0:1234,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID. The flags are those of jaxmetric train. If a process or this launcher dies, the
+others end. The same command continues from the last checkpoint.
 """
 
 import os
@@ -29,8 +29,8 @@ from jaxmetric.run.presets import BUILT_IN, Preset
 from jaxmetric.run.processes import FOLLOWS, HEARTBEAT, VARIABLES, python_command
 from jaxmetric.run.train import read_command_line
 
-# Of what a process prints: the runtime's chatter on stdout; and on stderr, where its chatter and the traces of its own
-# abortion have many forms, what a command says, and where Python's tracebacks begin.
+# Patterns of the output of processes. On stdout: the messages of the runtime. On stderr, where the runtime's messages
+# have many forms: the messages of a command, and the start of Python's tracebacks.
 _CHATTER = re.compile(r"\[Gloo\] ")
 _SAID = re.compile(r"error: |warning: |stopped by |interrupted")
 _TRACEBACK = re.compile(r"Traceback |Exception ")
@@ -53,23 +53,23 @@ def main(
         expected = f"expected a number of processes or join, got {first or 'nothing'}"
         print(f"error: {expected}; {program} --help says more", file=sys.stderr)
         return 2
-    read_command_line(words[1:], program=train, presets=presets)  # so that a mistake is reported once
+    read_command_line(words[1:], program=train, presets=presets)  # reports a mistake only once
     environments = [os.environ] if first == "join" else _on_this_machine(int(first))
     return supervise(environments, [*python_command(train), *words[1:], "--distributed"])
 
 
 def _on_this_machine(count: int) -> list[dict[str, str]]:
-    """Returns the environments of this many processes on this host."""
+    """Returns the environments of `count` processes on this host."""
     address = f"127.0.0.1:{_free_port()}"
     places = (zip(VARIABLES, (address, str(count), str(index)), strict=True) for index in range(count))
     return [{**os.environ, **dict(place)} for place in places]
 
 
 def supervise(environments: Sequence[Mapping[str, str]], command: Sequence[str]) -> int:
-    """Runs a process of a command, which is a training with `--distributed`, in each environment; ends them together.
+    """Runs a command, a training with `--distributed`, in one process per environment, and ends them together.
 
-    Ctrl-C, SIGTERM and the end of this process reach all of them, as a wish to stop that they agree on. What the
-    runtime prints of its own is left out; a process that dies is one line.
+    Ctrl-C, SIGTERM and the end of this process are forwarded to all of them as a request to stop, on which they agree.
+    Messages of the runtime are not printed. A process that dies is reported in one line.
 
     Returns:
       The exit code: 0 if none failed, else the largest; 0 or 130 if SIGTERM or Ctrl-C came before training began.
@@ -90,7 +90,7 @@ def supervise(environments: Sequence[Mapping[str, str]], command: Sequence[str])
                 start_new_session=True,
             )
             processes.append(process)
-            for number in passed[already:]:  # which came before it was among the processes
+            for number in passed[already:]:  # signals that came before the process started
                 process.send_signal(number)
             readers.append(threading.Thread(target=_pass_output_on, args=(process.stdout,)))
             readers.append(threading.Thread(target=_pass_errors_on, args=(process.stderr, told, len(environments))))
@@ -111,11 +111,11 @@ def supervise(environments: Sequence[Mapping[str, str]], command: Sequence[str])
 
 
 def _cause(codes: Sequence[int], hung: Sequence[int]) -> str | None:
-    """Says which process was killed first; None if a process has said why it failed."""
+    """Describes which process was killed first; None if a process has reported why it failed."""
     killed = [index for index, code in enumerate(codes) if code < 0]
     if not killed:
         return None
-    # The runtime aborts a process that hears no more of another, and may leave it hanging too.
+    # The runtime aborts a process that loses its connection to another one, or leaves it hanging.
     first = min(killed, key=lambda index: (codes[index] == -signal.SIGABRT, index in hung, index))
     which = f"process {first} of {len(codes)}" if len(codes) > 1 else "the process"
     if first not in hung and codes[first] != -signal.SIGABRT:
@@ -130,7 +130,7 @@ def _says_why(code: int) -> bool:
 
 
 def _wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
-    """Waits until all have ended. After a failure, kills those that do not notice in time, and returns them."""
+    """Waits for all processes. After a failure, kills those that do not end in time, and returns them."""
     while None in (codes := [process.poll() for process in processes]) and not any(codes):
         time.sleep(0.1)
     failed = any(codes)
@@ -171,7 +171,7 @@ def _pass_output_on(source: IO[str] | None) -> None:
 
 
 def _pass_errors_on(source: IO[str] | None, told: set[str], count: int) -> None:
-    """Prints each line that processes repeat once, and only the cause if several lost another process."""
+    """Prints repeated lines of processes once, and only the cause if several processes lost another one."""
     in_traceback = False
     for line in source or ():
         in_traceback = in_traceback or bool(_TRACEBACK.match(line))
@@ -182,7 +182,7 @@ def _pass_errors_on(source: IO[str] | None, told: set[str], count: int) -> None:
 
 
 def _print(line: str, file: IO[str]) -> None:
-    """Prints a line. If the reader is gone the job stops; output is still consumed, or the processes would block."""
+    """Prints a line. If the reader is gone the job stops, but output is still read, or the processes would block."""
     try:
         print(line, end="", file=file, flush=True)
     except OSError:

@@ -2,8 +2,8 @@
 
     jaxmetric losses [NAME]
 
-A loss is named without `_loss`, as in `--loss "20*quadruplet(margin=0.3) + soft_triple()"`. The command needs jax and
-numpy alone.
+A loss is named without `_loss`, as in `--loss "20*quadruplet(margin=0.3) + soft_triple()"`. The command needs only jax
+and numpy.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from jaxmetric.run.terms import find_loss, loss_names, parameters
 
 _WIDTH = 100
 _SHARED = ("where", "weights", "reduction", "has_aux")  # options of every loss
-_BATCH = ("embeddings", "labels", "other")  # what a batch gives
+_BATCH = ("embeddings", "labels", "other")  # arguments that come from the batch
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "jaxmetric losses") -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "jaxmetric losses"
 
 
 def listed(losses: dict[str, Callable[..., Any]]) -> str:
-    """Returns the list that the command prints: a family for each file of `jaxmetric.losses`."""
+    """Returns the list that the command prints, with one family per file of `jaxmetric.losses`."""
     families: dict[str, list[str]] = {}
     for name, loss in losses.items():
         family = loss.__module__.rpartition(".")[2].replace("_", " ")
@@ -54,7 +54,7 @@ def listed(losses: dict[str, Callable[..., Any]]) -> str:
 
 
 def explained(loss: Callable[..., Any]) -> str:
-    """Returns what the command prints of one loss: what it computes, and its arguments with their defaults."""
+    """Returns the description of one loss: what it computes, and its arguments with their defaults."""
     summary, *_ = (inspect.getdoc(loss) or "").split("\n\n")
     lines = [f"{loss.__module__}.{loss.__name__}", "", *textwrap.wrap(" ".join(summary.split()), _WIDTH), ""]
     meanings = dict(_documented_arguments(loss))

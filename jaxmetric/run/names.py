@@ -1,4 +1,4 @@
-"""Finds the name that a person meant."""
+"""Finds the known name nearest to a misspelled one."""
 
 import difflib
 from collections.abc import Iterable

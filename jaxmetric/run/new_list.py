@@ -1,4 +1,4 @@
-"""Evaluates a trained run on another list of images, without the images it was trained on."""
+"""Evaluates a trained run on another list of images, without its training images."""
 
 import dataclasses
 import warnings
@@ -25,7 +25,7 @@ from jaxmetric.training import read_json
 
 
 class _Header(NamedTuple):
-    """The columns of a list that could be labels, those that are by default, and whether it has a split."""
+    """The columns of a list that could be labels, its default label columns, and whether it has a split."""
 
     names: list[str]
     labels: list[str]
@@ -43,21 +43,21 @@ def load_new_list(
 ) -> Experiment:
     """Returns the network of a run with the images of another list, whose label columns are matched by name.
 
-    Upper and lower case make no difference where no name is the very same. Codes are of the list alone: values that
-    were never learned are as good as others for retrieval. Where the list has no split, all its images are test images.
-    Columns that are missing or were not learned are told.
+    If no name matches exactly, case is ignored. Codes number the values of the new list; retrieval also works for
+    values that were never learned. If the list has no split, all its images are test images. A message names the
+    columns that are missing or were not learned.
 
     Args:
-      config: the run's.
-      workdir: the run's.
+      config: the configuration of the run.
+      workdir: the directory of the run.
       csv: the list.
-      image_root: the folder that image names start from; the list's own if empty.
-      skip_bad: leave out rows and images that cannot be used; so too if the run did.
+      image_root: the folder that image names are relative to; the list's own if empty.
+      skip_bad: skip rows and images that cannot be used; they are also skipped if the run did so.
       exclude_same: see `DataConfig`; as in the run if None.
 
     Raises:
-      ConfigError: if the list has not the column of the identity, or of `exclude_same`, or this is the identity; if
-        fewer than two of its images are held out.
+      ConfigError: if the list lacks the column of the identity or of `exclude_same`, if `exclude_same` is the identity,
+        or if fewer than two of its images are held out.
       ManifestError: if it cannot be read.
     """
     facts = workdir / DATA_FILE
@@ -94,7 +94,7 @@ def load_new_list(
 
 
 def _objective_of_run(config: Config, trained: Sequence[str]) -> WeightedSum:
-    """Returns the objective of the run with one class for each column; the checkpoint says how many there are."""
+    """Returns the objective of the run with one class per column; the checkpoint has the real numbers of classes."""
     columns = [LabelColumn(name, ("",), ordinal=name in config.data.ordinal) for name in trained]
     return objective(config.loss, columns, shard_classes=config.classes.shard_classes)
 
@@ -103,10 +103,10 @@ def warn_of_learned(config: Config, workdir: Path, csv: str, files: Sequence[Pat
     """Warns if images of another list were learning images of the run, or if that cannot be checked.
 
     Args:
-      config: the run's.
-      workdir: the run's.
+      config: the configuration of the run.
+      workdir: the directory of the run.
       csv: the other list.
-      files: its images that are evaluated.
+      files: its evaluated images.
     """
     if config.data.source != "csv":
         return
@@ -132,7 +132,7 @@ def warn_of_learned(config: Config, workdir: Path, csv: str, files: Sequence[Pat
 
 
 def _learning_files(config: Config, workdir: Path) -> list[Path] | None:
-    """Returns the learning images of a run from its list; None if the list no longer says which they are."""
+    """Returns the learning images of a run from its list; None if the list can no longer be used for that."""
     data, problems = config.data, Problems(config.data.csv)
     table = read_table(Path(data.csv), problems)
     extra = (data.exclude_same,) if data.exclude_same and data.exclude_same not in data.columns else ()
@@ -204,6 +204,6 @@ def _match_columns(header: _Header, trained: Sequence[str], same: str, csv: str)
 
 
 def _find_name(name: str, names: Sequence[str]) -> str | None:
-    """Finds a name among others: the same one, or else the only one that differs in case alone."""
+    """Finds a name among others: the same name, or else the only one that differs just in case."""
     alike = [other for other in names if other.casefold() == name.casefold()]
     return name if name in names else alike[0] if len(alike) == 1 else None

@@ -1,12 +1,11 @@
-"""The objective of a run: a weighted sum of losses by name, with their parameters and what they remember.
+"""The objective of a run: a weighted sum of losses by name, with their parameters and their state.
 
     total = objective("quadruplet(margin=0.3) + 2.5*soft_triple(on='identity', centers_per_class=3)", columns)
     params, memory = total.init_params(key, dim=128), total.init_memory(dim=128)
     loss, (reported, memory) = total(key, params, memory, embeddings, labels)
 
-Every exported loss can be a term, for its signature says what it needs. A loss with `centers` or `proxies` gets class
-vectors that the run learns, one with a `key` gets a new one at every step, and one with `references` can be compared
-with a memory of past batches.
+Every exported loss can be a term. Its signature determines its arguments: `centers` or `proxies` are class vectors that
+the run learns, a `key` is new at every step, and `references` can be a memory of past batches.
 """
 
 import dataclasses
@@ -32,10 +31,10 @@ class PlacedTerm(NamedTuple):
     """A term and the label columns of the data.
 
     Attributes:
-      key: what its values are reported under: the name of the loss, numbered where it occurs again.
+      key: the name under which its values are reported: the name of the loss, with a number if it is repeated.
       term: the term.
-      columns: the places of its label columns.
-      options: the options of the loss, completed by what the columns say.
+      columns: the indices of its label columns.
+      options: the options of the loss, completed from the columns.
     """
 
     key: str
@@ -48,9 +47,9 @@ class _Classes(NamedTuple):
     """The classes of one label column at one step.
 
     Attributes:
-      labels: `[B]`: the class of each example among the vectors that are used.
-      rows: which of the vectors are used; None for all.
-      num_classes: how many are used on all devices.
+      labels: `[B]`: the class of each example, as an index of the used vectors.
+      rows: the rows of the used vectors; None for all.
+      num_classes: the number of used vectors on all devices.
     """
 
     labels: jax.Array
@@ -60,12 +59,12 @@ class _Classes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class WeightedSum:
-    """A weighted sum of losses, as `jaxmetric.training.make_train_step` takes it; see `objective`.
+    """A weighted sum of losses, in the form of an objective of `jaxmetric.training.make_train_step`; see `objective`.
 
     Attributes:
       terms: the terms with their columns.
-      classes: for each label column the codes that are classes, ascending.
-      sampled_classes: how many classes each step's losses over class vectors compare with; 0 for all.
+      classes: for each label column, the codes that are classes, ascending.
+      sampled_classes: the number of classes that losses over class vectors use in a step; 0 for all.
       shard_classes: whether each device holds the vectors of its share of the classes.
     """
 
@@ -75,7 +74,7 @@ class WeightedSum:
     shard_classes: bool = False
 
     def init_params(self, key: jax.Array, *, dim: int) -> dict[str, jax.Array]:
-        """Returns the class vectors and the numbers that the terms learn, by `<term>.<argument>`.
+        """Returns the learned parameters of the terms, class vectors and numbers, by `<term>.<argument>`.
 
         Args:
           key: a `jax.random` key.
@@ -95,7 +94,7 @@ class WeightedSum:
         return params
 
     def init_memory(self, *, dim: int) -> dict[str, Any]:
-        """Returns what the terms remember from one step to the next, still empty, by term.
+        """Returns the initial, empty state of the terms between steps, by term.
 
         Args:
           dim: D of the embeddings.
@@ -123,16 +122,16 @@ class WeightedSum:
 
         Args:
           key: a `jax.random` key, the same on all devices.
-          params: see `init_params`; of sharded classes the vectors of this device.
+          params: see `init_params`; with sharded classes, the vectors of this device.
           remembered: see `init_memory`.
           embeddings: `[B, D]`.
-          labels: `[B, T]` codes of all columns; -1 is missing. A loss over several columns leaves out that label, the
-            others leave out the example.
+          labels: `[B, T]` codes of all columns; -1 is missing. A loss over several columns skips a missing label; other
+            losses skip the example.
 
         Returns:
-          The loss, and a pair of what to report with it and what to remember. Each term's value is reported as
-          `loss/<term>`, and how much the term found to compare in the batch as `valid/<term>`: see `LossStats`. Where
-          that is 0, a value of 0 is no success.
+          The loss, and a pair of the values to report and the new state. Each term reports its value as `loss/<term>`,
+          and the amount that it compared in the batch as `valid/<term>`, see `LossStats`. If that is 0, a loss of 0
+          does not mean success.
         """
         with_vectors = {t for placed in self.terms for t in _vector_names(placed)}
         classes = {t: self._classes_of_step(key, labels[:, t], t) for t in sorted(with_vectors)}
@@ -160,7 +159,7 @@ class WeightedSum:
         return total, (reported, updated)
 
     def _classes_of_step(self, key: jax.Array, codes: jax.Array, column: int) -> _Classes:
-        """The classes of a column: all of this device's, or sampled ones."""
+        """Returns the classes of a column: all on this device, or sampled ones."""
         count = len(self.classes[column])
         class_of_code = np.zeros(max(int(self.classes[column].max(initial=0)) + 1, 1), np.int32)
         class_of_code[self.classes[column]] = np.arange(count)
@@ -180,7 +179,7 @@ class WeightedSum:
     def _learned(
         self, placed: PlacedTerm, params: Mapping[str, jax.Array], classes: Mapping[int, _Classes]
     ) -> dict[str, Any]:
-        """The arguments of a term's loss that the run learns."""
+        """Returns the learned arguments of a term's loss."""
         learned: dict[str, Any] = {option: params[f"{placed.key}.{option}"] for option in placed.term.learn}
         vectors: list[Any] = []
         for t, name in _vector_names(placed).items():
@@ -209,15 +208,15 @@ def objective(
     Args:
       terms: an expression, or its terms.
       columns: the label columns, the identity first.
-      classes: for each column the codes that are classes, ascending, such as those that occur in learning images; all
-        values if not given.
-      sampled_classes: how many classes each step's losses over class vectors compare with, those of the batch among
-        them, over all devices; 0 for all.
-      shard_classes: whether each device holds the vectors of its share of the classes; then the objective runs inside
-        `shard_map` over `jaxmetric.parallel.AXIS_NAME`.
+      classes: for each column, the codes that are classes, ascending, such as those of learning images; all values if
+        not given.
+      sampled_classes: the number of classes that losses over class vectors use in a step, including those of the batch,
+        on all devices; 0 for all.
+      shard_classes: whether each device holds the vectors of its share of the classes. The objective must then run
+        inside `shard_map` over `jaxmetric.parallel.AXIS_NAME`.
 
     Raises:
-      ConfigError: if a term names no column of the data, or its options do not fit the columns; one line.
+      ConfigError: if a term names an unknown column, or its options do not fit the columns; one line.
 
     Example:
       >>> from jaxmetric.data import LabelColumn
@@ -267,7 +266,7 @@ def _place(key: str, term: Term, columns: Sequence[LabelColumn]) -> PlacedTerm:
 
 
 def _vector_names(placed: PlacedTerm) -> dict[int, str]:
-    """The names of a term's class vectors among the parameters, by label column."""
+    """Returns the names of a term's class vectors among the parameters, by label column."""
     vectors = class_vectors_of(placed.term.loss)
     if vectors is None:
         return {}
@@ -277,7 +276,7 @@ def _vector_names(placed: PlacedTerm) -> dict[int, str]:
 
 
 def _compared(placed: PlacedTerm, labels: jax.Array, classes: Mapping[int, _Classes]) -> dict[str, jax.Array]:
-    """The labels of a term, `[B]` or `[B, T]`, and which of them are known."""
+    """Returns the labels of a term, `[B]` or `[B, T]`, and which of them are known."""
     known = labels[:, list(placed.columns)] >= 0
     codes = [classes[t].labels if t in _vector_names(placed) else labels[:, t] for t in placed.columns]
     if takes_columns(placed.term.loss) or len(codes) > 1:
@@ -288,7 +287,7 @@ def _compared(placed: PlacedTerm, labels: jax.Array, classes: Mapping[int, _Clas
 def _recalled(
     placed: PlacedTerm, remembered: Any, embeddings: jax.Array, arguments: Mapping[str, jax.Array]
 ) -> dict[str, Any]:
-    """The argument through which a loss sees what was remembered."""
+    """Returns the argument that passes the state to a loss."""
     if not placed.term.memory:
         return {"histogram": remembered}
     labels, where = arguments["labels"], arguments["where"]
@@ -304,7 +303,7 @@ def _remembered(
 
 
 def _mined_pairs(placed: PlacedTerm, key: jax.Array, embeddings: jax.Array, arguments: Mapping[str, Any]) -> jax.Array:
-    """The pairs `[B, R]` that a term's miner chooses, by the first of its label columns."""
+    """Returns the pairs `[B, R]` that a term's miner selects, by the first of its label columns."""
     miner = parse_miner(placed.term.pairs)
     options = dict(miner.options)
     name = options.pop("distance", None) or _own_distance(placed)
@@ -330,15 +329,15 @@ def _mined_pairs(placed: PlacedTerm, key: jax.Array, embeddings: jax.Array, argu
 
 
 def _own_distance(placed: PlacedTerm) -> str:
-    """The distance that a loss compares, or for one of similarities the cosine distance."""
+    """Returns the distance that a loss uses, or the cosine distance for a loss over similarities."""
     default = parameters(placed.term.loss)["distance"].default if "distance" in parameters(placed.term.loss) else None
     return str(placed.options.get("distance", default) or "cosine")
 
 
 def _second_views(embeddings: jax.Array, arguments: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """For each example the embedding of another of its class, as the second view of a loss over two views.
+    """Returns for each example the embedding of another example of its class, as the second of two views.
 
-    The examples of a class follow each other in a circle; one that is alone in its class is left out.
+    The examples of a class follow each other in a circle. An example that is alone in its class is skipped.
     """
     labels, where = arguments.pop("labels"), arguments.pop("where")
     batch = labels.shape[0]

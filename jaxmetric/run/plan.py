@@ -1,4 +1,4 @@
-"""Which images make the batches of a run."""
+"""Selects the images of the batches of a run."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""One process of a job: how it is started, finds the others, and ends with its launcher."""
+"""A process of a job: starting it, connecting it to the others, and ending it with its launcher."""
 
 import os
 import re
@@ -16,13 +16,13 @@ from jaxmetric.training.loop import tell
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
-_PATIENCE = 300  # seconds in which all processes of a job must have come
-_QUIET = 10  # seconds of them before a process says that it waits
+_PATIENCE = 300  # seconds within which all processes of a job must have joined
+_QUIET = 10  # seconds before a process reports that it waits
 FOLLOWS = "JAXMETRIC_FOLLOWS_LAUNCHER"  # set for processes whose stdin ends with the launcher
 
 
 def python_command(program: str) -> list[str]:
-    """Returns the words that start a command in another process, through the door that this one came through.
+    """Returns the arguments that start a command in another process in the same way as this process was started.
 
     Example:
       >>> python_command("jaxmetric train")[1:], python_command("python -m experiments.train")[1:]
@@ -32,7 +32,7 @@ def python_command(program: str) -> list[str]:
 
 
 def join_processes() -> None:
-    """Joins the other processes of the job; must come before anything asks jax for devices.
+    """Joins the other processes of the job; must be called before anything uses jax devices.
 
     Raises:
       ConfigError: if they cannot be found or do not answer.
@@ -52,14 +52,14 @@ def join_processes() -> None:
             raise ConfigError(f"distributed: JAX_COORDINATOR_ADDRESS is {address}, expected host:port")
         arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
         who, where = f"process {index} of {count}", f" at {address}"
-    # Its handler would take the place of `stop_on_signals`, which listens to Ctrl-C too and ends what takes too long.
+    # Its handler would replace that of `stop_on_signals`, which also handles Ctrl-C and ends steps that take too long.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         with _watching_the_wait(who, where):
             jax.distributed.initialize(
                 **arguments,
                 heartbeat_timeout_seconds=HEARTBEAT,
-                initialization_timeout=2 * _PATIENCE,  # at whose end it aborts the process, with pages of its own
+                initialization_timeout=2 * _PATIENCE,  # after that, it aborts the process with pages of output
             )
     except (RuntimeError, ValueError) as error:
         hint = "" if given else f" (elsewhere than on TPU pods, Slurm and Open MPI set {', '.join(VARIABLES)})"
@@ -74,7 +74,7 @@ def join_processes() -> None:
 
 @contextmanager
 def _watching_the_wait(who: str, where: str) -> Iterator[None]:
-    """Says that this process waits for the others, and gives up after a while."""
+    """Reports that this process waits for the others, and gives up after a while."""
     met = threading.Event()
 
     def watch() -> None:
@@ -93,12 +93,12 @@ def _watching_the_wait(who: str, where: str) -> Iterator[None]:
 
 
 def follow_launcher() -> None:
-    """Stops this process, as SIGTERM does, when the launcher that started it is gone."""
+    """Stops this process, as SIGTERM does, when its launcher is gone."""
     if os.environ.pop(FOLLOWS, None) is None:
         return
 
     def follow() -> None:
-        while os.read(0, 1):  # nothing is ever written there
+        while os.read(0, 1):  # nothing is ever written to it
             pass
         stop_unread(1, 2)
 

@@ -1,4 +1,4 @@
-"""What a person sees of a training: a bar on a terminal, lines elsewhere, warnings, and the files of metrics."""
+"""The output of a training: a bar on a terminal, lines elsewhere, warnings, and the files of metrics."""
 
 import sys
 import time
@@ -14,15 +14,15 @@ from jaxmetric.data import BatchIterator
 from jaxmetric.run.console import say
 from jaxmetric.training import MetricWriter
 
-_SOME_STEPS = 20  # before a term is said to have found nothing to compare
+_SOME_STEPS = 20  # before a warning that a term had nothing to compare
 
 
 class Report(NamedTuple):
-    """Where the loop sends what it measures.
+    """The functions that receive the measurements of the loop.
 
     Attributes:
       metrics: `(step, summary, last=False)`: writes and shows metrics of steps.
-      validation: `(step, metrics)`: writes and shows what was found on the validation images.
+      validation: `(step, metrics)`: writes and shows the metrics of the validation images.
     """
 
     metrics: Callable[..., None]
@@ -31,7 +31,7 @@ class Report(NamedTuple):
 
 @contextmanager
 def report_progress(workdir: Path, start: int, steps: int) -> Iterator[Report]:
-    """Writes metrics into a directory and shows them on the console; one process of a job does both.
+    """Writes metrics to a directory and shows them on the console, in one process of a job.
 
     Args:
       workdir: the directory of the run.
@@ -58,7 +58,7 @@ def report_progress(workdir: Path, start: int, steps: int) -> Iterator[Report]:
 
 @contextmanager
 def _bar_or_lines(start: int, steps: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Yields a function `(step, metrics)` that shows where the run is: a bar on a terminal, lines elsewhere."""
+    """Yields a function `(step, metrics)` that shows the progress: a bar on a terminal, lines elsewhere."""
     if sys.stderr.isatty() and jax.process_index() == 0:
         doing = "compiling" if start < steps else None
         with tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, postfix=doing) as bar:
@@ -68,7 +68,7 @@ def _bar_or_lines(start: int, steps: int) -> Iterator[Callable[[int, dict[str, f
                 if step > start + 1:
                     bar.update(step - bar.n)
                     return
-                bar.initial = bar.n = bar.last_print_n = step  # the first step compiles: time is counted from its end
+                bar.initial = bar.n = bar.last_print_n = step  # excludes the first step, which compiles
                 bar.unpause()
                 bar.refresh()
 
@@ -100,7 +100,7 @@ def _say_beside_bar(text: str) -> None:
 
 def _numbers(metrics: Mapping[str, Any]) -> str:
     speed, of_input = metrics["images_per_second"], metrics["input_images_per_second"]
-    could = f" (input up to {of_input:,.0f})" if of_input else ""  # nothing was read since the last line
+    could = f" (input up to {of_input:,.0f})" if of_input else ""  # 0 if nothing was read since the last line
     return f"loss {metrics['loss']:.4f}, {speed:,.0f} images/s{could}"
 
 
@@ -110,7 +110,7 @@ def _validated(metrics: Mapping[str, float | None]) -> str:
 
 
 def watch_comparisons(start: int) -> Callable[..., str | None]:
-    """Returns `(step, summary, last)`, which returns a warning, once, if a term found nothing in any batch so far."""
+    """Returns `(step, summary, last)`, which warns once if a term had nothing to compare in any batch so far."""
     never: set[str] | None = None
     told = False
 
@@ -132,7 +132,7 @@ def watch_comparisons(start: int) -> Callable[..., str | None]:
 
 
 def input_speed(stream: BatchIterator) -> dict[str, float]:
-    """Returns how many images a second the input could deliver, and how long the steps waited for it."""
+    """Returns the images per second that the input could deliver, and the time that the steps waited for it."""
     speed = stream.speed()
     return {
         "input_images_per_second": speed.images_per_second * jax.process_count(),
@@ -142,7 +142,7 @@ def input_speed(stream: BatchIterator) -> dict[str, float]:
 
 @contextmanager
 def report_traces(workdir: Path) -> Iterator[None]:
-    """Says at the end where the steps traced in between are."""
+    """Prints, on exit, the path of the trace."""
     folder = workdir / "tensorboard"
     before = set(folder.glob("plugins/profile/*"))
     yield

@@ -1,4 +1,4 @@
-"""The images and labels of a configuration: where they come from, what is learned, and what is held out."""
+"""Loads the images and labels of a configuration: their source, the learned labels and the held-out images."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ from jaxmetric.run.errors import ConfigError
 
 
 def load_labels(data: DataConfig, *, seed: int) -> tuple[LabeledImages, np.ndarray | None]:
-    """Loads the images with the labels to learn, and what `Experiment.groups` holds."""
+    """Loads the images with the labels to learn, and the content of `Experiment.groups`."""
     name = data.exclude_same
     extra = (name,) if name and data.columns and name not in data.columns else ()
     source = load_source(dataclasses.replace(data, columns=(*data.columns, *extra)), seed=seed)
@@ -33,10 +33,10 @@ def split_off_groups(source: LabeledImages, data: DataConfig) -> tuple[LabeledIm
     """Separates the column that `exclude_same` names from the labels to learn, unless `columns` names it too.
 
     Returns:
-      The images with the other labels, and what `Experiment.groups` holds.
+      The images with the other labels, and the content of `Experiment.groups`.
 
     Raises:
-      ConfigError: if there is no such column beside the identity.
+      ConfigError: if there is no such column besides the identity.
     """
     name, names = data.exclude_same, [column.name for column in source.columns]
     if not name:
@@ -81,7 +81,7 @@ def load_source(data: DataConfig, *, seed: int) -> LabeledImages:
 
 
 def learned_classes(source: LabeledImages) -> list[np.ndarray]:
-    """Returns for each label column the codes that learning images have, ascending; class c of a loss is entry c."""
+    """Returns for each label column the codes of learning images, ascending; class c of a loss is entry c."""
     return [np.unique(codes[codes >= 0]) for codes in source.labels[source.split == LEARNING].T]
 
 
@@ -111,7 +111,7 @@ def evaluated_split(source: LabeledImages) -> int:
 
 
 def has_own_split(config: Config, source: LabeledImages) -> bool:
-    """Returns whether a list has a split of its own, and not the one that `split` makes."""
+    """Returns whether a list has its own split, instead of one made by `split`."""
     data = config.data
     if data.source != "csv":
         return False

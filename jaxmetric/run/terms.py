@@ -2,7 +2,7 @@
 
     20*quadruplet(margin=0.3, label_weights=(3, 1, 3)) + 2.5*soft_triple(on="identity", centers_per_class=3)
 
-An expression is a sum of terms, each a number times the name of a loss without `_loss`, with its options as literals.
+An expression is a sum of terms. A term is a number times the name of a loss without `_loss`, with options as literals.
 `parse_terms` reads one without evaluating anything, and `format_terms` writes one.
 """
 
@@ -19,7 +19,7 @@ from jaxmetric.losses._engine.types import declared_shape
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.names import nearest_or_all
 
-DEFAULT_CENTERS = 10  # of each class, as in the SoftTriple paper
+DEFAULT_CENTERS = 10  # per class, as in the SoftTriple paper
 # Arguments of losses that the objective fills in.
 FILLED_IN = frozenset(
     {"embeddings", "labels", "other", "key", "centers", "proxies", "references", "where", "weights", "has_aux"}
@@ -33,11 +33,11 @@ class Term:
 
     Attributes:
       name: the name of an exported loss without `_loss`.
-      weight: above 0, what the loss is multiplied by.
-      on: the label columns; empty for all that the loss orders or grades, or else the first.
+      weight: the factor of the loss, above 0.
+      on: the label columns. If empty: all columns for a loss that orders or grades pairs by several, else the first.
       pairs: the expression of a miner, such as `"multi_similarity(epsilon=0.1)"`; empty for all pairs.
-      memory: how many embeddings of past batches the batch is compared with as well.
-      learn: options of the loss that are parameters of the run; their values are where they start.
+      memory: the number of past embeddings that the batch is also compared with.
+      learn: options of the loss that the run learns, starting from their values.
       centers_per_class: K of a loss that takes centers `[C, K, D]`, by default the SoftTriple paper's 10; 0 for others.
       options: the other options of the loss, by name.
 
@@ -115,7 +115,7 @@ def parse_terms(expression: str) -> tuple[Term, ...]:
       expression: a sum of terms, see above.
 
     Raises:
-      ConfigError: if it is no such sum, or a name or value in it does not fit; one line.
+      ConfigError: if it is not such a sum, or a name or value in it does not fit; one line.
 
     Example:
       >>> [term.name for term in parse_terms("triplet(mining='hard') + 0.1*center")]
@@ -165,7 +165,7 @@ def find_loss(name: str) -> Callable[..., Any]:
     """Returns an exported loss by its name without `_loss`.
 
     Raises:
-      ConfigError: if there is none; it names the nearest.
+      ConfigError: if there is none; the message names the nearest loss.
     """
     names = loss_names()
     if name not in names:
@@ -178,13 +178,13 @@ def find_loss(name: str) -> Callable[..., Any]:
 
 @cache
 def loss_names() -> tuple[str, ...]:
-    """The names of all exported losses, without `_loss`."""
+    """Returns the names of all exported losses, without `_loss`."""
     return tuple(name.removesuffix("_loss") for name in losses.__all__ if name.endswith("_loss"))
 
 
 @cache
 def miner_names() -> tuple[str, ...]:
-    """The functions of `jaxmetric.mining` that choose among positive and negative pairs."""
+    """Returns the names of the functions of `jaxmetric.mining` that select positive and negative pairs."""
     functions = inspect.getmembers(mining, inspect.isfunction)
     own = [(name, each) for name, each in functions if each.__module__ == mining.__name__ and not name.startswith("_")]
     masks = {"positives", "negatives"}
@@ -193,12 +193,12 @@ def miner_names() -> tuple[str, ...]:
 
 @cache
 def parameters(loss: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """The arguments of a loss by name."""
+    """Returns the arguments of a loss by name."""
     return inspect.signature(loss).parameters
 
 
 def class_vectors_of(loss: Callable[..., Any]) -> tuple[str, str] | None:
-    """The name and the shape of the class vectors that a loss takes, as `("centers", "[C, K, D]")`; None without."""
+    """Returns name and shape of a loss's class vectors, such as `("centers", "[C, K, D]")`; None if it has none."""
     for name in ("centers", "proxies"):
         if name in parameters(loss) and (shape := declared_shape(loss, name)):
             return name, shape
@@ -206,7 +206,7 @@ def class_vectors_of(loss: Callable[..., Any]) -> tuple[str, str] | None:
 
 
 def takes_columns(loss: Callable[..., Any]) -> bool:
-    """Whether a loss orders or grades pairs by several columns of labels."""
+    """Returns whether a loss orders or grades pairs by several columns of labels."""
     return declared_shape(loss, "labels") == "[B, T]"
 
 
@@ -233,7 +233,7 @@ def _term(tree: ast.expr, expression: str) -> Term:
 
 
 def _call(tree: ast.expr, what: str, expected: str) -> tuple[str, dict[str, Any]]:
-    """The name and the options of `name` or `name(option=literal, ...)`."""
+    """Returns the name and the options of `name` or `name(option=literal, ...)`."""
     if isinstance(tree, ast.Name):
         return tree.id, {}
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
@@ -322,7 +322,7 @@ def _options_of(loss: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def _fields_for(loss: Callable[..., Any]) -> list[str]:
-    """The options of a term that are none of the loss."""
+    """Returns the options of a term that are not options of its loss."""
     vectors = class_vectors_of(loss)
     return [
         *("on", "learn"),

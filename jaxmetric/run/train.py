@@ -2,11 +2,11 @@
 
     jaxmetric train [PRESET] [--field value] [--workdir DIR]
 
-Everything of a run is written into its working directory: config.json, metrics.jsonl, tensorboard/, checkpoints/,
-evaluation.json and report.html. The same command on the same directory continues a run that was stopped, on any number
-of devices and processes; on the same number of devices to the same bits.
+A run writes all its files to its working directory: config.json, metrics.jsonl, tensorboard/, checkpoints/,
+evaluation.json and report.html. The same command with the same directory continues a stopped run, on any number of
+devices and processes. On the same number of devices the result is bit-identical.
 
-`train` is the loop. It is meant to be read in one sitting, and copied.
+`train` is the loop, to read and copy.
 """
 
 import sys
@@ -73,7 +73,7 @@ def main(
 def read_command_line(
     argv: Sequence[str], *, program: str = "jaxmetric train", presets: Mapping[str, Preset] = BUILT_IN
 ) -> tuple[str, tuple[Config, Machine, Path]]:
-    """The preset's name, the configuration and the working directory; see `jaxmetric.run.command_line.parse`."""
+    """Returns the preset's name and its configuration, `Machine` and directory; see `command_line.parse`."""
     return parse(
         argv,
         presets,
@@ -89,12 +89,12 @@ def _command(name: str, preset: Config) -> Callable[..., tuple[Config, Machine, 
         machine: tyro.conf.OmitArgPrefixes[Machine] = DEFAULT_MACHINE,
         workdir: str = f"runs/{name}",
     ) -> tuple[Config, Machine, Path]:
-        """Collects what the command line says.
+        """Collects the arguments of the command line.
 
         Args:
             config: The run.
-            machine: What it runs on.
-            workdir: Where everything of the run is written. A run that was stopped goes on from its last checkpoint.
+            machine: The use of the hardware.
+            workdir: The directory of all files of the run. A stopped run continues from its last checkpoint.
         """
         if not workdir:
             sys.exit("error: workdir is empty, expected a directory")
@@ -137,19 +137,19 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
 
     Args:
       experiment: the data, the network, the objective and the optimizer.
-      plan: which images make the batches.
+      plan: the images of the batches.
       workdir: the directory of checkpoints and metrics.
-      machine: what runs the step and reads the images.
+      machine: how the hardware is used.
       stop: a request to stop earlier.
 
     Returns:
       The state after the last step.
 
     Raises:
-      NonFiniteLossError: if the loss or the parameters are not finite; no checkpoint is written from then on.
+      NonFiniteLossError: if the loss or the parameters are not finite; no more checkpoints are written.
       CheckpointError: if a checkpoint cannot be read or written.
       ImageError: if an image can no longer be read.
-      InputError: if no batch comes, or a process that reads is killed.
+      InputError: if no batch comes, or a reading process is killed.
     """
     config = experiment.config
     train_step = drive_step(experiment, machine.driver)
@@ -180,7 +180,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
         for step, batch in enumerate(profiled(placed, profile), start + 1):
             with jax.profiler.StepTraceAnnotation("step", step_num=step):
                 state, metrics = train_step(state, batch)
-            # One step is queued behind the current one; more would all have to end before the run can stop.
+            # One step is queued behind the current one; a stop would have to wait for any further ones.
             jax.block_until_ready(before)
             before = metrics
             window.add(step, metrics, images=config.batch.size)
@@ -211,7 +211,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
 def _restore_or_create(
     experiment: Experiment, train_step: Driven[TrainState], checkpoints: Any
 ) -> tuple[TrainState, Any]:
-    """Returns the state to start from, and that of the input."""
+    """Returns the state to start from, and the state of the input."""
     shapes, resize = restorable(experiment, train_step)
     restored = restore_latest(checkpoints, shapes, resize=resize)
     if restored is None:

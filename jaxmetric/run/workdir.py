@@ -24,17 +24,17 @@ from jaxmetric.training.loop import tell
 CHECKPOINTS = "checkpoints"
 DATA_FILE = "data.json"
 LOCK_FILE = ".lock"
-_GRACE = 30  # seconds that a run which is told to stop may take
+_GRACE = 30  # seconds that a run may take to stop
 
 
 @contextmanager
 def exclusive_workdir(workdir: Path) -> Iterator[None]:
-    """Makes the directory of a run and locks it, if the file system has locks.
+    """Creates the directory of a run and locks it, if the file system has locks.
 
-    The lock goes with the process, however that ends. Of several processes the first holds it.
+    The lock is released when the process ends, for any reason. In a job of several processes the first holds it.
 
     Raises:
-      ConfigError: in all processes, if another run is under way there and does not end within some seconds.
+      ConfigError: in all processes, if another run is active there and does not end within some seconds.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / LOCK_FILE).open("a") as file:
@@ -51,7 +51,7 @@ def no_run_in(workdir: Path) -> Iterator[bool]:
 
 
 def _lock(file: IO[str], *, patience: float) -> bool:
-    """Tries to lock a file for some seconds, since a run that was told to stop may be about to end."""
+    """Tries to lock a file for some seconds, since a stopping run may be about to end."""
     deadline = None
     while True:
         try:
@@ -74,12 +74,12 @@ def _lock(file: IO[str], *, patience: float) -> bool:
 
 
 def claim_workdir(config: Config, source: LabeledImages, workdir: Path) -> None:
-    """Writes the configuration and a digest of the data into a directory, or checks that those there are the same.
+    """Writes the configuration and a digest of the data to a directory, or checks that it has the same ones.
 
-    Of several processes all check and one writes.
+    In a job of several processes all check and one writes.
 
     Raises:
-      ConfigError: if the configuration, or the images and labels behind it, differ.
+      ConfigError: if the configuration, or its images and labels, differ.
     """
     for name in (CONFIG_FILE, DATA_FILE):
         if not (workdir / name).exists() and any((workdir / CHECKPOINTS).glob("[0-9]*")):
@@ -102,7 +102,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def _facts_of(source: LabeledImages) -> dict[str, Any]:
-    """Returns the content of `data.json`: a digest of everything, and of parts, to tell what has changed."""
+    """Returns the content of `data.json`: digests of the whole data and of its parts, to detect what has changed."""
     parts = {
         "image names": "\n".join(source.names).encode(),
         "label values": source.labels.tobytes(),

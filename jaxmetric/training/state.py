@@ -30,7 +30,7 @@ class TrainState(flax.struct.PyTreeNode):
       params: `{"encoder": ..., "loss": ...}`.
       batch_stats: the encoder's batch statistics (an empty dict if it has none).
       opt_state: the optimizer's state.
-      memory: what the objective remembers from one step to the next, such as embeddings of past batches.
+      memory: the objective's state between steps, such as embeddings of past batches.
     """
 
     step: jax.Array
@@ -57,7 +57,7 @@ def create_state(
       image_size: side of the encoder's input images.
       loss_params: a tree of the losses' own parameters, such as centers; may be empty.
       optimizer: see `make_optimizer`.
-      memory: what the objective remembers before the first step; empty for one that remembers nothing.
+      memory: the objective's state before the first step; empty for an objective without state.
 
     Returns:
       The state before the first step.

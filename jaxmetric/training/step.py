@@ -10,7 +10,7 @@ import optax
 from jaxmetric.parallel import Step, average, gather
 from jaxmetric.training.state import TrainState, standard_promotion
 
-# (key, loss_params, memory, embeddings [B, D], labels [B, T]) to the loss and (what to report, the new memory)
+# (key, loss_params, memory, embeddings [B, D], labels [B, T]) -> the loss and (values to report, the new memory)
 Objective = Callable[[jax.Array, Any, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[Mapping[str, jax.Array], Any]]]
 Preprocess = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -48,8 +48,8 @@ def make_train_step(
         in training: it normalizes one chunk at a time (over all devices) and updates its running statistics by the
         mean of the chunks' updates.
       clip_norm: largest norm of the gradient over all parameters; larger gradients are scaled down. None does not clip.
-      class_shards: whether the arrays of `state.params["loss"]`, except scalars, and the optimizer's state of them are
-        this device's shards of class vectors, from which the objective makes `jaxmetric.ClassShard`s. If not, they are
+      class_shards: whether the arrays of `state.params["loss"]`, except scalars, and their optimizer state are this
+        device's shards of class vectors, from which the objective makes `jaxmetric.ClassShard`s. Otherwise they are
         replicated like everything else.
 
     Returns:
@@ -138,10 +138,10 @@ def _mean_move(before: jax.Array, after: jax.Array) -> jax.Array:
 
 
 def _of_the_batch(gradients: dict[str, Any], axis_name: str, *, class_shards: bool) -> dict[str, Any]:
-    """The gradient of the global batch's loss, from what the devices find: see `jaxmetric.parallel`.
+    """Returns the gradient of the global batch's loss from the gradients of the devices, see `jaxmetric.parallel`.
 
-    The sum of N devices' losses is what they differentiate together. Of a replicated parameter each finds a part; of a
-    shard of class vectors, which no other device has, it finds all: N times the gradient.
+    Together, N devices differentiate the sum of their losses. Each computes a part of the gradient of a replicated
+    parameter. For its shard of class vectors, which no other device has, it computes all of it: N times the gradient.
     """
     if not class_shards:
         return average(gradients, axis_name)
@@ -153,7 +153,7 @@ def _of_the_batch(gradients: dict[str, Any], axis_name: str, *, class_shards: bo
 
 
 def _norm(gradients: dict[str, Any], axis_name: str, *, class_shards: bool) -> jax.Array:
-    """The norm of the whole gradient: shards count on every device, what is replicated once."""
+    """Returns the norm of the whole gradient: shards count on every device, replicated parameters count once."""
     of_loss = jax.tree.leaves(gradients["loss"])
     vectors, scalars = _squared_norm([x for x in of_loss if x.ndim]), _squared_norm([x for x in of_loss if not x.ndim])
     if class_shards:

@@ -88,7 +88,7 @@ def test_at_any_length_values_and_gradients_are_those_in_double_precision(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["soft triple", "hard triple", "SphereFace", "proxy anchor"])
-def test_so_they_are_in_chunks(name, monkeypatch):
+def test_at_any_length_values_and_gradients_in_chunks_are_those_in_double_precision(name, monkeypatch):
     monkeypatch.setattr(class_chunks, "WHOLE", 1)
     monkeypatch.setattr(class_chunks, "CHUNK", 1)
     programs = class_columns._reduced, compiled(name)
@@ -105,7 +105,7 @@ of_their_own = ("soft triple", "ArcFace", "proxy anchor", "center", "margin", "m
 
 @pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [name if name in of_their_own else slow(name) for name in class_losses])
-def test_a_label_that_is_no_class_gives_nan_where_it_is_traced_and_finite_gradients(name, sharded):
+def test_a_traced_label_out_of_range_gives_nan_and_finite_gradients(name, sharded):
     if sharded and name in ("manifold", "margin"):
         pytest.skip("it takes no shard")
     parameters, embeddings, labels = example(name, seed=3)

@@ -325,7 +325,7 @@ def test_promotes_no_dtype_and_no_rank_implicitly(name, number):
 
 
 @every_loss
-def test_far_positives_and_near_negatives_saturate_nothing(name):
+def test_far_positives_and_near_negatives_do_not_saturate(name):
     """Exponentials which would overflow or vanish: the loss is still about the largest gap, and has a gradient."""
     embeddings = np.float32([[30, 0], [0, 20], [29, 1]])
     loss, gradient = jax.jit(jax.value_and_grad(CASES[name].loss))(embeddings, np.int32([0, 0, 1]))
@@ -377,7 +377,7 @@ def test_the_weights_of_the_circle_loss_are_constants():
     np.testing.assert_allclose(slope, (total(1e-6) - total(-1e-6)) / 2e-6, rtol=1e-4)
 
 
-def test_distinct_labels_make_the_instance_loss_tell_every_example_apart():
+def test_with_distinct_labels_the_instance_loss_separates_every_example():
     embeddings, _ = example()
     logits = 5 * cosines(*[embeddings.astype(np.float64)] * 2)
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)

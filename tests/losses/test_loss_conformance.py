@@ -175,7 +175,7 @@ def test_a_nan_in_a_valid_row_stays_visible(name):
 
 @every_loss
 @pytest.mark.parametrize("weight", [-1, np.nan])
-def test_a_weight_that_is_none_is_an_error_or_where_traced_stays_visible(name, weight):
+def test_an_invalid_weight_is_an_error_or_stays_visible_if_traced(name, weight):
     parameters, embeddings, labels = example(name)
     weights = np.ones(B, np.float32)
     weights[3] = weight
@@ -208,7 +208,7 @@ def test_jit_equals_eager_and_half_precision_is_computed_in_single(name):
 
 
 @every_loss_by_engine
-def test_single_precision_stays_single_where_double_is_enabled(name):
+def test_single_precision_stays_single_if_double_is_enabled(name):
     parameters, embeddings, labels = example(name)
     with jax.enable_x64(True):
         call = partial(ROWS[name].call, where=np.ones(B, bool), weights=np.ones(B), has_aux=True)
@@ -217,7 +217,7 @@ def test_single_precision_stays_single_where_double_is_enabled(name):
 
 
 @every_loss_by_engine
-def test_no_promotion_of_ranks_or_dtypes_is_relied_on(name):
+def test_no_implicit_promotion_of_ranks_or_dtypes_is_needed(name):
     parameters, embeddings, labels = example(name)
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         call = partial(ROWS[name].call, where=np.ones(B, bool), weights=np.ones(B, np.float32))
@@ -382,7 +382,7 @@ def test_masked_references_equal_deleted_ones(name):
 
 
 @every_loss_with_pairs
-def test_pairs_leave_out_what_they_do_not_name(name):
+def test_pairs_outside_of_the_mask_are_excluded(name):
     parameters, embeddings, labels = example(name)
     call = partial(ROWS[name].call, parameters, embeddings, labels)
     np.testing.assert_allclose(call(pairs=np.ones((B, B), bool)), call(), rtol=1e-6)
@@ -394,7 +394,7 @@ def test_pairs_leave_out_what_they_do_not_name(name):
 
 @pytest.mark.slow
 @rows_with(lambda row: takes(row, "distance") or takes(row, "similarity"))
-def test_a_given_matrix_is_what_its_name_computes(name):
+def test_a_given_matrix_gives_the_loss_of_the_named_function(name):
     if ROWS[name].loss is jaxmetric.centroid_triplet_loss:
         pytest.skip("its distances are to centroids, which it makes itself")
     parameters, embeddings, labels = example(name)
@@ -434,7 +434,7 @@ def takes_masks(row):
 
 
 @by_engine(takes_masks)
-def test_masks_of_positives_and_negatives_stand_for_labels(name):
+def test_masks_of_positives_and_negatives_replace_labels(name):
     parameters, embeddings, labels = example(name)
     row = ROWS[name]._replace(parameters=None)
     column, boundary = labels[:, 0], [np.float32(0.9)] if row.loss is jaxmetric.margin_loss else []
@@ -511,7 +511,7 @@ def with_labels(name, parameters, embeddings):
 
 @pytest.mark.slow
 @rows_with(lambda row: not row.class_vectors)
-def test_64_bit_labels_are_told_apart_where_jax_has_64_bits(name):
+def test_64_bit_labels_are_distinguished_if_jax_has_64_bits(name):
     parameters, embeddings, labels = example(name)
     with jax.enable_x64(True):
         small, large = (ROWS[name].call(parameters, embeddings, each) for each in (labels, labels << 33))
@@ -519,7 +519,7 @@ def test_64_bit_labels_are_told_apart_where_jax_has_64_bits(name):
 
 
 @by_engine(lambda row: row.class_vectors and takes(row, "class_weights"))
-def test_class_weights_weigh_the_examples_of_a_class(name):
+def test_class_weights_multiply_the_weights_of_the_examples_of_a_class(name):
     parameters, embeddings, labels = example(name)
     class_weights = np.float32([1, 0.5, 4])
     call = partial(ROWS[name].call, parameters, embeddings, labels)
@@ -543,7 +543,7 @@ def test_several_columns_of_labels_are_summed(name):
 
 
 @rows_with(lambda row: row.class_vectors and len(row.parameters) > 1)
-def test_constant_labels_that_are_no_classes_are_named_inside_jit_in_any_column(name):
+def test_constant_labels_out_of_range_are_named_inside_jit_in_any_column(name):
     parameters, embeddings, labels = example(name)
     labels[2, 1] = C
     for columns, vectors in ((labels, (parameters, parameters)), (labels[:, 1], parameters)):
@@ -584,7 +584,7 @@ def numbers_of(name):
 
 
 @every_loss
-def test_hyper_parameters_that_are_no_finite_numbers_are_named(name):
+def test_hyper_parameters_that_are_not_finite_are_named(name):
     call = partial(ROWS[name].call, *example(name))
     for parameter in numbers_of(name):
         for value, error in ((np.nan, ValueError), (np.inf, ValueError), ("1", TypeError), (np.ones(2), ValueError)):
@@ -594,7 +594,7 @@ def test_hyper_parameters_that_are_no_finite_numbers_are_named(name):
 
 
 @every_loss
-def test_options_that_must_be_static_are_named_where_they_are_traced_or_unknown(name):
+def test_static_options_that_are_traced_or_unknown_are_named(name):
     signature = inspect.signature(ROWS[name].loss).parameters.values()
     call = partial(ROWS[name].call, *example(name))
     for parameter in signature:

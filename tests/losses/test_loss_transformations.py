@@ -99,26 +99,26 @@ def test_every_option_traces_inside_shard_map_with_its_default_check(name):
 
 @pytest.mark.slow
 @every_loss
-def test_inside_shard_map_each_device_has_its_own_loss_and_what_all_share_the_sum_of_gradients(name):
+def test_inside_shard_map_each_device_has_its_own_loss_and_replicated_arguments_get_the_sum_of_gradients(name):
     assert_each_device_has_its_own_loss(name, "everything", check_vma=True)
 
 
 @pytest.mark.slow
 @every_loss
-def test_so_it_is_without_the_check(name):
+def test_gradients_per_device_are_the_same_without_the_check(name):
     assert_each_device_has_its_own_loss(name, "everything", check_vma=False)
 
 
 @pytest.mark.slow
 @every_loss
-def test_so_it_is_with_every_flag_and_choice(name):
+def test_gradients_per_device_are_the_same_with_every_flag_and_choice(name):
     for variant in variants(name):
         if "=" in variant and "distance" not in variant and "similarity" not in variant:
             assert_each_device_has_its_own_loss(name, variant, check_vma=True)
 
 
 @pytest.mark.parametrize("name", slow_but_for_one_of_each_engine(CLASS_LOSSES))
-def test_so_it_is_in_chunks_and_with_a_single_center(name, monkeypatch):
+def test_gradients_per_device_are_the_same_in_chunks_and_with_a_single_center(name, monkeypatch):
     if name in ("margin", "manifold"):
         pytest.skip("it takes all classes at once")
     shape = ROWS[name].parameters
@@ -211,7 +211,7 @@ def beside(name):
 
 
 @others_by_kind
-def test_miners_memories_and_regularizers_go_through_shard_map_with_its_default_check(name):
+def test_miners_memories_and_regularizers_work_inside_shard_map_with_its_default_check(name):
     function, (embeddings, labels, vectors) = beside(name)
 
     def on_device(*batch):
@@ -236,13 +236,13 @@ def test_miners_memories_and_regularizers_go_through_shard_map_with_its_default_
 
 
 @every_loss_by_engine
-def test_all_options_together_rely_on_no_promotion_of_ranks_or_dtypes(name):
+def test_all_options_together_need_no_promotion_of_ranks_or_dtypes(name):
     assert_no_promotion(name, ["everything"])
 
 
 @pytest.mark.slow
 @every_loss
-def test_no_option_relies_on_promotion_of_ranks_or_dtypes(name):
+def test_no_option_needs_promotion_of_ranks_or_dtypes(name):
     assert_no_promotion(name, variants(name))
 
 
@@ -261,7 +261,7 @@ def assert_no_promotion(name, chosen):
 
 
 @every_other
-def test_nor_do_miners_memories_and_regularizers(name):
+def test_miners_memories_and_regularizers_need_no_promotion_of_ranks_or_dtypes(name):
     function, batch = beside(name)
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         jax.eval_shape(function, *batch)

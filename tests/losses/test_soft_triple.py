@@ -65,7 +65,7 @@ def test_is_the_papers_formula(sizes, options):
         np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-13)
 
 
-def test_in_single_precision_it_is_as_exact_as_the_logits():
+def test_in_single_precision_it_is_as_accurate_as_the_logits():
     embeddings, labels, centers = example(batch=30)
     expected = papers_losses(embeddings, labels, centers)
     actual = soft_triple_loss(*as_f32(embeddings, labels, centers), tau=0.0, reduction="none")
@@ -77,7 +77,7 @@ def as_f32(embeddings, labels, *parameters):
     return np.float32(embeddings), labels, *(np.float32(each) for each in parameters)
 
 
-def test_a_small_loss_keeps_its_digits():
+def test_small_losses_stay_accurate():
     # Similarities 1 and 0.6: log(1 + exp(scale (0.6 - 1))), where float32 resolves 2e-6 around logits of 30.
     embeddings, centers = np.float32([[1, 0]]), np.float32([[[1, 0]], [[0.6, 0.8]]])
     loss = soft_triple_loss(embeddings, np.array([0]), centers, scale=30.0, margin=0.0)
@@ -105,7 +105,7 @@ def test_gamma_towards_0_counts_the_nearest_center_only():
         assert np.isfinite(gradient).all()
 
 
-def test_gradients_keep_their_digits_when_gamma_is_small():
+def test_gradients_stay_accurate_when_gamma_is_small():
     embeddings, labels, centers = example(batch=20)
     gradient = jax.grad(soft_triple_loss)
     single = gradient(*as_f32(embeddings, labels, centers), gamma=1e-3, tau=0.0)

@@ -174,7 +174,7 @@ def test_p2sgrad_is_theirs_times_half_the_number_of_classes():
     assert_equal(ours, [C / 2 * each for each in (value, of_embeddings, tangential)])
 
 
-def test_a_label_of_minus_1_is_left_out_silently_there_and_an_error_here():
+def test_a_label_of_minus_1_is_silently_skipped_there_and_an_error_here():
     embeddings, labels = example()
     labels[0] = -1
     loss = losses.ProxyNCALoss(num_classes=C, embedding_size=D)

@@ -42,7 +42,7 @@ def test_a_preset_of_the_same_name_is_another(preset, tmp_path):
     assert find_preset("debug", BUILT_IN)[1] == PRESETS["debug"]
 
 
-def test_a_file_that_is_not_there_is_one_line():
+def test_a_missing_file_is_a_one_line_error():
     with pytest.raises(ConfigError, match=r"^nowhere/mine\.py: no such file$"):
         find_preset("nowhere/mine.py", BUILT_IN)
 
@@ -74,13 +74,13 @@ def test_a_file_that_is_not_there_is_one_line():
         ),
     ],
 )
-def test_a_file_that_gives_no_configuration_is_one_line(text, message, preset):
+def test_a_file_without_a_configuration_is_a_one_line_error(text, message, preset):
     with pytest.raises(ConfigError, match=f"^{message}$"):
         preset(text)
 
 
 @pytest.mark.parametrize(("word", "near"), [("debgu", " (did you mean debug?)"), ("xyz", "")])
-def test_an_unknown_preset_is_one_line_with_the_nearest_name(word, near):
+def test_an_unknown_preset_is_a_one_line_error_with_the_nearest_name(word, near):
     with pytest.raises(SystemExit) as stopped:
         read_command_line([word])
     assert stopped.value.code == f"error: no preset is called {word!r}{near}; there are {', '.join(BUILT_IN)}"

@@ -81,13 +81,13 @@ def cases(draw, missing=True):
 
 
 @given(cases(missing=False))
-def test_where_all_labels_are_known_the_answer_is_that_of_every_batch(case):
+def test_with_all_labels_known_the_answer_equals_a_check_of_every_batch(case):
     labels, plan, how = case
     assert has_comparison(labels, plan, how) == any(has_tuple(labels, batch, how) for batch in all_batches(plan))
 
 
 @given(cases())
-def test_where_labels_are_missing_no_batch_contradicts_a_refusal(case):
+def test_with_missing_labels_no_batch_contradicts_a_refusal(case):
     labels, plan, how = case
     if not has_comparison(labels, plan, how):
         assert not any(has_tuple(labels, batch, how) for batch in all_batches(plan))
@@ -103,14 +103,14 @@ def test_a_triplet_is_found_where_a_batch_has_one(case):
 
 
 @given(cases(), st.integers(0, 30))
-def test_what_a_plan_draws_is_among_the_batches_that_are_thought_possible(case, step):
+def test_the_batches_of_a_plan_are_among_those_considered_possible(case, step):
     _, plan, _ = case
     drawn = sorted(batch_indices(plan, step).tolist())
     assert drawn in [sorted(batch) for batch in all_batches(plan)]
 
 
 @pytest.mark.parametrize("K", [1, 2])
-def test_many_identities_take_no_time(K, monkeypatch):
+def test_many_identities_are_checked_fast(K, monkeypatch):
     """All of them compare alike, so that hundred thousand are as two."""
     monkeypatch.setattr(comparable, "_MOST_PAIRS", 100)
     labels = np.arange(100_000)[:, None]
@@ -172,7 +172,7 @@ EMPTY = {"person": list("aabbccdd"), "": [""] * 8}
         (FOUR, config(4, 1, "triplet + soft_triple"), "^triplet is in the loss, but"),
     ],
 )  # fmt: skip
-def test_what_can_never_be_compared_is_refused_with_the_term_and_a_cure(columns, config, message):
+def test_a_term_with_nothing_to_compare_is_refused_with_a_cure(columns, config, message):
     with pytest.raises(ConfigError, match=message):
         check(config, images(columns))
 
@@ -192,7 +192,7 @@ def test_what_can_never_be_compared_is_refused_with_the_term_and_a_cure(columns,
         (EMPTY, config(4, 2, "quadruplet(label_weights=(2.0, 1.0))")),
     ],
 )
-def test_what_can_be_compared_is_let_through(columns, config):
+def test_a_term_with_something_to_compare_is_accepted(columns, config):
     check(config, images(columns))
 
 
@@ -213,7 +213,7 @@ def test_what_can_be_compared_is_let_through(columns, config):
         ),
     ],
 )
-def test_a_batch_of_too_many_identities_is_told_after_what_no_batch_can_hold(columns, config, message):
+def test_a_term_with_nothing_to_compare_is_reported_before_too_many_identities(columns, config, message):
     with pytest.raises(ConfigError, match=message):
         plan_of(config, images(columns))
 
@@ -223,7 +223,7 @@ def test_a_plan_that_can_be_compared_is_the_plan_of_the_batch():
     assert (plan.classes_per_batch, plan.images_per_class) == (2, 2)
 
 
-def test_held_out_images_are_no_comparison():
+def test_held_out_images_do_not_count_as_comparisons():
     split = np.array([0, 0, 0, 0, 2, 2, 2, 2], np.int8)
     with pytest.raises(ConfigError, match=r"more values than those of person \(1\)"):
         check(config(1, 4, "triplet"), images({"person": list("aaaabbbb")}, split))

@@ -28,7 +28,7 @@ def test_the_table_has_mean_and_standard_deviation(tmp_path, capsys):
     assert lines[3].split() == ["coherence", "undefined", "undefined"]
 
 
-def test_the_objectives_of_each_group_stand_below_the_table(tmp_path, capsys):
+def test_the_objectives_of_each_group_are_printed_below_the_table(tmp_path, capsys):
     runs = [_write_run(tmp_path / name, role, 0.5) for name, role in (("a", 0.8), ("b", 0.9), ("c", 0.8))]
     assert compare.main(["--runs", f"seeds={','.join(runs)}", f"one={runs[1]}"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -55,6 +55,6 @@ def test_nothing_to_compare_is_an_error(capsys):
         ("a=nowhere", "holds no evaluation"),
     ],
 )
-def test_what_is_no_evaluated_run_is_one_line(word, message, capsys):
+def test_a_directory_without_an_evaluated_run_is_a_one_line_error(word, message, capsys):
     assert compare.main(["--runs", word]) == 1
     assert message in capsys.readouterr().err

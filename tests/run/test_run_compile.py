@@ -78,7 +78,7 @@ def test_the_roofline_is_the_slowest_of_three():
     assert table.endswith("\nfits")
 
 
-def test_what_does_not_fit_says_by_how_much():
+def test_the_output_states_by_how_much_a_step_does_not_fit():
     table = describe(COST._replace(workspace=16 * 2**30), SIZES, CHIPS["v5e"], batch_size=4000)
     assert table.endswith("DOES NOT FIT: 1.0 GiB too much")
 
@@ -102,19 +102,19 @@ def test_an_unknown_chip_lists_those_known(topology):
         ("v5p:2x2x0", "3 sides"),
     ],
 )
-def test_a_slice_of_another_shape_is_told_what_shapes_there_are(topology, expected):
+def test_an_invalid_shape_of_a_slice_lists_the_valid_ones(topology, expected):
     with pytest.raises(ConfigError, match=f"^topology is {topology}, expected {expected}"):
         slice_of(topology)
 
 
 @pytest.mark.parametrize("topology", ["v5e:16x16", "v5p:4x4x32", "v5p:4x4x8_twisted", "v6e:2x4"])
-def test_the_shape_of_a_slice_that_there_is_is_no_mistake(topology, monkeypatch):
+def test_valid_shapes_of_slices_are_accepted(topology, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="not installed"):
         slice_of(topology)
 
 
-def test_without_the_compiler_the_command_says_how_to_get_it(monkeypatch, capsys):
+def test_without_the_compiler_the_error_tells_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert compile_here(["debug", "--topology", "v5e:2x2"]) == 1
     assert (
@@ -124,7 +124,7 @@ def test_without_the_compiler_the_command_says_how_to_get_it(monkeypatch, capsys
 
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-def test_the_real_step_compiles_for_a_slice_that_is_not_there(topology, capfd):
+def test_the_real_step_compiles_for_an_absent_slice(topology, capfd):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
     assert compile_here(["debug", "--topology", topology, "--images-per-class", "8"]) == 0
     printed = capfd.readouterr()
@@ -143,7 +143,7 @@ def test_the_real_step_compiles_for_a_slice_that_is_not_there(topology, capfd):
 
 
 @pytest.mark.slow
-def test_a_step_that_does_not_fit_says_so(capfd):
+def test_a_step_that_does_not_fit_is_reported(capfd):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
     words = ["debug", "--topology", "v5e:2x2", "--classes-per-batch", "0", "--images-per-class", "65536"]
     assert compile_here(words) == 1

@@ -43,7 +43,7 @@ def test_every_preset_passes_its_checks(name):
     check_config(config)
 
 
-def test_the_default_preset_and_its_directory_need_no_words():
+def test_the_default_preset_and_its_directory_need_no_arguments():
     name, (config, machine, workdir) = read_command_line([])
     assert (name, config, str(workdir)) == ("emoji_people", PRESETS["emoji_people"], "runs/emoji_people")
     assert machine == Machine()
@@ -70,7 +70,7 @@ def test_fields_of_every_group_are_set_without_prefix(tmp_path):
     assert config == dataclasses.replace(expected, loss="2*quadruplet(margin=0.3) + center(on='role')", steps=7)
 
 
-def test_an_unknown_preset_lists_those_there_are():
+def test_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(SystemExit, match="no preset is called 'emoji'; there are emoji_people, emoji_unseen, debug"):
         read_command_line(["emoji"])
 
@@ -121,7 +121,7 @@ def test_a_configuration_that_cannot_run_names_the_field(group, fields, message)
 
 
 @pytest.mark.parametrize("field", ["shard_classes", "sampled_classes"])
-def test_options_of_class_vectors_need_a_term_that_has_some(field):
+def test_options_of_class_vectors_need_a_term_with_class_vectors(field):
     config = dataclasses.replace(_replace(PRESETS["debug"], "classes", **{field: 1}), loss="2*quadruplet")
     with pytest.raises(ConfigError, match=rf"{field} is 1, but no term of the loss has class vectors: 2\*quadruplet$"):
         check_config(config)
@@ -141,7 +141,7 @@ def test_one_objective_written_in_two_ways_is_one_configuration(tmp_path):
         check_same_config(dataclasses.replace(first, loss="center"), tmp_path)
 
 
-def test_a_configuration_of_fields_for_each_loss_is_told_to_be_old(tmp_path):
+def test_a_configuration_with_fields_for_each_loss_is_reported_as_old(tmp_path):
     (tmp_path / "config.json").write_text('{"loss": {"quadruplet_weight": 1.0}}')
     with pytest.raises(ConfigError, match="is of an older version, in which the loss was no expression; train the run"):
         load_config(tmp_path)
@@ -154,7 +154,7 @@ def test_a_configuration_survives_its_file(tmp_path):
     check_same_config(config, tmp_path / "run")
 
 
-def test_a_directory_with_another_configuration_is_left_alone(tmp_path):
+def test_a_directory_with_another_configuration_is_not_changed(tmp_path):
     check_same_config(PRESETS["debug"], tmp_path)
     save_config(PRESETS["debug"], tmp_path)
     with pytest.raises(ConfigError, match="seed is 0 there and 1 here"):
@@ -184,7 +184,7 @@ def test_paths_mean_the_same_in_every_directory(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_every_path_is_made_absolute_but_addresses_and_no_path(name, tmp_path, monkeypatch):
+def test_every_path_is_made_absolute_except_addresses_and_empty_paths(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = {"some/place": str(tmp_path / "some" / "place"), "": "", "gs://bucket/place": "gs://bucket/place"}
     assert {path: getattr(DataConfig(**{name: path}), name) for path in paths} == paths
@@ -206,7 +206,7 @@ def test_a_link_to_the_same_file_is_the_same_configuration(tmp_path):
     check_same_config(second, tmp_path / "run")
 
 
-def test_a_list_that_has_moved_is_told_with_the_cure(tmp_path):
+def test_a_list_that_has_moved_is_reported_with_the_cure(tmp_path):
     (tmp_path / "new.csv").touch()
     first, second = (
         _replace(PRESETS["quadruplet_csv"], "data", csv=str(tmp_path / name)) for name in ("old.csv", "new.csv")
@@ -220,7 +220,7 @@ def test_a_list_that_has_moved_is_told_with_the_cure(tmp_path):
     check_paths(second, tmp_path / "run")
 
 
-def test_a_relative_path_of_an_older_file_is_told_as_it_was_written(tmp_path, monkeypatch):
+def test_a_relative_path_of_an_older_file_is_reported_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_config(_replace(PRESETS["quadruplet_csv"], "data", csv="l.csv"), tmp_path / "run")
     file = tmp_path / "run" / "config.json"
@@ -249,7 +249,7 @@ def test_a_relative_path_of_an_older_file_is_told_as_it_was_written(tmp_path, mo
         ("batch", {"crop_scale": (0.5, 1.0)}, {}, "crop_scale is (0.5, 1.0) there", "--crop-scale 0.5 1.0"),
     ],
 )
-def test_another_configuration_is_told_with_the_flags_of_the_run(group, there, here, difference, flags, tmp_path):
+def test_another_configuration_is_reported_with_the_flags_of_the_run(group, there, here, difference, flags, tmp_path):
     save_config(_replace(PRESETS["debug"], group, **there), tmp_path)
     mine = _replace(PRESETS["debug"], group, **here)
     with pytest.raises(ConfigError) as refused:
@@ -262,7 +262,7 @@ def test_another_configuration_is_told_with_the_flags_of_the_run(group, there, h
     )
 
 
-def test_what_changes_no_step_may_be_other_when_a_run_goes_on(tmp_path):
+def test_fields_that_change_no_step_may_differ_when_a_run_resumes(tmp_path):
     save_config(PRESETS["debug"], tmp_path)
     other = dataclasses.replace(PRESETS["debug"], log_every=1, evaluate_every=7, checkpoint_every=3)
     check_same_config(other, tmp_path)
@@ -270,7 +270,7 @@ def test_what_changes_no_step_may_be_other_when_a_run_goes_on(tmp_path):
     assert load_config(tmp_path) == other
 
 
-def test_a_configuration_that_is_there_is_not_written_again(tmp_path):
+def test_an_existing_configuration_is_not_rewritten(tmp_path):
     save_config(PRESETS["debug"], tmp_path)
     before = (tmp_path / "config.json").stat().st_mtime_ns
     save_config(PRESETS["debug"], tmp_path)
@@ -285,12 +285,12 @@ def test_a_configuration_that_is_there_is_not_written_again(tmp_path):
         ({"driver": "shard_map", "input_timeout": 0.0}, "input_timeout is 0.0, expected a number above 0"),
     ],
 )
-def test_a_machine_that_cannot_run_it_names_the_field(machine, message):
+def test_unsupported_hardware_options_name_the_field(machine, message):
     with pytest.raises(ConfigError, match=message):
         check_machine(Machine(**machine), _replace(PRESETS["debug"], "classes", shard_classes=True))
 
 
-def test_what_is_no_run_is_named(tmp_path):
+def test_a_directory_without_a_run_is_named(tmp_path):
     with pytest.raises(ConfigError, match="holds no run"):
         load_config(tmp_path)
     (tmp_path / "config.json").write_text('{"stepz": 3}')

@@ -56,7 +56,7 @@ def run(*words, **options):
 
 
 @pytest.mark.parametrize("platform", ["cuda", pytest.param("nonsense", marks=pytest.mark.slow)])
-def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
+def test_a_missing_device_is_a_one_line_error(platform, tmp_path):
     words = ["jaxmetric", "train", "debug", "--workdir", str(tmp_path / "run")]
     done = run(*words, env={**os.environ, "JAX_PLATFORMS": platform})
     assert done.returncode == 1
@@ -65,7 +65,7 @@ def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_device_that_is_not_there_is_one_line_of_several_processes():
+def test_a_missing_device_is_one_line_from_several_processes():
     done = run("experiments.hosts", "2", "debug", env={**os.environ, "JAX_PLATFORMS": "cuda"})
     assert done.returncode == 1
     assert done.stderr.startswith("error: JAX_PLATFORMS is cuda: ")

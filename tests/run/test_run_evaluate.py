@@ -127,7 +127,7 @@ def test_a_run_is_evaluated_from_any_directory(finished, tmp_path, monkeypatch):
     assert files(workdir) == before
 
 
-def test_another_list_of_test_images_is_evaluated_beside_what_is_there(finished, folder, capsys):
+def test_evaluating_another_list_of_test_images_keeps_existing_files(finished, folder, capsys):
     workdir, _ = finished
     before = files(workdir)
     assert evaluate.main(["--workdir", str(workdir), "--csv", str(folder / "new.csv")]) == 0
@@ -144,7 +144,7 @@ def test_another_list_of_test_images_is_evaluated_beside_what_is_there(finished,
     assert "24 held-out images, each compared with 22 of the other held-out images:" in printed
 
 
-def test_a_list_without_a_split_is_all_test_and_one_without_cameras_needs_a_word(finished, folder, capsys):
+def test_a_list_without_a_split_is_all_test_and_one_without_cameras_needs_a_flag(finished, folder, capsys):
     workdir, _ = finished
     words = ["--workdir", str(workdir), "--csv", str(folder / "plain.csv")]
     assert evaluate.main(words) == 1
@@ -154,7 +154,7 @@ def test_a_list_without_a_split_is_all_test_and_one_without_cameras_needs_a_word
     assert (workdir / "evaluation-plain-exclude-none.json").exists()
 
 
-def test_the_run_with_other_images_left_out_is_evaluated_beside_what_is_there(finished, capsys):
+def test_evaluating_with_other_excluded_images_keeps_existing_files(finished, capsys):
     workdir, _ = finished
     before = files(workdir)
     assert json.loads(before["evaluation.json"])["exclude_same"] == "camera"
@@ -176,7 +176,7 @@ def test_the_evaluation_of_another_list_of_the_same_name_is_not_overwritten(fini
     assert files(workdir) == before
 
 
-def test_a_list_without_the_identity_of_the_run_is_one_line(finished, folder, capsys):
+def test_a_list_without_the_identity_of_the_run_is_a_one_line_error(finished, folder, capsys):
     assert evaluate.main(["--workdir", str(finished[0]), "--csv", str(folder / "nobody.csv")]) == 1
     assert "nobody.csv has no column 'person', the identity of the run; it has camera" in capsys.readouterr().err
 
@@ -187,7 +187,7 @@ def told(capsys, *words):
     return code, *capsys.readouterr()
 
 
-def test_learning_images_in_another_list_are_told(finished, folder, tmp_path, capsys):
+def test_learning_images_in_another_list_are_reported(finished, folder, tmp_path, capsys):
     workdir, _ = finished
     (tmp_path / "link").symlink_to(folder)
     for csv in (folder / "known.csv", tmp_path / "link" / "known.csv"):
@@ -227,7 +227,7 @@ def test_the_learning_images_of_a_run_on_a_list_without_a_split_are_those_that_w
         (["--skip-bad"], "skip_bad is given without csv"),
     ],
 )
-def test_what_cannot_be_evaluated_is_told_with_a_cure(words, message, finished, folder, monkeypatch, capsys):
+def test_a_run_that_cannot_be_evaluated_is_reported_with_a_cure(words, message, finished, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     before = files(finished[0])
     code, _, errors = told(capsys, "--workdir", finished[0], *words)
@@ -236,7 +236,7 @@ def test_what_cannot_be_evaluated_is_told_with_a_cure(words, message, finished, 
     assert files(finished[0]) == before
 
 
-def test_bad_rows_of_another_list_are_left_out(finished, folder, capsys):
+def test_bad_rows_of_another_list_are_skipped(finished, folder, capsys):
     words = ["--workdir", finished[0], "--csv", folder / "torn.csv", "--exclude-same", "", "--skip-bad"]
     code, printed, errors = told(capsys, *words)
     assert code == 0
@@ -251,7 +251,7 @@ def test_columns_of_another_list_are_matched_in_upper_and_lower_case(finished, f
     assert "24 held-out images, each compared with 22 of" in printed
 
 
-def test_the_same_list_through_a_link_or_at_a_new_place_is_no_other_list(folder, tmp_path):
+def test_a_list_through_a_link_or_at_a_new_path_is_the_same_list(folder, tmp_path):
     (tmp_path / "link.csv").symlink_to(folder / "new.csv")
     (tmp_path / "moved.csv").write_text("image,person\n")
     (tmp_path / "other.csv").write_text("image,person\nx.png,a\n")
@@ -292,7 +292,7 @@ def test_a_run_whose_every_figure_would_be_undefined_is_refused_before_it_begins
         (None, "within", "give more images, a split column with two rows or more of test, or --split disjoint"),
     ],
 )
-def test_a_list_with_too_little_held_out_is_told_with_a_cure(splits, split, cure, folder, tmp_path, capsys):
+def test_a_list_with_too_few_held_out_images_is_reported_with_a_cure(splits, split, cure, folder, tmp_path, capsys):
     people = [f"{person}{i}.png,{person}" for person in LEARNED for i in range(EACH)]
     rows = [f"{row},{part}" for row, part in zip(people, splits, strict=True)] if splits else people[::EACH]
     header = "image,person,split" if splits else "image,person"
@@ -304,7 +304,7 @@ def test_a_list_with_too_little_held_out_is_told_with_a_cure(splits, split, cure
     assert error.strip().endswith(cure)
 
 
-def test_a_list_of_test_images_is_refused_for_training_with_what_to_do(folder, tmp_path, capsys):
+def test_a_list_of_test_images_is_refused_for_training_with_a_cure(folder, tmp_path, capsys):
     assert train.main([*WORDS, "--csv", str(folder / "new.csv"), "--workdir", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "new.csv has no learning images (24 test); to train, give some rows the split learning; " in error
@@ -342,7 +342,7 @@ def images(people, splits, cameras=None):
         (VALIDATION, [3, 3, 4, 4, 0, 1, 2, -1, 2, 0], [VALIDATION] * 4 + [TEST] * 6, range(4)),
     ],
 )
-def test_a_query_is_compared_with_all_that_answer_but_itself_and_its_person_by_its_camera(
+def test_a_query_is_compared_with_the_gallery_except_itself_and_its_person_by_its_camera(
     part, people, splits, answering, cameras
 ):
     held = held_out(images(people, splits, cameras), part)
@@ -366,18 +366,18 @@ def test_a_query_is_compared_with_all_that_answer_but_itself_and_its_person_by_i
         ([TEST, TEST, LEARNING], "2 held-out images"),
     ],
 )
-def test_who_is_compared_is_counted_by_its_name(splits, counted):
+def test_compared_images_are_counted_by_name(splits, counted):
     part = QUERY if QUERY in splits else TEST
     assert _counted_queries(held_out(images([0, 0, 0], splits), part)) == counted
 
 
-def test_a_column_without_an_answer_is_told():
+def test_a_column_without_matches_is_reported():
     lonely = images([3, 4, 0, 1], [TEST, TEST, LEARNING, LEARNING])
     with pytest.warns(UserWarning, match="no test image has another of its person to find among the other held-out"):
         warn_of_undefined(lonely, TEST)
 
 
-def test_advice_of_flags_that_an_evaluation_does_not_have_is_left_out():
+def test_advice_on_flags_that_evaluation_lacks_is_omitted():
     notes = ["l.csv: one image each; is id the identity? --columns names the label columns", "l.csv: left out; rows 2"]
     with pytest.warns(SourceWarning) as told, _fitting_advice():
         for note in notes:

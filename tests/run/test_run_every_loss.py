@@ -91,7 +91,7 @@ def test_losses_of_several_columns_a_histogram_and_two_views_train_on_four_devic
 
 
 @pytest.mark.slow
-def test_class_vectors_of_several_columns_and_learned_numbers_are_sharded_as_they_can_be(people, tmp_path):
+def test_class_vectors_of_several_columns_and_learned_numbers_train_with_shards(people, tmp_path):
     expressions = ["arcface(on=('person', 'side')) + siglip(learn='bias')"]
     train_with_each(expressions, people, tmp_path, devices=2, words=["--shard-classes", "--driver", "shard_map"])
 

@@ -59,7 +59,7 @@ def test_a_truncated_newest_checkpoint_is_set_aside_and_the_run_ends_in_the_same
     chex.assert_trees_all_equal(final_state(tmp_path / "run"), final_state(undisturbed))
 
 
-def test_without_any_readable_checkpoint_a_run_does_not_begin_anew(undisturbed, tmp_path, capsys):
+def test_without_any_readable_checkpoint_a_run_does_not_restart(undisturbed, tmp_path, capsys):
     shutil.copytree(undisturbed, tmp_path / "run")
     for checkpoint in (tmp_path / "run" / "checkpoints").glob("*[0-9]"):
         shorten(next(path for path in (checkpoint / "state").rglob("manifest.ocdbt")))
@@ -85,7 +85,7 @@ def test_the_best_model_is_kept(undisturbed):
             assert scores[step]["score"] == pytest.approx(np.mean(recalls))
 
 
-def test_sigterm_saves_and_ends_well_and_the_run_goes_on_to_the_same_bits(undisturbed, tmp_path):
+def test_sigterm_saves_and_exits_with_0_and_the_run_resumes_bit_for_bit(undisturbed, tmp_path):
     process = start(SMALL, tmp_path / "run")
     for line in process.stdout:
         if line.startswith("step 1/"):
@@ -101,7 +101,7 @@ def test_sigterm_saves_and_ends_well_and_the_run_goes_on_to_the_same_bits(undist
     chex.assert_trees_all_equal(final_state(tmp_path / "run"), final_state(undisturbed))
 
 
-def test_what_takes_longer_than_the_grace_ends_all_the_same():
+def test_a_step_longer_than_the_grace_period_is_ended():
     code = (
         "import os, signal, time; from jaxmetric.training import stop_on_signals\n"
         "with stop_on_signals(grace=0.2):\n"
@@ -116,7 +116,7 @@ def test_what_takes_longer_than_the_grace_ends_all_the_same():
     assert done.stderr == "stopped by SIGTERM: the run did not stop within 0.2 s; checkpoints are kept\n"
 
 
-def test_an_image_lost_during_the_run_is_one_line(tmp_path):
+def test_an_image_lost_during_the_run_is_a_one_line_error(tmp_path):
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -190,7 +190,7 @@ def fill(path):
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_is_one_line_and_the_last_checkpoint_stays(tmp_path):
+def test_a_full_disk_is_a_one_line_error_and_the_last_checkpoint_stays(tmp_path):
     words = ["debug", "--steps", "4000", "--log-every", "1", "--checkpoint-every", "5", "--evaluate-every", "0"]
     with disk(tmp_path / "disk", "size=12m") as folder:
         process = start(words, folder / "run")
@@ -216,7 +216,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_last_checkpoint_stays(tmp_path
 
 
 @pytest.mark.slow
-def test_a_read_only_disk_is_one_line_before_work_starts(tmp_path):
+def test_a_read_only_disk_is_a_one_line_error_before_work_starts(tmp_path):
     with disk(tmp_path / "disk", "ro") as folder:
         process = start(SMALL, folder / "run")
         printed, errors = process.communicate(timeout=100)

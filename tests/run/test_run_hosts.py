@@ -87,7 +87,7 @@ def run_workers(folder, driver, count):
 @pytest.mark.parametrize(
     "drivers", [("pmap", "shard_map"), pytest.param(("shard_map", "pmap"), marks=pytest.mark.slow)]
 )
-def test_two_processes_give_the_numbers_of_one_and_go_on_from_a_checkpoint(drivers, tmp_path):
+def test_two_processes_give_the_numbers_of_one_and_resume_from_a_checkpoint(drivers, tmp_path):
     alone = [run_workers(tmp_path / "alone", "pmap", 1)[0] for _ in drivers]
     assert [len(losses) for losses in alone] == [3, 3]
     for driver, expected in zip(drivers, alone, strict=True):
@@ -96,7 +96,7 @@ def test_two_processes_give_the_numbers_of_one_and_go_on_from_a_checkpoint(drive
 
 
 @pytest.mark.slow
-def test_damage_that_one_process_sees_sends_all_to_the_checkpoint_before(tmp_path, monkeypatch):
+def test_damage_found_by_one_process_makes_all_use_the_previous_checkpoint(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(
         "import jaxmetric.training.checkpoints as checkpoints\n"
         "checkpoints._READ_AT_ONCE = 0\n"  # as of files too large for one process to read all
@@ -114,7 +114,7 @@ def test_damage_that_one_process_sees_sends_all_to_the_checkpoint_before(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_mistake_in_one_process_ends_the_others_and_is_told(tmp_path):
+def test_an_error_in_one_process_is_reported_and_ends_the_others(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('JAX_PROCESS_ID') == '1':\n"
@@ -130,7 +130,7 @@ def test_a_mistake_in_one_process_ends_the_others_and_is_told(tmp_path):
     assert "Aborted" not in done.stderr
 
 
-def test_what_is_missing_to_find_the_others_is_named(monkeypatch):
+def test_a_missing_setting_to_find_the_other_processes_is_named(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
     monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
@@ -141,7 +141,7 @@ def test_what_is_missing_to_find_the_others_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:0", "localhost:99999", "localhost:22x", ":22"])
-def test_an_address_that_can_be_none_is_named(address, monkeypatch):
+def test_an_invalid_address_is_named(address, monkeypatch):
     for name, value in zip(processes.VARIABLES, (address, "2", "0"), strict=True):
         monkeypatch.setenv(name, value)
     message = f"^distributed: JAX_COORDINATOR_ADDRESS is {address}, expected host:port$"
@@ -149,7 +149,7 @@ def test_an_address_that_can_be_none_is_named(address, monkeypatch):
         processes.join_processes()
 
 
-def test_a_number_that_is_none_is_named(monkeypatch):
+def test_an_invalid_number_is_named(monkeypatch):
     for name, value in zip(processes.VARIABLES, ("127.0.0.1:1", "two", "0"), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(
@@ -165,7 +165,7 @@ def test_a_number_that_is_none_is_named(monkeypatch):
         ("python -m experiments.hosts", ["-m", "experiments.train"]),
     ],
 )
-def test_processes_are_started_through_the_door_that_the_launcher_came_through(program, door, monkeypatch):
+def test_processes_are_started_with_the_same_command_as_the_launcher(program, door, monkeypatch):
     started = []
     monkeypatch.setattr(hosts, "supervise", lambda environments, command: started.append((environments, command)) or 0)
     assert hosts.main(["2", "debug", "--steps", "3"], program=program) == 0
@@ -174,14 +174,14 @@ def test_processes_are_started_through_the_door_that_the_launcher_came_through(p
     assert [environment["JAX_PROCESS_ID"] for environment in environments] == ["0", "1"]
 
 
-def test_wrong_flags_are_told_before_anything_starts(capsys):
+def test_wrong_flags_are_reported_before_anything_starts(capsys):
     with pytest.raises(SystemExit):
         hosts.main(["2", "debug", "--no-such-flag", "3"])
     assert "no-such-flag" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "code"), [([], 2), (["zero"], 2), (["--help"], 0)])
-def test_the_command_says_how_it_is_used(words, code, capsys):
+def test_the_command_prints_its_usage(words, code, capsys):
     assert hosts.main(words) == code
     printed, errors = capsys.readouterr()
     if code:
@@ -210,7 +210,7 @@ def wait_alone(index, *command):
 
 
 @pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_process_that_no_other_joins_says_so_and_ends(index):
+def test_a_process_that_no_other_joins_reports_it_and_ends(index):
     process, port = wait_alone(index, "-c", WAITING)
     printed, errors = outcome(process)
     who, where = f"process {index} of 2", f"at 127.0.0.1:{port}"
@@ -220,7 +220,7 @@ def test_a_process_that_no_other_joins_says_so_and_ends(index):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_process_that_waits_for_others_hears_signals(number, tmp_path):
+def test_a_process_that_waits_for_others_handles_signals(number, tmp_path):
     process, port = wait_alone(0, "-m", "experiments.train", "debug", "--distributed", "--workdir", str(tmp_path))
     with process:
         deadline = time.monotonic() + 60
@@ -263,7 +263,7 @@ def test_a_process_stops_with_its_launcher(follows, patience, code):
         assert process.wait(60) == code
 
 
-def test_where_nobody_reads_what_the_launcher_prints_the_job_stops_and_is_not_held_up(sleeping, monkeypatch, capfd):
+def test_the_job_stops_without_blocking_if_nobody_reads_the_output_of_the_launcher(sleeping, monkeypatch, capfd):
     class Unread:
         def write(self, text):
             raise BrokenPipeError
@@ -298,7 +298,7 @@ def test_when_the_launcher_is_killed_its_processes_save_and_end(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("driver", ["pmap", "shard_map"])
-def test_a_run_of_several_processes_is_that_of_one(count, driver, tmp_path, monkeypatch, capfd):
+def test_a_run_of_several_processes_equals_that_of_one(count, driver, tmp_path, monkeypatch, capfd):
     assert train.main([*SMALL, "--workdir", str(tmp_path / "one")]) == 0
     monkeypatch.setenv("XLA_FLAGS", TWO_DEVICES)
     # All of it by several processes, then its second half by one with eight devices.
@@ -326,7 +326,7 @@ def compare(run, other, steps=(1, 2, 4, 6, 8)):
 
 
 @pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError])
-def test_a_lost_process_is_told_in_whichever_way_jax_meets_it(kind, capsys):
+def test_a_lost_process_is_reported_for_each_kind_of_error(kind, capsys):
     def lose():
         raise kind("UNKNOWN: Gloo all-reduce failed: [pair.cc:547] Connection closed by peer")
 
@@ -334,7 +334,7 @@ def test_a_lost_process_is_told_in_whichever_way_jax_meets_it(kind, capsys):
     assert capsys.readouterr().err.startswith("error: lost another process of the job (UNKNOWN: Gloo")
 
 
-def test_a_process_lost_during_a_save_is_told_as_lost(capsys):
+def test_a_process_lost_during_a_save_is_reported_as_lost(capsys):
     def lose():
         raise jax.errors.JaxRuntimeError(
             "UNKNOWN: Gloo all-reduce failed: [pair.cc:547] recvmsg: Connection reset by peer"
@@ -345,7 +345,7 @@ def test_a_process_lost_during_a_save_is_told_as_lost(capsys):
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_whichever_process_hangs_it_is_ended_after_another_has_failed(which, monkeypatch):
+def test_any_hung_process_is_ended_after_another_has_failed(which, monkeypatch):
     monkeypatch.setattr(hosts, "HEARTBEAT", 0.3)
     commands = [["false"], ["false"]]
     commands[which] = ["sleep", "60"]
@@ -389,7 +389,7 @@ def stopped(number):
 
 
 @STOPS
-def test_a_signal_before_training_began_is_no_failure_of_a_process(number, code, sleeping, capfd):
+def test_a_signal_before_training_is_not_a_failure_of_a_process(number, code, sleeping, capfd):
     assert hosts.supervise([{**os.environ, "FIRST": f"kill -{int(number)} $PPID"}], sleeping) == code
     assert capfd.readouterr() == stopped(number)
 
@@ -423,7 +423,7 @@ def outcome(process):
     # jax tells of a lost process in another way where each has one device, and where it was about to save.
     [(signal.SIGKILL, 2, 20), (signal.SIGKILL, 1, 1), (signal.SIGSTOP, 2, 20), (signal.SIGTERM, 2, 20)],
 )
-def test_when_one_of_two_dies_or_hangs_or_is_preempted_the_run_ends_in_one_line_and_goes_on(
+def test_when_one_of_two_dies_or_hangs_or_is_preempted_the_run_ends_in_one_line_and_resumes(
     which, number, devices, every, tmp_path
 ):
     words = ["debug", "--steps", "2000", "--checkpoint-every", str(every), "--log-every", "10", "--evaluate-every", "0"]

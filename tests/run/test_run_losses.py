@@ -55,7 +55,7 @@ def test_a_loss_is_explained_with_every_argument(name, capsys):
         assert re.search(rf"^  {argument}(=.*)?\n      \S", text, re.MULTILINE), argument
 
 
-def test_an_unknown_loss_is_one_line_with_the_nearest_name(capsys):
+def test_an_unknown_loss_is_a_one_line_error_with_the_nearest_name(capsys):
     assert main(["quadruplets"]) == 1
     expected = "error: no loss is called 'quadruplets' (did you mean quadruplet?); jaxmetric losses lists all\n"
     assert capsys.readouterr() == ("", expected)

@@ -76,7 +76,7 @@ def count_triplets(labels):
 
 
 @every_setup
-def test_terms_tell_how_much_they_found_to_compare(ordering, options, devices):
+def test_terms_report_the_amount_that_they_compared(ordering, options, devices):
     terms = reported(ordering, options, devices, LABELS)
     name, sampled = ordering.split("(")[0], "num_quadruplets" in ordering
     known = LABELS[(LABELS >= 0).all(axis=1)] if sampled else LABELS
@@ -90,7 +90,7 @@ def test_terms_tell_how_much_they_found_to_compare(ordering, options, devices):
 
 
 @every_setup
-def test_a_loss_of_0_without_anything_to_compare_is_told_from_a_satisfied_one(ordering, options, devices):
+def test_a_loss_of_0_with_nothing_to_compare_is_distinguished_from_a_satisfied_one(ordering, options, devices):
     name = ordering.split("(")[0]
     satisfied = reported(ordering, options, devices, LABELS)
     assert (satisfied[f"loss/{name}"], satisfied["loss/triplet"]) == (0, 0)
@@ -154,7 +154,7 @@ def test_a_memory_is_compared_with_the_next_batch():
     assert with_past["valid/contrastive"] == 7 * 6 + 7 * 7
 
 
-def test_a_miner_chooses_the_pairs():
+def test_a_miner_selects_the_pairs():
     total = objective("contrastive(pairs='batch_hard', on='person', distance='squared_euclidean')", COLUMNS)
     embeddings = np.random.default_rng(0).normal(size=(len(LABELS), DIM)).astype(np.float32)
     known = LABELS[:, 0] >= 0
@@ -184,13 +184,13 @@ def test_numbers_that_are_learned_are_parameters_with_a_gradient():
     assert all(np.abs(gradient) > 0 for gradient in gradients.values())
 
 
-def test_a_loss_of_class_vectors_has_some_for_each_of_its_columns():
+def test_a_loss_over_class_vectors_has_a_set_for_each_of_its_columns():
     total = objective("arcface(on=('person', 'side'))", COLUMNS)
     shapes = {name: value.shape for name, value in total.init_params(jax.random.key(0), dim=DIM).items()}
     assert shapes == {"arcface.proxies.0": (4, DIM), "arcface.proxies.1": (2, DIM)}
 
 
-def test_two_views_are_of_one_person():
+def test_the_second_view_is_another_image_of_the_same_person():
     total = objective("vicreg", COLUMNS)
     embeddings = np.random.default_rng(0).normal(size=(len(LABELS), DIM)).astype(np.float32)
     # The next of the same person, in a circle; one alone and one unknown are left out.
@@ -200,7 +200,7 @@ def test_two_views_are_of_one_person():
     np.testing.assert_allclose(terms["loss/vicreg"], expected, rtol=1e-5)
 
 
-def test_values_without_an_order_in_the_loss_are_told():
+def test_unordered_values_in_the_loss_are_reported():
     columns = (COLUMNS[0], LabelColumn("age", ("1", "2", "3"), ordinal=True))
     assert objective("quadruplet", columns).terms[0].options["ordinal"] == (0, 2)
     with pytest.warns(UserWarning, match="^supcon has no order of values: those of age agree if they are the same$"):
@@ -215,14 +215,14 @@ def test_values_without_an_order_in_the_loss_are_told():
         ("quadruplet(on='side', label_weights=(1, 2))", "has 2 entries, expected one for each of the columns side"),
     ],
 )
-def test_what_does_not_fit_the_columns_is_one_line(expression, message):
+def test_options_that_do_not_fit_the_columns_are_a_one_line_error(expression, message):
     with pytest.raises(ConfigError) as error:
         objective(expression, COLUMNS)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_term_that_never_found_anything_is_told_once():
+def test_a_term_that_never_compared_anything_is_reported_once():
     watch = watch_comparisons(0)
     assert watch(1, {"valid/triplet": 0.0, "valid/softmax": 8.0, "loss": 0.1}, last=False) is None
     told = watch(30, {"valid/triplet": 0.0, "valid/softmax": 8.0, "loss": 0.1}, last=False)
@@ -230,11 +230,11 @@ def test_a_term_that_never_found_anything_is_told_once():
     assert watch(40, {"valid/triplet": 0.0}, last=True) is None
 
 
-def test_a_term_that_found_something_once_is_no_matter():
+def test_a_term_that_compared_something_once_is_not_reported():
     watch = watch_comparisons(0)
     for step, valid in ((10, 0.0), (20, 0.5), (30, 0.0)):
         assert watch(step, {"valid/triplet": valid}, last=step == 30) is None
 
 
-def test_a_short_run_tells_at_its_end():
+def test_a_short_run_reports_at_its_end():
     assert "any of the 3 batches" in watch_comparisons(7)(10, {"valid/quadruplet": 0.0}, last=True)

@@ -93,7 +93,7 @@ def test_a_run_leaves_its_files(finished):
     assert (evaluation["queries"], evaluation["gallery"]) == (288, 2016)
 
 
-def test_validation_is_told_where_the_run_was_started(finished_run):
+def test_validation_metrics_are_printed_on_the_console(finished_run):
     finished, printed = finished_run
     (last,) = (line for line in _metrics(finished) if line["step"] == 12 and "validation/coherence" in line)
     recalls = ", ".join(
@@ -103,7 +103,7 @@ def test_validation_is_told_where_the_run_was_started(finished_run):
     assert printed.count("validation after step") == 2
 
 
-def test_what_validation_left_undefined_is_told():
+def test_undefined_validation_metrics_are_reported():
     assert progress._validated({"validation/hat/recall@1": None, "validation/coherence": 0.5}) == (
         "hat/recall@1 undefined, coherence 0.500"
     )
@@ -124,7 +124,7 @@ def open_terminal(monkeypatch):
     return terminal
 
 
-def test_what_is_said_beside_a_bar_stands_on_a_line_of_its_own(monkeypatch):
+def test_messages_beside_a_bar_are_on_their_own_lines(monkeypatch):
     screen = open_terminal(monkeypatch)
     with progress._bar_or_lines(0, 10) as show:
         show(2, {"loss": 1.0, "images_per_second": 10.0, "input_images_per_second": 0.0})
@@ -149,14 +149,14 @@ def test_a_bar_says_that_it_compiles_and_counts_time_from_the_first_step(monkeyp
     assert "1.00step/s" in screen.getvalue().rpartition("\r")[2]  # of the whole
 
 
-def test_a_bar_of_a_run_that_is_done_says_nothing_of_compiling(monkeypatch):
+def test_the_bar_of_a_finished_run_does_not_mention_compiling(monkeypatch):
     screen = open_terminal(monkeypatch)
     with progress._bar_or_lines(5, 5):
         pass
     assert "compiling" not in screen.getvalue()
 
 
-def test_a_second_run_in_a_directory_is_one_line(tmp_path, monkeypatch, capsys):
+def test_a_second_run_in_a_directory_is_a_one_line_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workdir, "_GRACE", 0.5)
     with exclusive_workdir(tmp_path):
         assert train.main([*SMALL, "--workdir", str(tmp_path)]) == 1
@@ -166,7 +166,7 @@ def test_a_second_run_in_a_directory_is_one_line(tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_evaluating_beside_a_run_leaves_its_checkpoints_alone(finished, tmp_path, capsys):
+def test_evaluating_during_a_run_does_not_change_its_checkpoints(finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
     (checkpoints / "12" / "state" / "manifest.ocdbt").unlink()  # as of one that is being deleted
@@ -179,7 +179,7 @@ def test_evaluating_beside_a_run_leaves_its_checkpoints_alone(finished, tmp_path
 
 
 @pytest.mark.parametrize("name", ["config.json", "data.json"])
-def test_checkpoints_without_what_they_are_of_are_not_gone_on_from(name, finished, tmp_path, capsys):
+def test_checkpoints_without_the_files_that_identify_the_run_are_not_resumed(name, finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / name).unlink()
     assert train.main([*SMALL, "--workdir", str(tmp_path / "run")]) == 1
@@ -216,7 +216,7 @@ def test_a_run_that_is_about_to_end_is_waited_for(tmp_path, capsys):
         assert "waiting up to 30 s" in capsys.readouterr().out
 
 
-def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch):
     def refuse(file, kind):
         raise OSError(37, "No locks available")
 
@@ -225,7 +225,7 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch):
         pass
 
 
-def test_what_nobody_reads_stops_a_run_which_saves(tmp_path):
+def test_a_run_whose_output_nobody_reads_saves_and_stops(tmp_path):
     words = [*SMALL, "--steps", "100000", "--log-every", "1", "--checkpoint-every", "100000", "--evaluate-every", "0"]
     command = [sys.executable, "-m", "experiments.train", *words, "--workdir", str(tmp_path / "run")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -248,7 +248,7 @@ def test_evaluating_again_gives_the_same(finished, capsys):
 
 
 @pytest.mark.slow  # as SIGTERM in test_run_faults.py
-def test_a_run_that_ctrl_c_stops_goes_on_to_the_same_numbers(finished, tmp_path):
+def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_numbers(finished, tmp_path):
     command = [sys.executable, "-u", "-m", "experiments.train", *SMALL, "--workdir", str(tmp_path / "stopped")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout:
@@ -265,7 +265,7 @@ def test_a_run_that_ctrl_c_stops_goes_on_to_the_same_numbers(finished, tmp_path)
     assert _metrics(tmp_path / "stopped")[-1] == _metrics(finished)[-1]
 
 
-def test_a_step_begins_when_all_but_the_one_before_have_ended(tmp_path, monkeypatch):
+def test_a_step_begins_when_at_most_one_earlier_step_is_running(tmp_path, monkeypatch):
     begun, ended = [], []
 
     def late(x):
@@ -292,7 +292,7 @@ def test_a_step_begins_when_all_but_the_one_before_have_ended(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_profile_tells_where_the_trace_of_this_very_run_is(tmp_path, capsys):
+def test_profile_prints_the_path_of_the_trace_of_this_run(tmp_path, capsys):
     command = ["debug", "--steps", "9", "--evaluate-every", "0", "--profile", "--workdir", str(tmp_path)]
     assert train.main(command) == 0
     (trace,) = (tmp_path / "tensorboard" / "plugins" / "profile").iterdir()
@@ -319,7 +319,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(final_state(tmp_path)))
 
 
-def test_a_state_that_is_not_finite_is_told_before_it_is_evaluated(tmp_path, capsys):
+def test_a_state_that_is_not_finite_is_reported_before_evaluation(tmp_path, capsys):
     explode = ["--optimizer", "sgd", "--learning-rate", "1e38", "--loss-rate", "1e5", "--schedule", "constant"]
     words = [*SMALL, *explode, "--warmup", "0", "--evaluate-every", "1", "--workdir", str(tmp_path)]
     assert train.main(words) == 1
@@ -327,7 +327,7 @@ def test_a_state_that_is_not_finite_is_told_before_it_is_evaluated(tmp_path, cap
     assert error.startswith("error: the state was not finite after step 1; ")
 
 
-def test_a_csv_of_ones_own_trains_with_missing_labels_and_skips_what_is_bad(tmp_path, capsys):
+def test_a_csv_with_missing_labels_trains_and_bad_rows_are_skipped(tmp_path, capsys):
     rows = _write_images(tmp_path)
     rows[1] = rows[1].replace("left", "")
     (tmp_path / "torn.png").write_bytes((tmp_path / "0_0.png").read_bytes()[:200])
@@ -350,7 +350,7 @@ def test_a_csv_of_ones_own_trains_with_missing_labels_and_skips_what_is_bad(tmp_
     )
 
 
-def test_nothing_held_out_is_found_before_training(tmp_path, capsys):
+def test_a_lack_of_held_out_images_is_found_before_training(tmp_path, capsys):
     rows = [f"{row.rsplit(',', 1)[0]},0" for row in _write_images(tmp_path)]
     (tmp_path / "people.csv").write_text("\n".join(["image,person,side,split", *rows]))
     words = ["quadruplet_csv", "--csv", str(tmp_path / "people.csv"), "--classes-per-batch", "4"]
@@ -368,7 +368,7 @@ def test_nothing_held_out_is_found_before_training(tmp_path, capsys):
         (lambda source: {"labels": np.roll(source.labels, 1, axis=0)}, "label values changed"),
     ],
 )
-def test_a_run_on_other_data_says_what_has_changed_and_what_to_do(change, told, older, tmp_path):
+def test_resuming_on_other_data_reports_the_changes_and_a_cure(change, told, older, tmp_path):
     experiment = load_experiment(PRESETS["debug"])
     claim_workdir(experiment.config, experiment.source, tmp_path)
     claim_workdir(experiment.config, experiment.source, tmp_path)
@@ -424,7 +424,7 @@ def test_held_out_identities_are_no_classes_of_the_softmax(sampled_classes):
         (["quadruplet_csv", "--csv", "nowhere.csv"], "nowhere.csv"),
     ],
 )
-def test_what_cannot_be_run_is_one_line_and_leaves_nothing_behind(words, message, tmp_path, capsys):
+def test_a_configuration_that_cannot_run_is_a_one_line_error_and_leaves_no_files(words, message, tmp_path, capsys):
     assert train.main([*words, "--workdir", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err.strip()
     assert message in error
@@ -454,7 +454,7 @@ def test_a_file_system_that_refuses_to_write_ends_the_run_with_one_line(tmp_path
 
 
 @pytest.mark.slow
-def test_sharded_classes_on_other_numbers_of_devices_give_the_numbers_of_whole_ones(
+def test_sharded_classes_on_other_numbers_of_devices_give_the_numbers_of_replicated_ones(
     finished, tmp_path, monkeypatch, capsys
 ):
     words = [*SMALL, "--shard-classes", "--driver", "shard_map", "--workdir", str(tmp_path / "run")]

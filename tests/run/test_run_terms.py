@@ -21,7 +21,7 @@ def test_an_expression_is_a_sum_of_terms():
     assert terms[1].on == ("identity",)
 
 
-def test_centers_have_the_number_of_the_paper_unless_told():
+def test_centers_have_the_papers_number_by_default():
     assert Term("soft_triple").centers_per_class == 10
     assert Term("center").centers_per_class == 0
 
@@ -39,7 +39,7 @@ def test_centers_have_the_number_of_the_paper_unless_told():
         max_size=4,
     )
 )
-def test_what_is_written_reads_back_as_the_same_terms(terms):
+def test_formatted_terms_parse_to_the_same_terms(terms):
     assert parse_terms(format_terms(terms)) == tuple(terms)
 
 
@@ -94,7 +94,7 @@ def test_what_is_written_reads_back_as_the_same_terms(terms):
         ("center(centers_per_class=3)", "center has no option 'centers_per_class'"),
     ],
 )
-def test_what_is_no_objective_is_one_line(expression, message):
+def test_an_invalid_objective_is_a_one_line_error(expression, message):
     with pytest.raises(ConfigError) as error:
         parse_terms(expression)
     assert message in str(error.value)
@@ -102,7 +102,7 @@ def test_what_is_no_objective_is_one_line(expression, message):
 
 
 @given(st.text())
-def test_any_text_is_read_or_refused(text):
+def test_any_text_is_parsed_or_refused(text):
     try:
         parse_terms(text)
     except ConfigError as error:

@@ -1,14 +1,14 @@
-"""An unbiased estimate of the sums over all quadruplets of a batch, from the pairs of a few random anchors.
+"""Estimates the sums over all quadruplets of a batch without bias, from the pairs of a few random anchors.
 
-Of n examples, m random ones are anchors; a pair is anchored by each of its members that is one. Two given examples both
-are anchors with probability r = m (m - 1) / (n (n - 1)). A quadruplet of two pairs without a common example is anchored
-in 4 ways, by one anchor of each pair, each with probability r. One whose pairs share an example is anchored in 3 such
-ways, and once by the shared example alone, with the larger probability m / n. So, with H the sum of the hinges of all
-couples of anchored pairs, and H_1 that of the couples with the same anchor,
+Of n examples, m random ones are anchors. A pair is anchored once by each member that is an anchor. Two given examples
+are both anchors with probability r = m (m - 1) / (n (n - 1)). A quadruplet of two pairs without a common example is
+anchored in 4 ways, by one anchor from each pair, each with probability r. A quadruplet whose pairs share an example is
+anchored in 3 such ways, and once by the shared example alone, with the larger probability m / n. Let H be the sum of
+the hinges over all pairs of anchored pairs, and H_1 the same sum over those with the same anchor. Then
 
     E[H - (n - m) / (n - 1) H_1] = 4 r times the sum over all quadruplets.
 
-The divisor is not an estimate: all pairs of the batch are counted, one level of disagreement at a time.
+The divisor is exact: all pairs of the batch are counted, one level of disagreement at a time.
 """
 
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from jaxmetric.numerics import safe_divide
 
 
 def draw_anchors(key: jax.Array, valid: jax.Array, num_anchors: int, axis_name: str | None) -> jax.Array:
-    """Distinct examples, different ones on each device: uniformly drawn valid ones for as long as there are any."""
+    """Draws distinct examples, different ones per device: valid ones first, uniformly, then masked ones."""
     device, devices = _device_and_count(axis_name)
     if num_anchors * devices > valid.size:
         raise ValueError(
@@ -78,7 +78,7 @@ def anchored_stats(
 
 
 class _LevelSums(NamedTuple):
-    """The weight `[num_levels]` of the pairs on each level, by the highest and by the lowest level of each pair."""
+    """The weight `[num_levels]` of the pairs per level, by the highest and by the lowest level of each pair."""
 
     near: jax.Array
     far: jax.Array
@@ -87,9 +87,10 @@ class _LevelSums(NamedTuple):
 def _level_sums_of_batch(
     batch: MaskedExamples, num_rows: int, disagreement: Disagreement, axis_name: str | None
 ) -> _LevelSums:
-    """Counts all pairs of the batch, each device every N-th row, a few rows at a time."""
+    """Counts all pairs of the batch. Each device counts every N-th row, a few rows at a time."""
     device, devices = _device_and_count(axis_name)
-    # Each row with the half of the batch that follows it in a circle: of an even batch, the opposite row twice.
+    # Pairs each row with the half of the batch that follows it in a circle. In an even batch, the opposite row occurs
+    # twice.
     half = batch.size // 2
     share = jnp.where(2 * jnp.arange(1, half + 1) == batch.size, 0.5, 1).astype(batch.weights.dtype)
     circle = [jnp.concatenate([x.T, x.T], axis=-1) for x in (batch.labels, batch.known, batch.weights)]
@@ -108,7 +109,7 @@ def _level_sums_of_batch(
 def _levels_of_rows(
     batch: MaskedExamples, rows: jax.Array, labels: jax.Array, known: jax.Array, disagreement: Disagreement
 ) -> PairLevels:
-    """The levels `[A, R]` of the pairs of A rows of the batch with R rows of labels."""
+    """Returns the levels `[A, R]` of the pairs of A rows of the batch with R rows of labels."""
     return disagreement_levels(
         batch.labels[rows][:, None],
         labels[None],
@@ -119,7 +120,7 @@ def _levels_of_rows(
 
 
 def _device_and_count(axis_name: str | None) -> tuple[int | jax.Array, int]:
-    """The number of this device, and how many there are."""
+    """Returns the index of this device and the number of devices."""
     if axis_name is None:
         return 0, 1
     devices = axis_size(axis_name)

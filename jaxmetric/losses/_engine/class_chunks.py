@@ -1,4 +1,4 @@
-"""Computing over many classes in chunks: beside the class vectors only the arrays of one chunk exist."""
+"""Computes over many classes in chunks, so that memory holds one chunk's arrays besides the class vectors."""
 
 import math
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from jaxmetric.losses._engine.class_shard import (
     zero_padding,
 )
 
-# All classes are scored at once up to this many scores, C K B; beyond, as many at a time as have CHUNK scores, which a
-# processor's cache can hold.
+# Up to this many scores, C K B, all classes are scored at once. Beyond that, a chunk has CHUNK scores, which fit into a
+# processor's cache.
 WHOLE = 2**21
 CHUNK = 2**19
 
@@ -26,9 +26,9 @@ class Chunk(NamedTuple):
     """A chunk of the classes on this device.
 
     Attributes:
-      vectors: `[c, ...]`, zeros where a row is padding.
-      ids: `[c]`: which classes they are.
-      counted: `[c]`: which of them are classes, and were in no earlier chunk.
+      vectors: `[c, ...]`; zeros in padding rows.
+      ids: `[c]`: the class of each row.
+      counted: `[c]`: whether a row is a class that was in no earlier chunk.
     """
 
     vectors: jax.Array
@@ -37,7 +37,7 @@ class Chunk(NamedTuple):
 
 
 def chunk_size(classes: ClassVectors, rows: int) -> int:
-    """Returns the number of classes in a chunk: all on this device, or as many as have CHUNK scores, at least one."""
+    """Returns the number of classes in a chunk: all on this device, or enough for CHUNK scores, at least one."""
     shape = local_vectors(classes).shape
     scores_per_class = max(math.prod(shape[1:-1]) * rows, 1)
     if scores_per_class * shape[0] <= WHOLE:
@@ -79,15 +79,15 @@ def summed_gradients(
     """Adds up the gradients of `function(chunk, operands)` over chunks.
 
     Args:
-      function: of a chunk.
-      cotangents: `(result, chunk)` to what the gradients of its result are multiplied with.
+      function: a function of a chunk.
+      cotangents: maps `(result, chunk)` to the cotangents of the result.
       classes: the class vectors.
       operands: a pytree.
-      size: of a chunk.
-      start: as `classes`, to which the gradients in the vectors are added.
+      size: the size of a chunk.
+      start: has the structure of `classes`; the gradients with respect to the vectors are added to it.
 
     Returns:
-      The gradients in the class vectors and in the operands.
+      The gradients with respect to the class vectors and the operands.
     """
 
     def add(number: Any, total: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:

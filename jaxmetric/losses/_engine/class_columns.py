@@ -1,7 +1,8 @@
-"""The beginning and the end of every loss with class vectors: checked columns of labels, and reduced losses.
+"""The first and last steps of every loss with class vectors: checking columns of labels, and reducing losses.
 
 `check_classes` checks the arguments that these losses share and returns a `ClassBatch`. `class_loss` is one compiled
-program: it clears what is masked, applies a loss's formula to each column of labels, and adds up the reduced losses.
+program: it clears masked entries, applies the formula of a loss to each column of labels, and adds up the reduced
+losses.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_ancho
 from jaxmetric.numerics import equally_varying
 
 P = ParamSpec("P")
-# One value for each example (None for a loss without), and the sums.
+# One value per example (None if the loss has none), and the sums.
 ColumnResult: TypeAlias = tuple[jax.Array | None, LossStats]
 
 
@@ -55,9 +56,9 @@ class ClassBatch:
       embeddings: `[B, D]`.
       columns: the T columns of labels.
       several: whether class vectors were given as a tuple of T.
-      per_example: whether the loss has a value for each example, which the weight of its class multiplies.
+      per_example: whether the loss has one value per example, which is multiplied by the weight of its class.
       reduction: how to reduce.
-      has_aux: whether to return the stats, too.
+      has_aux: whether to also return the stats.
     """
 
     embeddings: jax.Array
@@ -69,12 +70,12 @@ class ClassBatch:
 
 
 class Column(NamedTuple):
-    """One column of labels with the vectors of its classes, with nothing left of what is masked.
+    """One column of labels with the vectors of its classes; masked entries are cleared.
 
     Attributes:
-      labels: `[B]` integers; 0 for examples that are left out.
+      labels: `[B]` integers; 0 for masked examples.
       vectors: `[C, D]` or `[C, K, D]`, or a shard of them.
-      weights: `[B]` weights of the examples, 0 for those left out.
+      weights: `[B]` weights of the examples, 0 for masked ones.
       class_weights: `[C]`, or None for 1.
     """
 
@@ -97,10 +98,10 @@ def class_loss(
     """Returns a loss with class vectors, computed by one compiled program.
 
     Args:
-      formula: a function of a module: embeddings `[B, D]` and a column to `ColumnResult`.
+      formula: a module-level function that maps embeddings `[B, D]` and a column to a `ColumnResult`.
       batch: the checked arguments.
-      *hyper: hyper-parameters of the formula, which may be traced and get the precision of the embeddings.
-      **options: static ones.
+      *hyper: hyper-parameters of the formula; they may be traced, and are converted to the precision of the embeddings.
+      **options: static hyper-parameters.
     """
     return _reduced(batch, hyper, formula=formula, options=tuple(options.items()))
 
@@ -138,7 +139,7 @@ def _masked_column(embeddings: jax.Array, column: CheckedColumn, per_example: bo
 
 
 def per_example_loss(values: jax.Array, column: Column) -> ColumnResult:
-    """Returns the result of a column whose loss is one value for each example, `[B]`; NaN where a label is no class."""
+    """Returns the result of a column with one loss per example, `[B]`; NaN where a label is not a class."""
     per_example = each_anchor(jnp.where(column.is_class(), values, jnp.nan), column.weights)
     return per_example.total, LossStats(*(jnp.sum(each) for each in per_example))
 
@@ -147,7 +148,7 @@ def per_example_loss(values: jax.Array, column: Column) -> ColumnResult:
 
 
 class _Options(NamedTuple):
-    """The optional arguments that have a part for each class or example."""
+    """The optional arguments with one entry per class or example."""
 
     class_weights: Any
     where: Any
@@ -171,7 +172,7 @@ def check_classes(
     """Checks the arguments that losses with class vectors share.
 
     Args:
-      name: what the loss calls the class vectors.
+      name: the loss's name for the class vectors.
       vectors: the class vectors, an array or a shard, or a tuple of T of them.
       embeddings: `[B, D]`.
       labels: `[B]` or `[B, 1]`; `[B, T]` with a tuple of class vectors.
@@ -179,9 +180,9 @@ def check_classes(
       where: `[B]` or `[B, T]` booleans, or None.
       weights: `[B]`, or None.
       reduction: the name of a reduction.
-      has_aux: whether to return stats, too.
+      has_aux: whether to also return stats.
       centers_per_class: whether the class vectors are `[C, K, D]` instead of `[C, D]`.
-      per_example: whether the loss has a value for each example, and so `reduction="none"`.
+      per_example: whether the loss has one value per example, and thus `reduction="none"`.
 
     Raises:
       ValueError: if a shape does not fit or a name is unknown.
@@ -201,7 +202,7 @@ def check_classes(
 def _check_columns(
     embeddings: jax.Array, labels: Any, vectors: Any, options: _Options, name: str, num_axes: int
 ) -> tuple[CheckedColumn, ...]:
-    """Returns the columns of `labels`, one for each of a tuple of class vectors."""
+    """Returns the columns of `labels`, one per entry of a tuple of class vectors."""
     shape, class_weights = (embeddings.shape[0], len(vectors)), options.class_weights
     labels = _concrete(labels, checks.check_integers("labels", labels, checks.NUMBER_CLASSES))
     if not vectors or labels.shape != shape:
@@ -223,7 +224,7 @@ def _check_columns(
 
 
 def _concrete(given: Any, checked: jax.Array) -> Any:
-    """Keeps NumPy arrays as they are: inside `jit` the arrays made of them are traced, and have no range to check."""
+    """Keeps NumPy arrays: inside `jit`, JAX arrays made from them are traced, so their range cannot be checked."""
     return given if isinstance(given, np.ndarray) else checked
 
 

@@ -1,4 +1,4 @@
-"""Samples classes: those of the batch and others drawn at random, new ones at every step."""
+"""Samples the classes of a step: those of the batch, and others at random."""
 
 from typing import NamedTuple
 
@@ -15,9 +15,9 @@ class SampledClasses(NamedTuple):
     """Classes to compute a loss over.
 
     Attributes:
-      rows: `[num_sampled]`, ascending: which class vectors to take; `[num_sampled / N]` rows of each device's shard.
-      labels: `[B]`: where among the vectors taken, of all devices, the class of each example is; -1 for a label that is
-        no class.
+      rows: `[num_sampled]`, ascending: the class vectors to take; with shards, `[num_sampled / N]` rows per device.
+      labels: `[B]`: the index of each example's class among the sampled vectors of all devices; -1 for a label that is
+        not a class.
     """
 
     rows: jax.Array
@@ -33,30 +33,30 @@ def sample_classes(
     where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> SampledClasses:
-    """Draws the classes of a step: those of the batch, and as many others, all equally likely, as make `num_sampled`.
+    """Draws `num_sampled` classes for a step: those of the batch, and others uniformly at random.
 
-    Every loss with class vectors takes what comes out, `loss(embeddings, sampled.labels, centers[sampled.rows])`, in
-    the time and memory of `num_sampled` classes: Partial FC. Its value is that of a problem with fewer classes, lower
-    than that of all; only vectors of classes drawn have a gradient.
+    Every loss with class vectors accepts the result: `loss(embeddings, sampled.labels, centers[sampled.rows])` takes
+    the time and memory of `num_sampled` classes (Partial FC). Its value is that of a problem with fewer classes, lower
+    than with all classes. Only the vectors of sampled classes have a gradient.
 
-    On devices that hold a shard each, every one draws `num_sampled / N` of its own classes: a loss takes
+    With shards, every device draws `num_sampled / N` of its own classes. A loss then takes
     `ClassShard(vectors[sampled.rows], axis_name=axis_name, num_classes=num_sampled)`.
 
     Args:
       key: a `jax.random` key, the same on all devices.
-      labels: `[B]` or `[B, 1]` integers in [0, C), of the global batch; of several columns one at a time.
+      labels: `[B]` or `[B, 1]` integers in [0, C) of the global batch. With several columns, sample for one at a time.
       num_classes: C, static.
-      num_sampled: static; a multiple of N, or all C. No class of the batch is ever left out: each device draws at least
-        B, or all that it holds.
-      where: `[B]` booleans: which examples are valid. The classes of others are not kept for their sake.
-      axis_name: of the mapped axis over which the classes are shared out, see `ClassShard`.
+      num_sampled: static; a multiple of N, or all C. Every class of the batch is included: each device must draw at
+        least B classes, or all that it holds.
+      where: `[B]` booleans: which examples are valid. The classes of the other examples need not be included.
+      axis_name: the mapped axis over which the classes are sharded, see `ClassShard`.
 
     Returns:
-      The rows and the labels in their code.
+      The rows, and the labels as indices of the sampled classes.
 
     Raises:
-      ValueError: if `num_sampled` is not such a number, a shape does not fit, or a concrete label is out of range.
-      TypeError: if a dtype is not the one above, or a number not static.
+      ValueError: if `num_sampled` is invalid, a shape does not fit, or a concrete label is out of range.
+      TypeError: if a dtype is not the one above, or a number is not static.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmetric
@@ -83,13 +83,13 @@ def sample_classes(
     is_padding = device * size + jnp.arange(size) >= num_classes
     rows = _draw(key, jnp.where(is_here & where, row, size), is_padding, count)
     place = jnp.clip(jnp.searchsorted(rows, row), 0, count - 1)
-    # Counted from 1, so that the sum over devices is 0 where none has drawn the class.
+    # Counted from 1, so that the sum over devices is 0 if no device has drawn the class.
     order = jnp.where(is_here & (rows[place] == row), device * count + place + 1, 0)
     return SampledClasses(rows, (order if axis_name is None else jax.lax.psum(order, axis_name)) - 1)
 
 
 def _draw(key: jax.Array, kept: jax.Array, is_padding: jax.Array, count: int) -> jax.Array:
-    """`[count]` rows, ascending: those in `kept`, then others by lot, then padding, until there are enough."""
+    """Draws `[count]` rows, in ascending order: all in `kept`, then random others, then padding if needed."""
     rank = jnp.where(is_padding, -1, jax.random.uniform(key, is_padding.shape, jnp.float32))
     rank = rank.at[kept].set(1, mode="drop")
     return jnp.sort(jax.lax.top_k(rank, count)[1])
@@ -111,7 +111,7 @@ def _check_count(num_sampled: int, num_classes: int, devices: int, batch: int) -
     size = shard_size(num_classes, devices)
     if num_sampled == num_classes:
         return size
-    # The last device holds the fewest classes, and as many of the batch as any other.
+    # The last device holds the fewest classes, but may hold as many of the batch's as any other.
     least, most = devices * min(batch, size), devices * max(num_classes - (devices - 1) * size, 0)
     if num_sampled % devices or not least <= num_sampled <= most:
         numbers = "a number" if devices == 1 else f"a multiple of {devices}"

@@ -1,10 +1,11 @@
-"""Classes that are sharded over devices: each holds the vectors of some, and a loss gets them as a `ClassShard`.
+"""Classes that are sharded over devices: each device holds some class vectors and passes them as a `ClassShard`.
 
-`psum_over_shards` adds up what each device knows of its own classes alone. The gradients follow the convention of
-`jaxmetric.parallel`: the sum of all N devices' losses is differentiated, so that cotangents are added up wherever
-values were. Averaged over devices, the gradients of replicated parameters are those of the loss; those of the class
-vectors, to which no other device contributes, are N times as large. Inside `shard_map` with `check_vma=True`, both are
-N times as large, and right where the average of the loss over devices is differentiated.
+`psum_over_shards` adds up values that each device computes from its own classes. The gradients follow the convention of
+`jaxmetric.parallel`: the sum of the losses of all N devices is differentiated, so the transpose of every sum over
+devices is a sum over devices. The average over devices of the gradients of replicated parameters is the gradient of the
+loss. The gradients of the class vectors, to which no other device contributes, are N times as large. Inside `shard_map`
+with `check_vma=True`, both are N times as large. Differentiating the average of the loss over devices gives the right
+gradients there.
 """
 
 import dataclasses
@@ -20,21 +21,21 @@ from jaxmetric import _checks as checks
 @partial(jax.tree_util.register_dataclass, data_fields=["vectors"], meta_fields=["axis_name", "num_classes"])
 @dataclasses.dataclass(frozen=True)
 class ClassShard:
-    """The class vectors that one of N devices holds, in place of the `centers` or `proxies` of a loss.
+    """The class vectors that one of N devices holds; use it as the `centers` or `proxies` of a loss.
 
     Device d holds the classes [d S, (d + 1) S) with S = ceil(num_classes / N). Inside `pmap`, `shard_map` or `vmap`
-    over the axis, with the embeddings and labels of the global batch, a loss then returns what it would of all class
-    vectors, equal on all devices. Labels and `class_weights` are those of all classes.
+    over the axis, pass the embeddings and labels of the global batch. A loss then returns the same value as with all
+    class vectors, equal on all devices. Labels and `class_weights` refer to all classes.
 
-    The gradient in `vectors` is N times that of the loss, to be divided by N, where those of parameters that every
-    device has are averaged over devices. Inside `shard_map` with `check_vma=True`, its default, differentiate the
-    `pmean` of the loss instead: all gradients are then those of the loss. See the guide for a whole step.
+    The gradient with respect to `vectors` is N times that of the loss: divide it by N, and average the gradients of
+    replicated parameters over devices. Inside `shard_map` with `check_vma=True`, its default, differentiate the `pmean`
+    of the loss instead. All gradients are then those of the loss. The guide shows a whole step.
 
     Attributes:
-      vectors: `[S, D]`, or `[S, K, D]`. Rows of classes from num_classes on are padding: they count nowhere and have
-        gradient zero.
-      axis_name: of the mapped axis.
-      num_classes: C, of all devices together; static.
+      vectors: `[S, D]` or `[S, K, D]`. Rows of classes >= num_classes are padding: they are ignored and have gradient
+        zero.
+      axis_name: the name of the mapped axis.
+      num_classes: C, on all devices together; static.
 
     Example:
       >>> import jax, jaxmetric
@@ -53,7 +54,7 @@ class ClassShard:
     num_classes: int
 
 
-# The vectors of all classes, or of those of a shard.
+# The vectors of all classes, or a shard of them.
 ClassVectors: TypeAlias = jax.Array | ClassShard
 
 
@@ -85,7 +86,7 @@ def axis_size(axis_name: str, name: str = "axis_name") -> int:
 
 
 def shard_size(num_classes: int, devices: int) -> int:
-    """S = ceil(C / N)."""
+    """Returns S = ceil(C / N)."""
     return -(-num_classes // devices)
 
 
@@ -100,7 +101,7 @@ def local_vectors(classes: ClassVectors) -> jax.Array:
 
 
 def replace_vectors(classes: ClassVectors, rows: jax.Array) -> ClassVectors:
-    """Returns the same classes with other rows in place of the vectors on this device."""
+    """Returns the classes with the vectors on this device replaced by other rows."""
     return dataclasses.replace(classes, vectors=rows) if isinstance(classes, ClassShard) else rows
 
 
@@ -112,17 +113,17 @@ def first_local_class(classes: ClassVectors) -> Any:
 
 
 def real_classes(classes: ClassVectors, index: jax.Array) -> jax.Array:
-    """Returns which rows at `index`, counted over all devices, are classes and not padding."""
+    """Returns which rows at `index`, numbered over all devices, are classes instead of padding."""
     return index < count_classes(classes) if _has_padding(classes) else jnp.ones(index.shape, bool)
 
 
 def zero_padding(classes: ClassVectors, rows: jax.Array, index: jax.Array) -> jax.Array:
-    """Returns the rows at `index`, with zeros in place of padding, which then never reaches the loss."""
+    """Returns the rows at `index` with padding set to zero, so that it never affects the loss."""
     return _masked_rows(real_classes(classes, index), rows) if _has_padding(classes) else rows
 
 
 def psum_over_shards(classes: ClassVectors, tree: Any) -> Any:
-    """Returns the sum over devices of what each has of its own classes; the tree itself without shards."""
+    """Returns the sum over devices of values from each device's own classes; the tree itself without shards."""
     return jax.lax.psum(tree, classes.axis_name) if isinstance(classes, ClassShard) else tree
 
 

@@ -1,22 +1,22 @@
-r"""The softmax over classes of losses with learned class vectors, and sums over classes.
+r"""The softmax over classes for losses with learned class vectors, and sums over classes.
 
-A loss of the softmax family is how it scores (`Score`: the logits of each class for each example) and what its margin
-makes of the right class's logit. `right_and_others` returns both kinds of numbers: for each example the logit of its
-class and the log-sum-exp of all others, from which
+A loss of the softmax family consists of a `Score`, which computes the logits of each class for each example, and a
+margin, which changes the logit of the right class. `right_and_others` returns for each example the logit of its class
+and the log-sum-exp of all others. From these,
 
 :math:`-\log \frac{\exp z_y'}{\exp z_y' + \sum_{c \ne y} \exp z_c} = \mathrm{softplus}(\mathrm{others} - z_y')`
 
-is one line for any margin :math:`z_y \to z_y'`, exact for small losses too. Losses that are sums over classes go
-through `sum_over_classes`.
+is one line for any margin :math:`z_y \to z_y'`, and accurate for small losses. Losses that are sums over classes use
+`sum_over_classes`.
 
-Both engines take the classes in chunks where `[C, K, B]` scores are large, and compute a chunk's scores again for its
-gradient: beside the class vectors and their gradient only a chunk's arrays exist, those of the normalization included.
-A chunk contributes a `SoftmaxPart`, and so does a device that holds some of the classes, a `ClassShard`:
-`softmax_part` makes one, `combine_parts` adds those of two chunks and `combine_shards` those of all devices, and
-`log_sum_exp` finishes.
+If the `[C, K, B]` scores are large, both engines process the classes in chunks and recompute the scores of a chunk for
+its gradient. Memory then holds only one chunk's arrays, including those of the normalization, besides the class vectors
+and their gradient. Each chunk, and each device that holds a `ClassShard`, contributes a `SoftmaxPart`. `softmax_part`
+computes one, `combine_parts` combines those of two chunks, `combine_shards` those of all devices, and `log_sum_exp`
+computes the result.
 
-Scores are class-major, `[C, B]`: sums over classes and centers then run over whole rows of examples, and the centers of
-a class are used as they lie in memory.
+Scores are class-major, `[C, B]`. Sums over classes and centers then run over whole rows of examples, and the centers of
+a class are read in memory order.
 """
 
 from collections.abc import Callable
@@ -43,12 +43,12 @@ from jaxmetric.losses._engine.class_shard import (
 )
 from jaxmetric.numerics import equally_varying, excess, safe_divide, softplus
 
-# (class vectors [c, ...], *operands) -> logits [c, B]. Static under jit, as all functions here: one of a module.
+# (class vectors [c, ...], *operands) -> logits [c, B]. Static under jit, so it must be a module-level function.
 Score: TypeAlias = Callable[..., jax.Array]
 
 
 def cross_entropy(right: jax.Array, others: jax.Array) -> jax.Array:
-    """Returns `[B]`: -log of the softmax probability of the right class, from its logit and the others' log-sum-exp."""
+    """Returns `[B]`: minus the log-probability of the right class, from its logit and the others' log-sum-exp."""
     return softplus(others - right)
 
 
@@ -61,16 +61,16 @@ def dot_product(vectors: jax.Array, embeddings: jax.Array) -> jax.Array:
 
 
 def normalized_dot_product(vectors: jax.Array, embeddings: jax.Array) -> jax.Array:
-    """`[c, B]` (or `[c, K, B]`) inner products of class vectors `[c, D]` (`[c, K, D]`) scaled to length 1."""
+    """Returns `[c, B]` (or `[c, K, B]`) inner products with class vectors `[c, D]` (`[c, K, D]`) scaled to length 1."""
     rows = vectors.reshape(-1, vectors.shape[-1])
-    # Scaling the products, which happens where they are used next, saves the passes that write scaled vectors.
+    # Scales the products, which fuses with their next use, instead of writing scaled vectors to memory.
     products = dot_product(rows, embeddings) * _inverse_lengths(rows)
     return products.reshape(*vectors.shape[:-1], -1)
 
 
 def _inverse_lengths(vectors: jax.Array) -> jax.Array:
-    """Returns `[c, 1]`: 1 over the Euclidean lengths of `[c, D]` vectors; 0, with gradient 0, for a vector of zeros."""
-    # As in `safe_normalize`, squares neither overflow nor vanish.
+    """Returns `[c, 1]` inverse Euclidean lengths of `[c, D]` vectors; 0, with gradient 0, for a vector of zeros."""
+    # As in `safe_normalize`, the scaling keeps squares from overflow and underflow.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=1, keepdims=True))
     empty = largest < jnp.finfo(vectors.dtype).tiny
     unit = jnp.where(empty, 1, largest)
@@ -79,13 +79,13 @@ def _inverse_lengths(vectors: jax.Array) -> jax.Array:
 
 
 def nearest_center(centers: jax.Array, embeddings: jax.Array) -> jax.Array:
-    """Returns `[c, B]`: of the inner products with the K normalized centers of each class the largest."""
+    """Returns `[c, B]`: the largest inner product with the K normalized centers of each class."""
     return _nearest(normalized_dot_product(centers, embeddings))
 
 
 @jax.custom_vjp
 def _nearest(similarity: jax.Array) -> jax.Array:
-    # Center by center, which makes one loop over the similarities [c, K, B].
+    # One center at a time, which XLA compiles to one loop over the similarities [c, K, B].
     return reduce(jnp.maximum, [similarity[:, k] for k in range(similarity.shape[1])])
 
 
@@ -96,7 +96,7 @@ def _nearest_fwd(similarity: jax.Array) -> Any:
 
 def _nearest_bwd(saved: Any, cotangent: jax.Array) -> Any:
     similarity, nearest = saved
-    # Centers that are equally near share it.
+    # Centers that are equally near share the gradient.
     counts = sum((similarity[:, k] == nearest).astype(nearest.dtype) for k in range(similarity.shape[1]))
     return (jnp.where(similarity == nearest[:, None], (cotangent / counts)[:, None], 0),)
 
@@ -111,7 +111,7 @@ class SoftmaxPart(NamedTuple):
     """The contribution of some of the classes to the softmax of each example.
 
     Attributes:
-      largest: `[B]`: the largest logit of a class that is not the example's; -inf if there is none.
+      largest: `[B]`: the largest logit of a class other than the example's; -inf if there is none.
       sum_exp: `[B]`: the sum of exp(logit - largest) over these classes.
       right: `[B]`: the logit of the example's class, 0 if it is not among the classes.
     """
@@ -122,7 +122,7 @@ class SoftmaxPart(NamedTuple):
 
 
 def softmax_part(logits: jax.Array, index: jax.Array, counted: jax.Array, labels: jax.Array) -> SoftmaxPart:
-    """Returns the part of consecutive classes `index` `[c]` from `[c, B]` logits; skips those not `counted` `[c]`."""
+    """Returns the part of the classes `index` `[c]` from `[c, B]` logits, without those not `counted` `[c]`."""
     others = jnp.where(_is_other(index, counted, labels), logits, -jnp.inf)
     largest = jnp.max(others, axis=0)
     sum_exp = jnp.sum(jnp.exp(excess(others, _finite(largest)[None, :])), axis=0)
@@ -132,24 +132,24 @@ def softmax_part(logits: jax.Array, index: jax.Array, counted: jax.Array, labels
 
 
 def combine_parts(first: SoftmaxPart, second: SoftmaxPart) -> SoftmaxPart:
-    """Returns the part of the classes of both."""
+    """Returns the part of the classes of both parts."""
     largest = jnp.maximum(first.largest, second.largest)
     sums = [_sum_relative_to(largest, part) for part in (first, second)]
     return SoftmaxPart(largest, sums[0] + sums[1], first.right + second.right)
 
 
 def combine_shards(classes: ClassVectors, here: SoftmaxPart) -> SoftmaxPart:
-    """Returns the part of all classes, from that of the classes on this device."""
+    """Returns the part of all classes, from the part of the classes on this device."""
     if not isinstance(classes, ClassShard):
         return here
     largest = jax.lax.pmax(here.largest, classes.axis_name)
     whole = SoftmaxPart(largest, *psum_over_shards(classes, (_sum_relative_to(largest, here), here.right)))
-    # Each device has its own cotangent of it, which the rules below add up.
+    # Each device has its own cotangent of the result; the rules below add them up.
     return equally_varying((whole, here))[0]
 
 
 def log_sum_exp(whole: SoftmaxPart) -> jax.Array:
-    """Returns `[B]`: the log-sum-exp over the classes that are not the example's; -inf if there is none."""
+    """Returns `[B]`: the log-sum-exp over the classes other than the example's; -inf if there is none."""
     none = whole.sum_exp == 0
     return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, whole.sum_exp)) + _finite(whole.largest))
 
@@ -175,9 +175,9 @@ def _logit_cotangents(
     right_cotangent: jax.Array,
     others_cotangent: jax.Array,
 ) -> jax.Array:
-    """The cotangents of `[c, B]` logits, from those of the right class's logit and of the log-sum-exp of the others."""
+    """Returns the cotangents of `[c, B]` logits, from those of the right logit and of the others' log-sum-exp."""
     is_other = _is_other(index, counted, labels)
-    # Not exp(logits - log_sum_exp), in which the rounding of large numbers makes any share of the largest.
+    # Not exp(logits - log_sum_exp): if these are large, rounding makes the result inaccurate.
     terms = jnp.exp(excess(jnp.where(is_other, logits, -jnp.inf), _finite(whole.largest)[None, :]))
     term_cotangent = safe_divide(others_cotangent, whole.sum_exp)
     return jnp.where(
@@ -188,16 +188,16 @@ def _logit_cotangents(
 def right_and_others(
     score: Score, classes: ClassVectors, labels: jax.Array, *operands: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """The logit of each example's class, and the log-sum-exp of all other classes.
+    """Returns the logit of each example's class, and the log-sum-exp of all other classes.
 
     Args:
-      score: gives the logits of a chunk's classes; a function of a module.
+      score: computes the logits of a chunk's classes; a module-level function.
       classes: `[C, D]` or `[C, K, D]`, or a shard of them.
-      labels: `[B]` integers; one outside [0, C) is no class, so that all classes are others.
-      *operands: what the score takes beside the class vectors: floating-point arrays.
+      labels: `[B]` integers; for a label outside [0, C), all classes count as others.
+      *operands: floating-point arrays that the score takes besides the class vectors.
 
     Returns:
-      `[B]` logits (0 for a label outside [0, C)), and `[B]` log-sum-exps (-inf if there is one class only).
+      `[B]` logits (0 for a label outside [0, C)), and `[B]` log-sum-exps (-inf if there is only one class).
     """
     size = chunk_size(classes, labels.shape[0])
     if size == local_vectors(classes).shape[0]:
@@ -220,7 +220,7 @@ def _whole_right_and_others_fwd(logits: ClassVectors, labels: jax.Array) -> Any:
 def _whole_right_and_others_bwd(saved: Any, cotangents: Any) -> Any:
     logits, labels, whole = saved
     _, ids, counted = single_chunk(logits)
-    cotangents = psum_over_shards(logits, cotangents)  # each device's own loss has a part in the logits of this one
+    cotangents = psum_over_shards(logits, cotangents)  # the loss of every device depends on the logits of this one
     return replace_vectors(
         logits, _logit_cotangents(local_vectors(logits), ids, counted, labels, whole, *cotangents)
     ), None
@@ -270,17 +270,18 @@ _chunked_right_and_others.defvjp(_right_and_others_fwd, _right_and_others_bwd)
 def sum_over_classes(
     terms: Callable[..., Any], classes: ClassVectors, operands: Any, fixed: Any, *, rows: int
 ) -> tuple[Any, ClassVectors]:
-    """Sums what each class adds to a loss, and passes the class vectors on.
+    """Sums the terms of all classes, and also returns the class vectors.
 
-    What is computed of the vectors passed on has its gradient added to in place. That of two losses of the same vectors
-    would take the memory of both.
+    Compute further losses from the returned vectors: the gradient of the terms is then added to theirs in place. Two
+    separate losses of the same vectors would hold two gradients in memory.
 
     Args:
-      terms: `(vectors [c, ...], index [c], operands, fixed)` to a pytree of `[c, ...]` arrays; a function of a module.
+      terms: maps `(vectors [c, ...], index [c], operands, fixed)` to a pytree of `[c, ...]` arrays; a module-level
+        function.
       classes: `[C, D]` or `[C, K, D]`, or a shard of them.
       operands: a pytree of floating-point arrays.
       fixed: a pytree of arrays into which no gradient flows.
-      rows: how many numbers `terms` computes for each class vector, B for scores.
+      rows: how many numbers `terms` computes per class vector, B for scores.
 
     Returns:
       The terms, summed over their first axis, and the class vectors.

@@ -1,8 +1,8 @@
-"""The beginning and the end of every loss over pairs: anchors compared with references, and reduced losses.
+"""The first and last steps of every loss over pairs: comparing anchors with references, and reducing losses.
 
 `check_pairs` checks the arguments that these losses share and returns a `PairBatch`. `pair_loss` is one compiled
-program: it makes a `Comparison` of the batch, applies a loss's formula to its values and masks, and divides the sums.
-`jaxmetric.losses._engine.given_triplets` is for triplets that are listed instead.
+program: it computes a `Comparison` of the batch, applies the formula of a loss to its values and masks, and divides the
+sums. `jaxmetric.losses._engine.given_triplets` handles triplets that the caller lists.
 """
 
 import dataclasses
@@ -48,8 +48,8 @@ class Examples(NamedTuple):
     """Checked examples, N of them.
 
     Attributes:
-      embeddings: `[N, D]`; without columns if the values of all pairs were given instead.
-      labels: `[N, T]`; zeros where masks were given in place of labels.
+      embeddings: `[N, D]`; D is 0 if the values of all pairs were given instead.
+      labels: `[N, T]`; zeros if masks were given instead of labels.
       where: `[N, 1]` or `[N, T]` booleans: which labels are valid; all if None.
       weights: `[N]` weights >= 0; 1 if None.
     """
@@ -61,7 +61,7 @@ class Examples(NamedTuple):
 
     @property
     def size(self) -> int:
-        """N."""
+        """The number of examples, N."""
         return self.embeddings.shape[0]
 
 
@@ -76,18 +76,20 @@ class PairBatch:
 
     Attributes:
       examples: the batch, whose A examples are the anchors.
-      references: the R examples that they are compared with; the batch itself if None.
-      own: `[A]`: the row of each anchor among the references, -1 where it is not among them; None if none is.
-      pairs: `[A, R]` booleans: which pairs may be used; the positives and the negatives in place of labels; or None.
-      contradictory: `[A, R]`: which pairs cannot be what both of the `pairs` say; None without such masks.
+      references: the R examples that the anchors are compared with; the batch itself if None.
+      own: `[A]`: the row of each anchor among the references, -1 if it is not among them; None if no anchor is.
+      pairs: `[A, R]` booleans: which pairs may be used; or two masks, positives and negatives, instead of labels; or
+        None.
+      contradictory: `[A, R]`: the pairs on which the two masks in `pairs` contradict each other; None without such
+        masks.
       values: `[A, R]` distances or similarities that were given, or that a given function returned; None otherwise.
-      between: `[R, R]`: the same among the references, where a loss needs them; None otherwise.
-      function: which distance or similarity to compute; None if the values were given.
-      compares_references: whether a loss needs the values of references among each other.
+      between: `[R, R]`: the same among the references, if a loss needs them; None otherwise.
+      function: the distance or similarity to compute; None if the values were given.
+      compares_references: whether a loss needs the values between references.
       label_weights: T weights of the labels.
-      multi_output: whether pairs are alike by the share of the labels that agree.
+      multi_output: whether pairs are positive with the share of the labels that agree.
       reduction: how to reduce.
-      has_aux: whether to return the stats, too.
+      has_aux: whether to also return the stats.
     """
 
     examples: Examples
@@ -106,25 +108,25 @@ class PairBatch:
 
 
 class Comparison(NamedTuple):
-    """The anchors of a batch, A of them, against R references.
+    """The A anchors of a batch compared with R references.
 
-    Nothing of a masked example is left in it: its embedding, its weight and all its pairs are zero.
+    Masked examples are cleared: their embeddings, weights and pairs are zero.
 
     Attributes:
-      anchors: `[A, D]`; without columns if the values were given.
-      references: `[R, D]`; likewise.
-      values: `[A, R]` distances or similarities, finite if the embeddings are, and 0 where a pair is neither positive
-        nor negative; None if the loss asked for neither.
-      all_values: `[A, R]`: the same of all pairs of valid examples.
-      between: `[R, R]`: the same among the references; None unless the loss asked for it.
-      positives: `[A, R]`: which references are alike; booleans, or the share of the labels that agree, in [0, 1].
-      negatives: `[A, R]`: which are not; booleans, or the share of the labels that differ. Neither a positive nor a
-        negative is an anchor itself, a masked example, or a pair left out by `pairs`.
-      own: `[A, R]`: which reference is the anchor itself, where it is valid and `pairs` does not leave it out.
+      anchors: `[A, D]`; D is 0 if the values were given.
+      references: `[R, D]`; the same.
+      values: `[A, R]` distances or similarities, finite if the embeddings are, and 0 for a pair that is neither
+        positive nor negative; None if the loss needs neither.
+      all_values: `[A, R]`: the same for all pairs of valid examples.
+      between: `[R, R]`: the same among the references; None unless the loss needs it.
+      positives: `[A, R]`: which references are positives; booleans, or the share of the labels that agree, in [0, 1].
+      negatives: `[A, R]`: which are negatives; booleans, or the share of the labels that differ. The anchor itself,
+        masked examples and pairs excluded by `pairs` are neither positive nor negative.
+      own: `[A, R]`: which reference is the anchor itself, if it is valid and `pairs` does not exclude it.
       anchor_weights: `[A]`, 0 for a masked example.
       reference_weights: `[R]`, 0 for a masked example.
-      anchor_labels: `[A]` (or `[A, T]`); zeros where masks were given in place of labels.
-      reference_labels: `[R]` (or `[R, T]`); likewise.
+      anchor_labels: `[A]` (or `[A, T]`); zeros if masks were given instead of labels.
+      reference_labels: `[R]` (or `[R, T]`); the same.
     """
 
     anchors: jax.Array
@@ -147,10 +149,10 @@ def pair_loss(
     """Returns a loss over pairs, computed by one compiled program.
 
     Args:
-      formula: a function of a module that sums the losses of each anchor, `[A]`.
+      formula: a module-level function that sums the losses of each anchor, `[A]`.
       batch: the checked arguments.
       *hyper: hyper-parameters of the formula, which may be traced.
-      **options: static ones.
+      **options: static hyper-parameters.
     """
     return _reduced(batch, hyper, formula=formula, options=tuple(options.items()))
 
@@ -190,20 +192,20 @@ def check_pairs(
     Args:
       embeddings: `[B, D]` floats; None if `distance` or `similarity` is an array.
       labels: `[B]` or `[B, 1]` integers; with `multi_output` also `[B, T]`; None if `pairs` is two masks.
-      references: what to compare with; the batch itself if None.
-      pairs: `[B, R]` booleans: which pairs may be used; or, with labels None, the positives and the negatives. With
-        `multi_output` these two may also be floats, the shares in [0, 1] by which a pair is alike and different.
-      where: `[B]` booleans, with `multi_output` also `[B, T]`: what is valid.
+      references: the examples to compare with; the batch itself if None.
+      pairs: `[B, R]` booleans: which pairs may be used; or, if labels is None, the positives and the negatives. With
+        `multi_output` these two may also be floats: the shares in [0, 1] to which a pair is positive and negative.
+      where: `[B]` booleans, with `multi_output` also `[B, T]`: which examples or labels are valid.
       weights: `[B]` weights >= 0.
       reduction: the name of a reduction.
-      has_aux: whether to return stats, too.
+      has_aux: whether to also return stats.
       distance: a name, a function or an array; at most one of `distance` and `similarity` is given.
       similarity: the same.
       label_weights: T static weights of the labels in the shares of `multi_output`.
       multi_output: whether positives and negatives are shares of the labels instead of booleans.
       needs_values: whether `distance` or `similarity` must be given.
-      needs_labels: whether the loss cannot do with masks in place of labels.
-      between: whether the loss needs the values of references among each other, too.
+      needs_labels: whether the loss requires labels and does not accept masks instead.
+      between: whether the loss also needs the values between references.
       unreduced: whether the loss has `reduction="none"`.
 
     Raises:
@@ -239,7 +241,7 @@ def check_pairs(
     elif pairs is not None:
         masks = _check_pair_mask("pairs", pairs, shape)
     if multi_output and label_weights is not None:
-        column_scale(examples.labels.shape[1], label_weights, None)  # raises what is wrong with them
+        column_scale(examples.labels.shape[1], label_weights, None)  # raises if they are invalid
     if matrix is not None and matrix.shape != shape:
         raise ValueError(f"{name} has shape {matrix.shape}, expected {shape}: anchors and references")
     batch = PairBatch(
@@ -276,7 +278,7 @@ def check_graded_pairs(
     distance: Distance | None = None,
     similarity: Similarity | None = None,
 ) -> PairBatch:
-    """Checks the arguments of a loss whose pairs are alike by the share of the `[B, T]` labels that agree."""
+    """Checks the arguments of a loss whose pairs are positive with the share of the `[B, T]` labels that agree."""
     return check_pairs(
         embeddings,
         labels,
@@ -294,7 +296,7 @@ def check_graded_pairs(
 
 
 def named_function(name: str, pairwise: str) -> PairwiseFunction:
-    """Returns the distance or similarity of a name, or raises and lists the names there are."""
+    """Returns the distance or similarity of a name; raises an error that lists the names if there is none."""
     if pairwise not in FUNCTIONS[name]:
         raise ValueError(
             f"{name} is {pairwise!r}, expected one of {', '.join(FUNCTIONS[name])}, a function or an array"
@@ -303,7 +305,7 @@ def named_function(name: str, pairwise: str) -> PairwiseFunction:
 
 
 def check_matrix(name: str, matrix: Any) -> jax.Array:
-    """Returns a matrix of distances or similarities that was given in place of a name."""
+    """Checks a matrix of distances or similarities that was given instead of a name, and returns it."""
     matrix = checks.check_array(name, matrix, "a name, a function or an array of floats", jnp.floating)
     if matrix.ndim != 2:
         raise ValueError(f"{name} has shape {matrix.shape}, expected [B, R]")
@@ -324,8 +326,8 @@ def check_examples(
 ) -> Examples:
     """Checks the arrays of the batch, or of the references.
 
-    A `matrix` of pairs given in place of embeddings has the examples along an `axis`. If they may be `unlabeled`,
-    labels of None become zeros.
+    If a `matrix` of pairs is given instead of embeddings, its `axis` enumerates the examples. If `unlabeled` is
+    allowed, labels of None become zeros.
     """
     if embeddings is None and matrix is not None:
         rows = jnp.zeros((matrix.shape[axis], 0), matrix.dtype)
@@ -345,7 +347,7 @@ def check_examples(
 
 
 def _check_labels_or_masks(labels: Any, references: References | None, pairs: Any, needs_labels: bool) -> None:
-    """Raises unless what is alike is said once: by labels on every side, or by two masks."""
+    """Raises unless positives are defined exactly once: by labels on every side, or by two masks."""
     check_references(references)
     sides = {"labels": labels} if references is None else {"labels": labels, "references.labels": references.labels}
     for name, side in sides.items():
@@ -360,7 +362,7 @@ def _check_labels_or_masks(labels: Any, references: References | None, pairs: An
 def check_reference_examples(
     references: References, examples: Examples, matrix: jax.Array | None, *, multi_output: bool
 ) -> Examples:
-    """Checks the references, whose rows must be like those of the batch."""
+    """Checks the references, whose rows must have the form of the batch's rows."""
     others = check_examples(
         *references[:4], multi_output=multi_output, matrix=matrix, axis=1, prefix="references.", unlabeled=True
     )
@@ -381,7 +383,7 @@ def _check_pair_mask(name: str, mask: Any, shape: tuple[int, int]) -> jax.Array:
 def _check_masks(
     masks: tuple[Any, ...], shape: tuple[int, int], dtype: DTypeLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the positives and the negatives, as booleans or shares, and which pairs cannot be what both say.
+    """Returns the positives and the negatives, as booleans or shares, and the pairs on which the two contradict.
 
     Concrete masks that contradict each other are an error.
     """
@@ -458,7 +460,7 @@ def compare(batch: PairBatch) -> Comparison:
 
 
 class MaskedExamples(NamedTuple):
-    """Examples, N of them, with zeros in place of what is masked."""
+    """N examples with masked entries set to zero."""
 
     embeddings: jax.Array  # [N, D]
     labels: jax.Array  # [N, T]
@@ -467,12 +469,12 @@ class MaskedExamples(NamedTuple):
 
     @property
     def size(self) -> int:
-        """N."""
+        """The number of examples, N."""
         return self.embeddings.shape[0]
 
 
 def masked_examples(examples: Examples) -> MaskedExamples:
-    """Clears what is masked."""
+    """Sets masked entries to zero."""
     labels, known = filled_where(examples.labels, examples.where)
     has_label = None if examples.where is None else jnp.any(known, axis=1)
     weights = checks.masked_weights(examples.embeddings, has_label, examples.weights)
@@ -492,7 +494,7 @@ def weights_of_complete_anchors(comparison: Comparison) -> jax.Array:
 
 
 def negatives_between_references(comparison: Comparison) -> jax.Array:
-    """Returns `[R, R]` booleans: which valid references are of another class than each reference."""
+    """Returns `[R, R]` booleans: which valid references have another class than each reference."""
     labels = comparison.reference_labels
     return (labels[:, None] != labels[None, :]) & (comparison.reference_weights > 0)[None, :]
 
@@ -500,9 +502,10 @@ def negatives_between_references(comparison: Comparison) -> jax.Array:
 def function_values(
     name: str, function: PairwiseFunction, x: jax.Array, y: jax.Array, x_valid: jax.Array, y_valid: jax.Array
 ) -> jax.Array:
-    """Returns `[A, R]` of a function of the rows of `x` and `y`, 0 for rows that are not valid.
+    """Returns the `[A, R]` values of a function of the rows of `x` and `y`, 0 for invalid rows.
 
-    In their place the function sees ones and, opposite, minus ones: at zeros, and at equal rows, many have no gradient.
+    Invalid rows are replaced by ones in `x` and minus ones in `y`, because many functions have no gradient at zeros or
+    at equal rows.
     """
     x, y = jnp.where(x_valid[:, None], x, 1), jnp.where(y_valid[:, None], y, -1)
     values = as_float(function(x, y))
@@ -512,12 +515,12 @@ def function_values(
 
 
 def zero_sums(comparison: Comparison) -> LossStats:
-    """Returns the sums `[A]` where there are no anchors, or no references for them."""
+    """Returns the sums `[A]` for a comparison without anchors or without references."""
     return LossStats(*(jnp.zeros_like(comparison.anchor_weights),) * 3)
 
 
 def _evaluate_function(batch: PairBatch, name: str, function: PairwiseFunction) -> PairBatch:
-    """Calls a given function outside of the compiled program, which would be compiled anew for every new function."""
+    """Calls a given function outside of the compiled program, which would be recompiled for every new function."""
     anchors = masked_examples(batch.examples)
     references = anchors if batch.references is None else masked_examples(batch.references)
     values = partial(function_values, name, function)
@@ -534,7 +537,7 @@ def _evaluate_function(batch: PairBatch, name: str, function: PairwiseFunction) 
 def _values(
     batch: PairBatch, anchors: MaskedExamples, references: MaskedExamples, valid: jax.Array
 ) -> jax.Array | None:
-    """Returns the `[A, R]` values of all pairs of valid examples; None for a loss that asked for none."""
+    """Returns the `[A, R]` values of all pairs of valid examples; None for a loss that needs none."""
     if batch.values is not None:
         return jnp.where(valid, batch.values, 0)
     return None if batch.function is None else _named_values(batch.function, anchors, references)

@@ -1,4 +1,4 @@
-"""Triplets that are listed instead of found in labels: their checks, and the distances within them."""
+"""Triplets that the caller lists instead of labels: their checks and the distances within them."""
 
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -28,8 +28,8 @@ class TripletDistances(NamedTuple):
     Attributes:
       near: `[N]`, between anchors and positives.
       far: `[N]`, between anchors and negatives.
-      between: `[N]`, between positives and negatives; None if they were not asked for.
-      weights: `[N]`: the product of the members' weights, 0 where there is no triplet.
+      between: `[N]`, between positives and negatives; None unless requested.
+      weights: `[N]`: the product of the members' weights, 0 for rows without a triplet.
     """
 
     near: jax.Array
@@ -50,8 +50,8 @@ def triplet_distances(
 ) -> TripletDistances:
     """Checks the arguments of a loss over given triplets `[N, 3]` and returns their distances.
 
-    Rows with a negative index are left out. A concrete index beyond the rows, or an example that occurs twice in a
-    triplet, is an error; traced, the first gives NaN and the second is left out.
+    Rows with a negative index are skipped. A concrete index out of range, or an example that occurs twice in a triplet,
+    is an error. If the indices are traced, the first gives NaN and the second is skipped.
     """
     matrix = None if isinstance(distance, str) or callable(distance) else check_matrix("distance", distance)
     check_references(references)
@@ -92,9 +92,9 @@ def _distances_of_rows(distance: Distance, x: jax.Array, y: jax.Array, valid: ja
 class _Rows(NamedTuple):
     """Checked triplets."""
 
-    members: list[jax.Array]  # of [N] anchors, positives and negatives, clipped to the rows there are
-    exists: jax.Array  # [N]: which triplets there are
-    inside: jax.Array  # [N]: which triplets point at rows that there are
+    members: list[jax.Array]  # [N] anchors, positives and negatives, clipped to valid rows
+    exists: jax.Array  # [N]: which rows are triplets
+    inside: jax.Array  # [N]: which triplets have all indices in range
 
 
 def _check_triplets(triplets: Any, batch: Examples, others: Examples, *, within_batch: bool) -> _Rows:

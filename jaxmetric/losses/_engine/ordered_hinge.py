@@ -1,14 +1,15 @@
-"""The hinge over all ordered pairs of values, by sorting instead of enumerating.
+"""Sums of the hinge over all ordered pairs of values, by sorting instead of enumeration.
 
 Given P values d, each on a level, the engine sums `relu(d_a - d_b + margin)` over every ordered pair (a, b) in which
-a's level lies below b's. With the values in ascending order, the b's that a violates are a prefix, so two searches
-per value and running sums per level replace the P^2 comparisons: O(P log P + L P) time and O(P) memory for L levels.
-The gradient of each value is a count of its violations, found on the way. On TPUs, which sort fast and look up slowly,
-the values and those raised by the margin are sorted together in place of searching.
+the level of a is below that of b. In ascending order of the values, the b's that a violates form a prefix. Two searches
+per value and running sums per level therefore replace the P^2 comparisons, in O(P log P + L P) time and O(P) memory for
+L levels. The gradient of each value is its number of violations, which the same pass computes. TPUs sort fast and look
+up slowly, so there the values are sorted together with the values plus the margin, without searches.
 
 The quadruplet loss calls `ordered_hinge` on the distances of all pairs of a batch; the batch-all triplet loss takes one
-anchor's distances at a time, by `ordered_hinge_of_rows`. `near_far_sums` has two levels and any number of segments,
-within which it compares: the quadruplet loss of two margins takes the pairs of each class away from all pairs.
+anchor's distances at a time, by `ordered_hinge_of_rows`. `near_far_sums` has two levels and any number of segments, and
+compares values within a segment. With it, the quadruplet loss of two margins subtracts the pairs of each class from all
+pairs.
 """
 
 from functools import partial
@@ -20,15 +21,15 @@ import jax.numpy as jnp
 from jaxmetric.losses._engine.types import ScalarLike
 from jaxmetric.numerics import equally_varying
 
-# How many values are sorted together where rows are: few enough to stay in the cache.
+# The number of values that are sorted together when rows are sorted; few enough to stay in the cache.
 _BLOCK = 2**16
 
-# How many values are added up by one product.
+# The number of values that one product adds up.
 _RUN = 32
 
 
 class OrderedHinge(NamedTuple):
-    """Sums over the ordered pairs (a, b), each weighing `near_weights[a] * far_weights[b]`."""
+    """Sums over the ordered pairs (a, b), each with weight `near_weights[a] * far_weights[b]`."""
 
     total: jax.Array
     valid: jax.Array
@@ -53,7 +54,7 @@ class _Order(NamedTuple):
     reach: jax.Array  # the number of values below each value + margin
 
 
-# Compiled here, so that a loss called outside of `jit` does not compile the loops over levels again at every call.
+# Compiled here, so that a loss called outside of `jit` does not recompile the loops over levels at every call.
 @partial(jax.jit, static_argnames="num_levels")
 def ordered_hinge(
     values: jax.Array,
@@ -72,14 +73,14 @@ def ordered_hinge(
     Args:
       values: `[P]` float32 or float64.
       lower: `[P]` integers in [0, num_levels): the lowest level each value can have.
-      upper: `[P]` integers, at least `lower`: the highest (equal to `lower` where the level is known).
-      near_weights: `[P]` weights >= 0 of each value as a; 0 leaves it out.
-      far_weights: `[P]` weights >= 0 of each value as b; 0 leaves it out.
+      upper: `[P]` integers, at least `lower`: the highest level (equal to `lower` if the level is known).
+      near_weights: `[P]` weights >= 0 of each value as a; 0 excludes it.
+      far_weights: `[P]` weights >= 0 of each value as b; 0 excludes it.
       margin: finite; may be an array.
       num_levels: static number of levels.
 
     Returns:
-      The weighted sum of the hinges, the weight of all ordered pairs, and of those with a positive hinge.
+      The weighted sum of the hinges, the weight of all ordered pairs, and the weight of those with a positive hinge.
     """
     if values.size == 0:
         nothing = jnp.sum(values)
@@ -98,7 +99,7 @@ def ordered_hinge(
 
 
 def ordered_hinge_of_rows(*rows: jax.Array, margin: ScalarLike, num_levels: int) -> OrderedHinge:
-    """Returns the sums `[A]` that `ordered_hinge` finds in each row of its five arrays, `[A, P]`, a few at a time."""
+    """Returns the sums `[A]` of `ordered_hinge` over each row of its five arrays `[A, P]`, a few rows at a time."""
 
     def row_sums(row: tuple[jax.Array, ...]) -> OrderedHinge:
         return ordered_hinge(*row, margin=margin, num_levels=num_levels)
@@ -110,20 +111,20 @@ def ordered_hinge_of_rows(*rows: jax.Array, margin: ScalarLike, num_levels: int)
 def gap_hinge_of_rows(
     values: jax.Array, near_weights: jax.Array, far_weights: jax.Array, *, margin: ScalarLike, hard: bool
 ) -> OrderedHinge:
-    """Sums `relu(values[a] - values[b] + margin)` over the pairs of a near a and a far b with a certain gap, in rows.
+    """Sums `relu(values[a] - values[b] + margin)` over pairs of a near a and a far b with a given gap, row by row.
 
     Differentiable once, in reverse, in `values` and `margin`.
 
     Args:
       values: `[A, P]` float32 or float64.
-      near_weights: `[A, P]` weights >= 0; 0 where a value is not near.
-      far_weights: `[A, P]` weights >= 0; 0 where a value is not far.
+      near_weights: `[A, P]` weights >= 0; 0 for values that are not near.
+      far_weights: `[A, P]` weights >= 0; 0 for values that are not far.
       margin: >= 0, finite.
-      hard: whether to take the pairs with `values[b] <= values[a]`, or those with
+      hard: whether to use the pairs with `values[b] <= values[a]`, or those with
         `values[a] < values[b] <= values[a] + margin`.
 
     Returns:
-      Sums `[A]` as in `OrderedHinge`, of these pairs alone.
+      Sums `[A]` as in `OrderedHinge`, over these pairs only.
     """
 
     def row_sums(row: tuple[jax.Array, jax.Array, jax.Array]) -> OrderedHinge:
@@ -145,7 +146,7 @@ def _gap_sums(
 ) -> _GapSums:
     values = jnp.where((near_weights > 0) | (far_weights > 0), values, 0)
     heights, ascending = values + margin, _ascending(values)
-    # How many values are below each, not above it, and so on: a window of the values in order lies between two counts.
+    # The number of values below each, not above it, and so on: two counts bound a window of the sorted values.
     below, not_above = _count(ascending, values, "left"), _count(ascending, values, "right")
     below_height, not_above_height = _count(ascending, heights, "left"), _count(ascending, heights, "right")
     near, far = (_scatter_sums(below, weights)[:-1] for weights in (near_weights, far_weights))
@@ -171,9 +172,9 @@ def _count(ascending: jax.Array, values: jax.Array, side: str) -> jax.Array:
 
 
 def _integral(ascending: jax.Array, sums: jax.Array, values: jax.Array, count: jax.Array) -> jax.Array:
-    """The sum of weight times (value - element) over the first `count` elements, none of them above the value.
+    """Returns the sum of weight times (value - element) over the first `count` elements, none of them above the value.
 
-    As an integral over `sums` `[P + 1]`, the weights of the first elements, in which nothing cancels.
+    Computed as an integral over `sums` `[P + 1]`, the weights of the first elements, which avoids cancellation.
     """
     gaps = jnp.diff(ascending, prepend=ascending[:1])
     last = jnp.maximum(count - 1, 0)
@@ -183,13 +184,13 @@ def _integral(ascending: jax.Array, sums: jax.Array, values: jax.Array, count: j
 def _hinges_of_windows(
     ascending: jax.Array, weights: jax.Array, start: jax.Array, stop: jax.Array, heights: jax.Array
 ) -> jax.Array:
-    """The sum of weight times (height - element) over the elements in [start, stop), all of them below the height.
+    """Returns the sum of weight times (height - element) over the elements in [start, stop), all below the height.
 
-    A window is cut into blocks whose sizes are powers of two. The sums of all blocks of a size are made of those of
-    half the size, so that nothing cancels, as it would in a difference of running sums.
+    A window is divided into blocks whose sizes are powers of two. The sums of all blocks of a size are computed from
+    those of half the size, which avoids the cancellation of a difference of running sums.
     """
     position, hinges = start, jnp.zeros_like(heights)
-    below = jnp.zeros_like(weights)  # of each block of this size: the sum of weight times (last element - element)
+    below = jnp.zeros_like(weights)  # per block of this size: the sum of weight times (last element - element)
     for bit in range(ascending.size.bit_length()):
         size = 1 << bit
         taken = ((stop - start) >> bit) & 1 == 1
@@ -208,10 +209,10 @@ def _shifted(x: jax.Array, start: int) -> jax.Array:
 
 
 class NearFarSums(NamedTuple):
-    """Sums for each value over the values on the other side; not differentiable (see `attach_gradient`)."""
+    """Sums per value over the values of the other kind; not differentiable (see `attach_gradient`)."""
 
-    hinges: jax.Array  # [P], of a near value: the weighted sum of its hinges; of a far one 0
-    violations: jax.Array  # [P], the weight of the far values that it violates, or of the near ones that violate it
+    hinges: jax.Array  # [P], for a near value the weighted sum of its hinges; for a far one 0
+    violations: jax.Array  # [P], the weight of the far values that it violates, or of the near values that violate it
 
 
 def near_far_sums(
@@ -222,14 +223,14 @@ def near_far_sums(
     *,
     margin: ScalarLike,
 ) -> NearFarSums:
-    """Sums `relu(values[a] - values[b] + margin)` over all near a and far b of the same segment, for each value.
+    """Sums `relu(values[a] - values[b] + margin)`, per value, over all near a and far b of the same segment.
 
-    In O(P log P) time: near values, raised by the margin, and far values are sorted together.
+    Takes O(P log P) time: near values plus the margin are sorted together with far values.
 
     Args:
       values: `[P]` float32 or float64.
-      near_weights: `[P]` weights >= 0; 0 where a value is not near.
-      far_weights: `[P]` weights >= 0; 0 where a value is not far. No value is both.
+      near_weights: `[P]` weights >= 0; 0 for values that are not near.
+      far_weights: `[P]` weights >= 0; 0 for values that are not far. No value is both.
       segments: `[P]` integers.
       margin: finite; may be an array.
     """
@@ -238,18 +239,18 @@ def near_far_sums(
         return NearFarSums(values, values)
     is_near, used = near_weights > 0, (near_weights > 0) | (far_weights > 0)
     heights = jnp.where(used, values + jnp.where(is_near, jnp.asarray(margin, values.dtype), 0), 0)
-    # Of equal heights the near come first: the corner of the hinge is not active.
+    # At equal heights near values come first, because a hinge at its corner is not active.
     index = jnp.arange(values.size) + jnp.where(is_near, 0, values.size)
     segments, bits, index = jax.lax.sort((segments, _bits(heights), index), num_keys=3, is_stable=False)
     is_near, index, ascending = index < values.size, index % values.size, _floats(bits, values.dtype)
     bounds = _bounds(segments)
     near_weights, far_weights = near_weights[index], far_weights[index]
     near_above = _segment_suffix_sums(bounds, near_weights)
-    # Beyond the last near value nothing counts; left out, it costs the sums of later segments no accuracy.
+    # Values beyond the last near value do not count. Excluding them keeps the sums of later segments accurate.
     next_near = jnp.where(near_weights > 0, jnp.arange(values.size), values.size)
     is_reached = jax.lax.cummin(next_near, reverse=True) <= bounds.last
     far_below = _segment_prefix_sums(bounds, jnp.where(is_reached, far_weights, 0))
-    # The integral over the weight of the far values below, in which nothing cancels, as it would in a sum of values.
+    # An integral over the weight of the far values below avoids the cancellation of a sum of values.
     steps = jnp.diff(ascending, prepend=ascending[:1]) * jnp.roll(far_below, 1)
     hinges = _segment_prefix_sums(bounds, jnp.where(bounds.starts | ~is_reached, 0, steps))
     violations = jnp.where(is_near, far_below, jnp.where(is_reached, near_above, 0))
@@ -259,7 +260,7 @@ def near_far_sums(
 
 
 class _Bounds(NamedTuple):
-    """The segments of a sorted sequence: for each element whether it starts one, and its segment's first and last."""
+    """The segments of a sorted sequence: whether each element starts one, and the first and last of its segment."""
 
     starts: jax.Array
     first: jax.Array
@@ -290,14 +291,14 @@ def _segment_suffix_sums(bounds: _Bounds, x: jax.Array) -> jax.Array:
 
 
 def attach_gradient(total: jax.Array, values: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Returns a scalar `total` of `values` that was found together with its gradient in them."""
+    """Returns a scalar `total` of `values` whose gradient was computed together with it."""
     total, gradient = jax.lax.stop_gradient((total, gradient))
-    values = jnp.where(gradient == 0, 0, values)  # those without a part in it may be anything
+    values = jnp.where(gradient == 0, 0, values)  # values without a gradient may be anything
     return total + jnp.sum(gradient * (values - jax.lax.stop_gradient(values)))
 
 
 def attach_margin_gradient(total: jax.Array, active: jax.Array, margin: ScalarLike) -> jax.Array:
-    """Returns a `total` of hinges with its gradient in their margin: the weight of the active ones."""
+    """Returns a `total` of hinges with its gradient with respect to the margin: the weight of the active hinges."""
     margin = jnp.asarray(margin, total.dtype)
     return total + jax.lax.stop_gradient(active) * (margin - jax.lax.stop_gradient(margin))
 
@@ -305,7 +306,7 @@ def attach_margin_gradient(total: jax.Array, active: jax.Array, margin: ScalarLi
 @partial(jax.jit, static_argnames="num_levels")
 def level_sums(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
     """Returns `[num_levels]`: the sum of the `[P]` weights on each level."""
-    # One level after the other, to hold P weights at a time.
+    # One level at a time, so that memory holds P weights.
     return jax.lax.map(lambda level: jnp.sum(jnp.where(levels == level, weights, 0)), jnp.arange(num_levels))
 
 
@@ -315,7 +316,7 @@ def sums_above(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Ar
 
 
 def ordered_weight(near_sums: jax.Array, far_sums: jax.Array) -> jax.Array:
-    """The weight of all ordered pairs, of the sums `[num_levels]` of the near and the far weights on each level."""
+    """Returns the weight of all ordered pairs, from the sums `[num_levels]` of near and far weights per level."""
     return jnp.sum(near_sums * _above(far_sums))
 
 
@@ -329,7 +330,7 @@ def _pairs_weight(constants: Constants, num_levels: int) -> jax.Array:
 
 
 class _Sums(NamedTuple):
-    """As in `OrderedHinge`, and the gradient `[P]` of the total."""
+    """The sums of `OrderedHinge`, and the gradient `[P]` of the total."""
 
     total: jax.Array
     active: jax.Array
@@ -366,7 +367,7 @@ _hinge.defvjp(_hinge_forward, _hinge_backward)
 
 
 def sums_by_searching(values: jax.Array, constants: Constants, num_levels: int) -> _Sums:
-    """Computes the sums by one sort of integers, and by searches and lookups in its result."""
+    """Computes the sums by one sort of integers, then searches and lookups in its result."""
     order = _sort(values, constants.margin)
     near = _near_sums(values, order, constants, num_levels)
     far_violations = _far_violations(order, constants, num_levels)
@@ -378,13 +379,13 @@ def sums_by_searching(values: jax.Array, constants: Constants, num_levels: int) 
 
 
 def sums_by_sorting(values: jax.Array, constants: Constants, num_levels: int) -> _Sums:
-    """Computes the sums by sorting alone: each value is in one sequence as a, raised by the margin, and as b."""
+    """Computes the sums by sorting only: one sequence holds each value plus the margin, as a, and each value, as b."""
     size = values.size
     heights = jnp.concatenate([values + constants.margin, values])
-    heights = jnp.where(heights == 0, 0, heights)  # of two zeros the negative one would be lower
+    heights = jnp.where(heights == 0, 0, heights)  # -0.0 would sort below 0.0
     levels = jnp.concatenate([constants.upper, constants.lower])
     weights = jnp.concatenate([constants.near_weights, constants.far_weights])
-    # Of equal heights the a's come first: the corner of the hinge is not active.
+    # At equal heights the a's come first, because a hinge at its corner is not active.
     bits, index, levels, weights = jax.lax.sort(
         (_bits(heights), jnp.arange(2 * size), levels, weights), num_keys=2, is_stable=False
     )
@@ -393,7 +394,7 @@ def sums_by_sorting(values: jax.Array, constants: Constants, num_levels: int) ->
     gaps = jnp.diff(ascending, prepend=ascending[:1])
 
     def add_level(level: int, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        hinges, violations = found  # of an a, of either
+        hinges, violations = found  # of the a's; of both
         below = jnp.cumsum(jnp.where(levels > level, far_weights, 0))
         integral = jnp.cumsum(jnp.roll(below, 1) * gaps)  # see _near_sums
         above = jax.lax.cumsum(jnp.where(levels < level, near_weights, 0), reverse=True)
@@ -423,17 +424,17 @@ def _ascending(values: jax.Array) -> jax.Array:
 
 
 def _bits(values: jax.Array) -> jax.Array:
-    """Integers in the order of the floats."""
+    """Returns integers in the order of the floats."""
     return _flip_negatives(jax.lax.bitcast_convert_type(values, jnp.dtype(f"int{jnp.finfo(values.dtype).bits}")))
 
 
 def _floats(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The floats of which `_bits` made integers."""
+    """Inverts `_bits`."""
     return jax.lax.bitcast_convert_type(_flip_negatives(bits), dtype)
 
 
 def _flip_negatives(bits: jax.Array) -> jax.Array:
-    # Read as integers, negative floats descend; flipping all bits but the sign turns them round, and back again.
+    # The bits of negative floats, read as integers, descend. Flipping all bits but the sign reverses the order.
     return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
 
 
@@ -448,7 +449,7 @@ def _near_sums(values: jax.Array, order: _Order, constants: Constants, num_level
     """Sums over the b's, with C(t) the weight of the b's below t.
 
     The sum of (d_a + margin - d_b) over the violated b's is the integral of C up to d_a + margin. All its terms are
-    positive, so nothing cancels, as it would in C d_a minus a sum of d_b.
+    positive, which avoids the cancellation of C d_a minus a sum of d_b.
     """
     gaps = jnp.diff(order.ascending, prepend=order.ascending[:1])
     last = jnp.maximum(order.reach - 1, 0)
@@ -489,15 +490,15 @@ def _scatter_sums(index: jax.Array, weights: jax.Array) -> jax.Array:
 def running_sums(x: jax.Array, *, reverse: bool = False) -> jax.Array:
     """Returns the sums `[P]` of the elements >= 0 up to each, or from each on; inf where they overflow.
 
-    On CPUs, where XLA adds up sixteen elements for each one of a `jnp.cumsum`, by products with a triangle of ones, in
-    about half the time.
+    On CPUs it multiplies by a triangle of ones, which takes about half the time of `jnp.cumsum`, in which XLA adds up
+    sixteen elements per result.
     """
     cumsum = partial(jax.lax.cumsum, reverse=reverse)
     return jax.lax.platform_dependent(x, cpu=partial(_sums_by_products, reverse=reverse), default=cumsum)
 
 
 def _sums_by_products(x: jax.Array, *, reverse: bool) -> jax.Array:
-    # Infinity times zero would make NaN of the sums that do not reach it: the largest number stands for it.
+    # Replaced by the largest number: infinity times zero would make sums NaN that do not include it.
     largest = jnp.finfo(x.dtype).max
     runs = jnp.pad(jnp.minimum(x, largest), (0, -x.size % _RUN)).reshape(-1, _RUN)
     ones = jnp.ones((_RUN, _RUN), x.dtype)
@@ -511,5 +512,5 @@ def _sums_by_products(x: jax.Array, *, reverse: bool) -> jax.Array:
 
 
 def _nan_unless_finite(values: jax.Array) -> jax.Array:
-    """Returns 0, or NaN if one of the values is not finite: a comparison with it says nothing."""
+    """Returns 0, or NaN if a value is not finite, since comparisons with it are meaningless."""
     return jnp.sum(0 * values)

@@ -1,4 +1,4 @@
-"""The pairs of a batch, and quadruplets drawn from them: static shapes, randomness only through a key."""
+"""The pairs of a batch, and quadruplets drawn from them, with static shapes and explicit keys."""
 
 from functools import partial
 from typing import NamedTuple
@@ -18,10 +18,10 @@ class Pairs(NamedTuple):
 
 
 def all_pairs(batch: int) -> Pairs:
-    """Every unordered pair of distinct examples of a batch, once.
+    """Returns every unordered pair of distinct examples of a batch, once.
 
-    The pairs are numbered round by round of a circular tournament, (i, i + offset mod B), so that their indices are
-    computed where they are used instead of being stored in the program.
+    The pairs are numbered by offset: (i, i + offset mod B). Their indices are computed where they are used, and not
+    stored as constants of the program.
 
     Example:
       >>> first, second = all_pairs(4)
@@ -35,11 +35,11 @@ def all_pairs(batch: int) -> Pairs:
 
 
 def entries_of_pairs(matrix: jax.Array) -> jax.Array:
-    """Returns `matrix[all_pairs(B)]` `[P]` of a `[B, B]` matrix by moving whole rows, as lookups are slow on TPUs."""
+    """Returns `matrix[all_pairs(B)]` `[P]` of a `[B, B]` matrix by moving whole rows, because TPUs look up slowly."""
     batch = matrix.shape[0]
     half = batch // 2
     circle = jnp.concatenate([matrix, matrix[:, :half]], axis=1)
-    # With another entry in each row, row i begins i entries later: its entry k is matrix[i, (i + k) % B].
+    # One extra entry per row shifts row i by i entries: its entry k is matrix[i, (i + k) % B].
     turned = jnp.pad(circle.reshape(-1), (0, batch)).reshape(batch, batch + half + 1)
     rounds = turned[:, 1 : half + 1].T
     return rounds.reshape(-1)[: batch * (batch - 1) // 2]
@@ -57,8 +57,8 @@ def sample_ordered(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Draws ordered pairs (a, b) with `upper[a] < lower[b]`, with replacement.
 
-    The probability of a pair is proportional to `weights[a] weights[b]`. Drawn by inverting the cumulative weights, so
-    that every draw is a valid one however rare these are.
+    The probability of a pair is proportional to `weights[a] weights[b]`. The pairs are drawn by inverting the
+    cumulative weights, so every draw is valid, however rare valid pairs are.
 
     Args:
       key: a `jax.random` key.
@@ -74,7 +74,7 @@ def sample_ordered(
     near_key, far_key = jax.random.split(key)
     near_weights = weights * sums_above(weights, lower, num_levels)[upper]
     near = _draw(near_key, near_weights, jnp.zeros(num_samples, jnp.int32))
-    # Far items in order of their level: those above level u are a suffix.
+    # Sorted by level, the far items above level u form a suffix.
     by_level = jnp.argsort(lower)
     end_of_level = jnp.searchsorted(lower[by_level], jnp.arange(num_levels), side="right")
     far = by_level[_draw(far_key, weights[by_level], end_of_level[upper[near]])]
@@ -82,13 +82,13 @@ def sample_ordered(
 
 
 def _draw(key: jax.Array, weights: jax.Array, start: jax.Array) -> jax.Array:
-    """Draws for each entry of `start` an index that is not below it, in proportion to the weights."""
+    """Draws for each entry of `start` an index at or above it, in proportion to the weights."""
     cumulative = jnp.append(0, jnp.cumsum(weights))
     before = cumulative[start]
     uniform = jax.random.uniform(key, start.shape, weights.dtype)
     target = before + uniform * (cumulative[-1] - before)
     drawn = jnp.maximum(jnp.searchsorted(cumulative[1:], target, side="right"), start)
-    # Rounding of the sums may point at an item of weight 0, or beyond the last: the next one with a weight is meant.
+    # Rounding may select an item of weight 0, or one beyond the last. Then the next item with a weight is meant.
     index = jnp.arange(weights.size)
     last = jnp.max(jnp.where(weights > 0, index, 0))
     following = jax.lax.cummin(jnp.where(weights > 0, index, last), reverse=True)

@@ -1,8 +1,8 @@
-"""Sums over the positives of each anchor of a function of whole rows, such as of all triplets (a, p, n).
+"""Sums a function of whole rows over the positives of each anchor, such as a sum over all triplets (a, p, n).
 
-A loss over triplets that no sort can order, or over ranks, costs A R values for each positive that an anchor has: to
-write them all down takes O(A R^2) memory. `sum_over_positives` takes the positives in turns, in turn j the j-th of
-every anchor, so that memory stays O(A R) forwards and backwards, and time is that of the positives there are.
+A loss over ranks, or over triplets that sorting cannot handle, needs A R values per positive of an anchor. Storing all
+of them takes O(A R^2) memory. `sum_over_positives` instead handles the j-th positive of every anchor in turn j. Memory
+stays O(A R) in the forward and the backward pass, and time is proportional to the number of positives.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jaxmetric.numerics import equally_varying
 
 
 class PositivePair(NamedTuple):
-    """The data of one anchor a and one of its positives p, which a term takes.
+    """The data of one anchor a and one of its positives p, as the argument of a term.
 
     Attributes:
       value: the value of (a, p).
@@ -48,16 +48,16 @@ def sum_over_positives(
     Differentiable once, in reverse, in `values`, `others` and `constants`; rows are not differentiated.
 
     Args:
-      term: a function of the module's top level (it is static) that returns a tree of arrays, mostly scalars, finite
-        with a finite gradient for any finite values.
+      term: a module-level function (it is static) that returns a tree of arrays, mostly scalars, finite with a finite
+        gradient for any finite values.
       values: `[A, R]` distances or similarities of anchors to references.
-      others: `[R, R]`, those of references to references, for terms that compare a positive with negatives; or None.
+      others: `[R, R]`, the same between references, for terms that compare a positive with negatives; or None.
       positives: `[A, R]` booleans.
-      rows: a tree of arrays `[A, ...]`, of which a term sees its anchor's, such as the mask of the negatives.
-      constants: a tree of arrays of floats that all terms see, such as a margin.
+      rows: a tree of arrays `[A, ...]`, such as the mask of the negatives; a term gets the row of its anchor.
+      constants: a tree of arrays of floats that all terms get, such as a margin.
 
     Returns:
-      The tree of `term` with sums `[A, ...]`, 0 for an anchor without positives.
+      The tree of `term`, with sums `[A, ...]`; 0 for an anchor without positives.
     """
     return _sums(term, *equally_varying((values, others, positives, rows, constants)))
 
@@ -100,7 +100,7 @@ _sums.defvjp(_sums_forward, _sums_backward)
 def _fold_turns(turn: Callable[[jax.Array, jax.Array, Any], Any], positives: jax.Array, initial: Any) -> Any:
     """Calls `turn(exists, chosen, result)` until no anchor has a positive left.
 
-    `exists` `[A]` says whether an anchor has one in this turn, `chosen` `[A]` which.
+    `exists` `[A]` is whether an anchor has a positive in this turn, and `chosen` `[A]` is its index.
     """
 
     def step(_: jax.Array, state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
@@ -129,9 +129,9 @@ def _terms(
     constants: Any,
 ) -> Any:
     def anchor_terms(row: jax.Array, exists: jax.Array, positive: jax.Array, anchor_rows: Any) -> Any:
-        # Without a positive left, `positive` is any reference: its values need not be numbers.
+        # Without a positive left, `positive` is any reference, whose values may be NaN.
         row = jnp.where(exists, row, 0)
-        # A masked sum, not an index: its transpose is a product, where that of an index is a scatter.
+        # A masked sum instead of an index: its transpose is a product, and that of an index is a scatter.
         value = jnp.sum(jnp.where(jnp.arange(row.size) == positive, row, 0))
         positive_row = None if others is None else jnp.where(exists, others[positive], 0)
         return term(PositivePair(value, row, positive_row, positive), anchor_rows, constants)

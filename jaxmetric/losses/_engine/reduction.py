@@ -1,4 +1,4 @@
-"""Reduces sums over tuples to the value that a loss returns: one division, by what was counted."""
+"""Reduces sums over tuples to the value of a loss, by one division."""
 
 from typing import NamedTuple, TypeAlias
 
@@ -9,7 +9,7 @@ from jaxmetric.numerics import safe_divide
 
 
 class LossStats(NamedTuple):
-    """The sums from which a loss was computed, so that they can be added over batches or devices before dividing.
+    """The sums from which a loss was computed. Add them over batches or devices, then divide once.
 
     Attributes:
       total: the weighted sum of the losses of all valid tuples.
@@ -22,12 +22,12 @@ class LossStats(NamedTuple):
     active: jax.Array
 
 
-# A scalar (or one value for each anchor or example), or with has_aux=True a pair of that and LossStats.
+# A scalar (or one value per anchor or example), or with has_aux=True a pair of that and LossStats.
 LossResult: TypeAlias = jax.Array | tuple[jax.Array, LossStats]
 
 
 def reduce_stats(stats: LossStats, reduction: str) -> jax.Array:
-    """Divides a loss's sum as `reduction` says; 0 where there was nothing to compare."""
+    """Divides the sum of a loss according to `reduction`; 0 if there was nothing to compare."""
     if reduction == "mean":
         return safe_divide(stats.total, stats.valid)
     if reduction == "mean_active":
@@ -36,7 +36,7 @@ def reduce_stats(stats: LossStats, reduction: str) -> jax.Array:
 
 
 def each_pair(losses: jax.Array, weights: jax.Array) -> LossStats:
-    """Sums `[A, R]` losses of pairs, each of a weight (0 = no pair), to `[A]` sums for each anchor."""
+    """Sums `[A, R]` losses of pairs with weights (0 = no pair) to `[A]` sums per anchor."""
     return LossStats(
         jnp.sum(jnp.where(weights > 0, weights * losses, 0), axis=1),
         jnp.sum(weights, axis=1),
@@ -45,11 +45,11 @@ def each_pair(losses: jax.Array, weights: jax.Array) -> LossStats:
 
 
 def each_anchor(losses: jax.Array, weights: jax.Array) -> LossStats:
-    """Returns the sums for each anchor that has a single loss, `[A]`, of a weight `[A]` (0 = none)."""
+    """Returns the sums per anchor, from one loss `[A]` and one weight `[A]` (0 = no loss) per anchor."""
     return LossStats(jnp.where(weights > 0, weights * losses, 0), weights, jnp.where(losses > 0, weights, 0))
 
 
 def reduce_anchors(per_anchor: LossStats, reduction: str) -> tuple[jax.Array, LossStats]:
-    """Returns the loss of `[A]` sums for each anchor, and its stats; `"none"` gives each anchor's total."""
+    """Returns the loss from `[A]` sums per anchor, and its stats; `"none"` returns the total of each anchor."""
     stats = LossStats(*(jnp.sum(each) for each in per_anchor))
     return per_anchor.total if reduction == "none" else reduce_stats(stats, reduction), stats

@@ -1,6 +1,6 @@
 """Sums over all triplets of an anchor, a positive and a negative, without storing the triplets.
 
-`sorted_triplets` sums the hinge in O(R log R) for each anchor. `sum_over_triplets` sums any penalty of the difference
+`sorted_triplets` sums the hinge in O(R log R) for each anchor. `sum_over_triplets` sums any penalty on the difference
 of the two distances, in O(R) for each pair of an anchor and a positive.
 """
 
@@ -19,7 +19,7 @@ from jaxmetric.numerics import softplus
 
 
 def triplet_weights(comparison: Comparison) -> tuple[jax.Array, jax.Array]:
-    """The weights `[A, R]` of the references as positives and as negatives of each anchor, 0 where they are not."""
+    """Returns the weights `[A, R]` of the references as positives and as negatives of each anchor; 0 for others."""
     weights = comparison.reference_weights[None, :]
     return jnp.where(comparison.positives, weights, 0), jnp.where(comparison.negatives, weights, 0)
 
@@ -44,8 +44,8 @@ def sum_over_triplets(
 ) -> LossStats:
     """Sums `penalty(d(a, p) - d(a, n), *constants)` over the triplets of each anchor for which `keep` is True.
 
-    `penalty` and `keep` are functions of a module. With `others` `[R, R]`, the distances among the references, d(p, n)
-    stands for d(a, n) in the penalty where it is smaller.
+    `penalty` and `keep` are module-level functions. With `others` `[R, R]`, the distances between references, the
+    penalty uses d(p, n) instead of d(a, n) if it is smaller.
     """
     near, far = triplet_weights(c)
     term = partial(_term, penalty, keep)
@@ -59,7 +59,7 @@ def _term(
     far: jax.Array,
     constants: tuple[jax.Array, ...],
 ) -> LossStats:
-    """The sums of all triplets of an anchor and a positive."""
+    """Returns the sums over all triplets of an anchor and a positive."""
     reference_weights, *hyper = constants
     row = pair.anchor_row
     distances = row if pair.positive_row is None else jnp.minimum(row, pair.positive_row)

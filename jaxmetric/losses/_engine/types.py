@@ -1,4 +1,4 @@
-"""The types of a loss's arguments. Those of arrays name a shape, which `declared_shape` reads."""
+"""The types of the arguments of losses. Array types name a shape, which `declared_shape` reads."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
@@ -10,9 +10,9 @@ from jax.typing import ArrayLike
 from jaxmetric.losses._engine.class_shard import ClassShard
 
 Reduction: TypeAlias = Literal["mean", "mean_active", "sum", "none"]
-# Of a loss that has no value for each example or anchor.
+# For a loss without one value per example or anchor.
 ReductionToScalar: TypeAlias = Literal["mean", "mean_active", "sum"]
-# A number of Python or numpy, or a scalar array, which may be traced.
+# A number of Python or NumPy, or a scalar array, which may be traced.
 ScalarLike: TypeAlias = float | np.number[Any] | jax.Array
 
 ClassLabels: TypeAlias = Annotated[ArrayLike, "[B]"]
@@ -35,7 +35,7 @@ Balance: TypeAlias = Literal["quadruplets", "levels"]
 
 
 def declared_shape(function: Callable[..., Any], argument: str) -> str | None:
-    """Returns the shape that the type of an argument names, such as `"[B, T]"`; None if it names none.
+    """Returns the shape in the type of an argument, such as `"[B, T]"`; None if the type names none.
 
     Example:
       >>> import jaxmetric

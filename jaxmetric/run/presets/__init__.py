@@ -1,4 +1,4 @@
-"""Presets by name: functions that return a frozen `Config`, one file for each experiment."""
+"""Presets by name: functions that return a frozen `Config`, one file per experiment."""
 
 from collections.abc import Callable
 from typing import TypeAlias

@@ -2,9 +2,9 @@
 
 The preset combines both papers: SoftTriple learns the role, and the quadruplet loss orders pairs by all labels.
 Disagreement on role and skin counts three times as much as on gender, because images of one role in two skin tones are
-almost the same and still have to be separated. Colors are not jittered because the skin tone is a label.
+almost the same but have to be separated. Colors are not jittered because the skin tone is a label.
 
-`emoji_unseen` asks the second paper's question about the same images: SoftTriple on the role, whole roles held out.
+`emoji_unseen` uses the second paper's protocol on the same images: SoftTriple on the role, whole roles held out.
 """
 
 from jaxmetric.run.config import BatchConfig, Config, DataConfig, EncoderConfig, OptimizerConfig
@@ -39,7 +39,7 @@ def emoji_unseen() -> Config:
 
 
 def debug() -> Config:
-    """The data of emoji_people in seconds, with a network that learns little: to see that everything runs."""
+    """The data of emoji_people in seconds, with a network that learns little: to check that everything runs."""
     return Config(
         data=DataConfig(source="emoji_people", columns=("role", "gender", "skin"), stored_size=32),
         batch=BatchConfig(classes_per_batch=8, images_per_class=4, image_size=16),

@@ -156,17 +156,17 @@ def test_a_loss_and_its_gradients_are_those_of_all_classes_in_one_place(name):
 
 
 @every_loss_by_engine
-def test_so_they_are_inside_shard_map_with_its_default_check(name):
+def test_a_loss_and_its_gradients_are_the_same_inside_shard_map_with_its_default_check(name):
     assert_sharded_equals_whole(on_checked_shard_map, name, checked_step_of_device)
 
 
 @pytest.mark.parametrize("driver", [on_pmap, on_vmap])
-def test_so_they_are_under_pmap_and_vmap(driver):
+def test_a_loss_and_its_gradients_are_the_same_under_pmap_and_vmap(driver):
     assert_sharded_equals_whole(driver, "sub-center ArcFace")
 
 
 @pytest.mark.parametrize("name", ["soft triple", "proxy anchor"])
-def test_so_they_are_where_each_device_works_in_chunks(monkeypatch, name):
+def test_a_loss_and_its_gradients_are_the_same_if_each_device_works_in_chunks(monkeypatch, name):
     monkeypatch.setattr(class_chunks, "WHOLE", 1)
     monkeypatch.setattr(class_chunks, "CHUNK", 1)
     class_columns._reduced.clear_cache()  # the sizes of chunks are no argument of it
@@ -175,7 +175,7 @@ def test_so_they_are_where_each_device_works_in_chunks(monkeypatch, name):
     class_columns._reduced.clear_cache()
 
 
-def test_columns_of_labels_each_have_their_shard():
+def test_each_column_of_labels_has_its_own_shard():
     shared, first, features, labels, _ = example()
     second = example(num_classes=5)[1]  # a row for each of five devices
     columns = np.stack([np.abs(labels), np.abs(labels) % 5], axis=1)
@@ -195,7 +195,7 @@ def test_columns_of_labels_each_have_their_shard():
 
 
 @pytest.mark.parametrize("name", ["soft triple", "SphereFace"])
-def test_every_device_has_its_say_where_they_weigh_the_loss_differently(name):
+def test_gradients_sum_over_devices_that_weight_the_loss_differently(name):
     """The sum of the devices' losses is differentiated, whatever each has made of the value."""
     loss, num_centers, hyper = LOSSES[name]
     shared, vectors, features, labels, options = example(num_centers)
@@ -214,7 +214,7 @@ def test_every_device_has_its_say_where_they_weigh_the_loss_differently(name):
 
 
 @pytest.mark.parametrize("wrong", [-1, C, C + 1])
-def test_a_label_that_is_no_class_is_an_error_or_nan(wrong):
+def test_a_label_out_of_range_is_an_error_or_nan(wrong):
     shared, vectors, features, labels, _ = example()
     labels[-1] = wrong
 
@@ -243,7 +243,7 @@ def test_the_regularizer_takes_a_shard():
     np.testing.assert_allclose(jax.vmap(on_device, axis_name=AXIS_NAME)(shards), [expected] * N, rtol=1e-6)
 
 
-def test_beside_its_shard_and_gradient_a_device_has_a_chunk_in_memory():
+def test_a_device_holds_one_chunk_besides_its_shard_and_gradient():
     num_classes = N * 40_000
     centers = jax.ShapeDtypeStruct((num_classes, 4, 64), np.float32)
     features, shared = jax.ShapeDtypeStruct((64, 64), np.float32), {"kernel": np.eye(64, dtype=np.float32), "hyper": {}}
@@ -290,7 +290,7 @@ def test_a_bad_shard_is_one_clear_line(changes, error, message):
     ],
     ids=["manifold", "regular face", "center invariant"],
 )
-def test_what_needs_all_vectors_in_one_place_says_so(function):
+def test_functions_that_need_all_class_vectors_reject_a_shard(function):
     def on_device(vectors):
         return function(ClassShard(vectors, axis_name=AXIS_NAME, num_classes=C))
 
@@ -320,7 +320,7 @@ def drawn_on_devices(labels, num_sampled, num_classes, key=0):
     return sampled.rows, sampled.labels[0]
 
 
-def test_the_classes_of_the_batch_are_drawn_always_and_each_once():
+def test_the_classes_of_the_batch_are_always_drawn_and_each_once():
     labels = np.array([7, 2, 7, 12, 0])
     rows, new = drawn(labels, 6)
     assert rows.shape == (200, 6)
@@ -330,7 +330,7 @@ def test_the_classes_of_the_batch_are_drawn_always_and_each_once():
     np.testing.assert_array_equal(np.take_along_axis(rows, new, axis=1), [labels] * 200)
 
 
-def test_the_other_classes_are_all_equally_likely():
+def test_other_classes_are_drawn_uniformly():
     labels, keys = np.array([7, 2, 7, 12, 0]), 4000
     rows, _ = drawn(labels, 7, keys=keys)
     times = np.bincount(rows.ravel(), minlength=C)
@@ -340,7 +340,7 @@ def test_the_other_classes_are_all_equally_likely():
     assert not np.array_equal(rows[0], rows[1])
 
 
-def test_masked_examples_keep_no_class_and_labels_that_are_none_stay_so():
+def test_classes_of_masked_examples_need_not_be_drawn_and_invalid_labels_stay_invalid():
     labels = np.array([7, 2, -1, 12, 13])
     rows, new = drawn(labels, 5, where=np.arange(5) != 1)
     assert (new[:, [2, 4]] == -1).all()
@@ -376,7 +376,7 @@ def test_a_loss_over_sampled_classes_is_that_of_a_softmax_over_them():
     np.testing.assert_allclose(gradient, (shares - right).T @ embeddings / B, rtol=1e-8, atol=1e-12)
 
 
-def test_each_device_draws_of_its_own_classes():
+def test_each_device_draws_from_its_own_classes():
     num_classes, labels = 100, np.array([99, 3, 4, 5, 50, 3])  # 13 classes of each device, 9 of the last
     rows, new = drawn_on_devices(labels, 8 * N, num_classes)
     assert rows.shape == (N, 8)
@@ -389,7 +389,7 @@ def test_each_device_draws_of_its_own_classes():
     assert len({tuple(row) for row in rows.tolist()}) == N
 
 
-def test_sampled_shards_give_the_loss_of_the_sampled_classes_in_one_place():
+def test_sampled_shards_give_the_loss_of_unsharded_sampled_classes():
     name, num_classes, size, num_sampled = "soft triple", 317, 40, 20 * N
     loss, num_centers, hyper = LOSSES[name]
     shared, centers, features, _, _ = example(num_centers, num_classes)
@@ -413,7 +413,7 @@ def test_sampled_shards_give_the_loss_of_the_sampled_classes_in_one_place():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-12), actual, (d_shared, d_centers))
 
 
-def test_all_classes_sampled_are_all_classes():
+def test_sampling_all_classes_gives_the_full_loss():
     labels = np.arange(B) % C
     rows, new = drawn(labels, C, keys=1)
     np.testing.assert_array_equal(rows[0], np.arange(C))
@@ -457,7 +457,7 @@ def test_bad_arguments_of_sampling_are_one_clear_line(changes, error, message):
         (80, "a multiple of 8 from 40 to 72, or all 100"),  # more than the last device holds
     ],
 )
-def test_devices_draw_equally_many_and_never_lose_a_class_of_the_batch(num_sampled, expected):
+def test_devices_draw_equal_numbers_and_include_every_class_of_the_batch(num_sampled, expected):
     with pytest.raises(
         ValueError, match=f"^num_sampled is {num_sampled}, expected {expected}: .* 8 devices, .* 13 classes"
     ):
@@ -465,6 +465,6 @@ def test_devices_draw_equally_many_and_never_lose_a_class_of_the_batch(num_sampl
 
 
 @pytest.mark.parametrize(("num_classes", "expected"), [(100, "72, or all 100"), (72, "all 72")])
-def test_where_a_batch_leaves_one_number_to_draw_it_is_named(num_classes, expected):
+def test_the_error_names_the_only_possible_number_of_samples(num_classes, expected):
     with pytest.raises(ValueError, match=f"^num_sampled is 64, expected {expected}: what a batch of 9 has"):
         drawn_on_devices(np.arange(9), 64, num_classes)

@@ -142,7 +142,7 @@ def test_a_nan_stays_visible_in_chunks(monkeypatch):
     assert np.isnan(others)[labels != 9].all()
 
 
-def test_partials_of_shards_join_to_the_whole():
+def test_parts_of_shards_combine_to_the_whole():
     embeddings, labels, vectors = example(num_classes=8)
     mesh = Mesh(jax.devices()[:4], ("classes",), axis_types=(AxisType.Auto,))
 
@@ -160,7 +160,7 @@ def test_partials_of_shards_join_to_the_whole():
     np.testing.assert_allclose(others, others_in_numpy(embeddings, labels, vectors), rtol=1e-5)
 
 
-def test_merging_is_commutative_and_takes_empty_parts():
+def test_combining_parts_is_commutative_and_accepts_empty_parts():
     embeddings, labels, vectors = example(num_classes=8)
 
     def part(counted):
@@ -247,7 +247,7 @@ def test_columns_of_labels_add_up():
     assert np.isfinite(each).all()
 
 
-def test_where_of_examples_holds_for_all_columns():
+def test_where_per_example_applies_to_all_columns():
     embeddings, labels, proxies = columns()
     where = np.arange(B) != 2
     np.testing.assert_allclose(

@@ -131,7 +131,7 @@ def test_sums_of_pairs_and_anchors():
     np.testing.assert_array_equal(active, [2, 0, 0])
 
 
-def test_a_pair_weighs_the_product_of_its_members():
+def test_the_weight_of_a_pair_is_the_product_of_its_members_weights():
     weights = np.float32([1, 2, 0, 4, 0.5])
     compared = compare(np.ones((A, D)), np.zeros(A, int), weights=weights, needs_values=False)
     expected = np.where(np.eye(A, dtype=bool), 0, np.outer(weights, weights))

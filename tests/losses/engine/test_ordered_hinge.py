@@ -84,7 +84,7 @@ def test_equals_all_ordered_pairs_exactly(seed, num_levels, intervals, margin):
     intervals=st.booleans(),
     margin=st.sampled_from([-0.75, 0.0, 0.25, 1.0, 100.0]),
 )
-def test_each_platforms_way_equals_all_ordered_pairs_exactly(way, seed, num_levels, intervals, margin):
+def test_the_algorithm_of_each_platform_equals_all_ordered_pairs_exactly(way, seed, num_levels, intervals, margin):
     values, *rest = random_problem(np.random.default_rng(seed), 14, num_levels, intervals=intervals)
     sums = sums_of(WAYS[way], values, *rest, margin=margin, num_levels=num_levels)
     total, _, active, gradient = brute_force(values, *rest, margin)
@@ -93,7 +93,7 @@ def test_each_platforms_way_equals_all_ordered_pairs_exactly(way, seed, num_leve
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_each_platforms_way_equals_all_ordered_pairs_of_real_values(way):
+def test_the_algorithm_of_each_platform_equals_all_ordered_pairs_of_real_values(way):
     rng = np.random.default_rng(1)
     _, lower, upper, _, _ = random_problem(rng, 300, 6, intervals=True)
     values, near_weights, far_weights = (rng.random((3, 300)) * [[5], [1], [1]]).astype(np.float32)
@@ -114,7 +114,7 @@ def test_the_corner_of_the_hinge_is_not_active_at_either_zero(way, zero):
 
 
 @pytest.mark.parametrize(("platform", "sorted_arrays"), [("cpu", [1]), ("cuda", [1]), ("tpu", [2, 4])])
-def test_each_platform_goes_its_way_alone(platform, sorted_arrays):
+def test_each_platform_compiles_only_its_own_algorithm(platform, sorted_arrays):
     values, levels, ones = np.float32([0, 1, 2]), np.int32([0, 1, 0]), np.ones(3, np.float32)
 
     def rows(values):
@@ -212,7 +212,7 @@ def test_float64_gradient_equals_finite_differences():
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
-def test_what_is_not_finite_stays_visible(bad):
+def test_values_that_are_not_finite_stay_visible(bad):
     for at in range(3):
         values = np.float32([1, 2, 3])
         values[at] = bad
@@ -222,7 +222,7 @@ def test_what_is_not_finite_stays_visible(bad):
         assert np.isnan(gradient).all()
 
 
-def test_finite_values_whose_sum_is_not_are_no_nan():
+def test_finite_values_whose_sum_overflows_give_no_nan():
     levels, ones = np.int32([0, 1, 1]), np.ones(3, np.float32)
     total, _, active, gradient = engine(
         np.float32([2e38, 3e38, 3e38]), levels, levels, ones, ones, margin=1, num_levels=2
@@ -274,7 +274,7 @@ def test_two_hundred_thousand_values_without_overflow_or_loss_of_accuracy():
 
 
 @pytest.mark.parametrize("far_away", [1e7, 1e37])  # beyond 3.4e38 / 1000 the integral up to it overflows
-def test_one_value_far_away_costs_no_accuracy(far_away):
+def test_one_distant_value_does_not_reduce_accuracy(far_away):
     rng = np.random.default_rng(0)
     values = np.append(rng.random(999), far_away).astype(np.float32)
     levels = np.append(rng.integers(0, 2, 999), 1).astype(np.int32)
@@ -283,7 +283,7 @@ def test_one_value_far_away_costs_no_accuracy(far_away):
     np.testing.assert_allclose(result[0], brute_force(*problem, 0.125)[0], rtol=1e-5)
 
 
-def test_small_hinges_of_large_values_are_not_cancelled_away():
+def test_small_hinges_of_large_values_stay_accurate():
     rng = np.random.default_rng(0)
     values = (1e4 + rng.integers(0, 128, 1000) / 1024).astype(np.float32)  # held exactly
     levels = rng.integers(0, 2, 1000).astype(np.int32)
@@ -322,7 +322,7 @@ def test_running_sums(size, reverse):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("large", [[3e38, 3e38], [np.inf, 0.0], [0.0, np.inf]])
-def test_a_running_sum_that_overflows_leaves_those_it_is_no_part_of(large, reverse):
+def test_a_running_sum_that_overflows_does_not_affect_other_sums(large, reverse):
     turn = slice(None, None, -1 if reverse else 1)
     values = np.ones(5000, np.float32)
     values[4010:4012] = large
@@ -332,7 +332,7 @@ def test_a_running_sum_that_overflows_leaves_those_it_is_no_part_of(large, rever
 
 
 @pytest.mark.parametrize(("platform", "products"), [("cpu", True), ("cuda", False), ("tpu", False)])
-def test_running_sums_are_products_on_cpus_alone(platform, products):
+def test_running_sums_are_products_only_on_cpus(platform, products):
     lowered = jax.jit(running_sums).trace(np.ones(100, np.float32)).lower(lowering_platforms=(platform,)).as_text()
     assert ("dot_general" in lowered) == products
 
@@ -379,7 +379,7 @@ def test_near_and_far_values_that_are_not_finite_stay_visible(bad):
     assert np.isfinite(near_far(spoilt, near_weights, far_weights, segments, margin=0.5)[0]).all()
 
 
-def test_small_hinges_in_many_segments_are_not_cancelled_away():
+def test_small_hinges_in_many_segments_stay_accurate():
     rng = np.random.default_rng(0)
     values = (1e4 + rng.integers(0, 128, 4000) / 1024).astype(np.float32)  # held exactly
     values[:50] += 1e6  # far values which nobody violates
@@ -392,7 +392,7 @@ def test_small_hinges_in_many_segments_are_not_cancelled_away():
     np.testing.assert_allclose(hinges, expected_hinges, atol=1e-4 * expected_hinges.max())
 
 
-def test_heavy_far_values_that_nobody_violates_cost_no_accuracy():
+def test_large_weights_of_unviolated_far_values_do_not_reduce_accuracy():
     values = np.where(np.arange(4000) < 2000, 100, np.arange(4000) % 7).astype(np.float32)
     near_weights = np.where(values < 3, 0.7, 0).astype(np.float32)
     far_weights = np.where(values == 100, 1000.1, np.where(values >= 3, 0.3, 0)).astype(np.float32)
@@ -402,7 +402,7 @@ def test_heavy_far_values_that_nobody_violates_cost_no_accuracy():
         np.testing.assert_allclose(value, wanted, atol=1e-6 * wanted.sum())
 
 
-def test_what_nobody_violates_has_exactly_no_violations():
+def test_unviolated_values_have_exactly_zero_violations():
     rng = np.random.default_rng(0)
     is_near, segments = rng.random(5000) < 0.5, rng.integers(0, 50, 5000)
     values = np.where(is_near, 0.0, 2.0) + rng.random(5000)
@@ -418,7 +418,7 @@ def test_the_two_zeros_are_equal_among_near_and_far_values():
         np.testing.assert_array_equal(violations, 0)
 
 
-def test_with_gradient_is_the_total_with_that_gradient():
+def test_attach_gradient_returns_the_total_with_that_gradient():
     value, gradient = jax.value_and_grad(lambda x: attach_gradient(jnp.sum(x) + 3, x, jnp.array([5.0, -1.0])))(
         jnp.array([1.0, 2.0])
     )

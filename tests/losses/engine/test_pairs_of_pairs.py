@@ -17,7 +17,7 @@ def test_all_pairs_takes_every_unordered_pair_once(batch):
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 8, 101])
-def test_the_entries_of_all_pairs_are_those_looked_up(batch):
+def test_entries_of_pairs_equals_indexing_with_all_pairs(batch):
     matrix = np.arange(batch * batch).reshape(batch, batch)
     first, second = (np.asarray(index) for index in all_pairs(batch))
     np.testing.assert_array_equal(entries_of_pairs(jnp.asarray(matrix)), matrix[first, second])
@@ -45,7 +45,7 @@ def test_draws_follow_the_product_of_the_weights(weights):
     assert chisquare(counts[possible], 50_000 * expected[possible]).pvalue > 1e-3
 
 
-def test_the_key_decides():
+def test_the_draw_depends_on_the_key():
     levels, weights = np.int32([0, 1, 0, 2, 2, 1]), np.ones(6, np.float32)
     once, again, other = (
         np.stack(sample_ordered(jax.random.key(key), levels, levels, weights, num_samples=50_000, num_levels=3)[:2])
@@ -55,7 +55,7 @@ def test_the_key_decides():
     assert (once != other).any()
 
 
-def test_no_draw_is_invalid_where_the_sums_of_weights_are_rounded():
+def test_draws_are_valid_even_if_sums_of_weights_are_rounded():
     # 250,000 items: the sums of weights exceed 2^24, beyond which float32 does not hold every integer.
     size = 250_000
     rng = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def test_one_ordered_pair_among_many_is_found():
 
 
 @pytest.mark.parametrize("weights", [np.zeros(6), np.array([0, 0.1, 0, 0, 0, 0.3]), np.array([0.7, 0, 0.1, 0, 0, 0])])
-def test_says_when_there_is_nothing_to_draw(weights):
+def test_reports_when_there_is_nothing_to_draw(weights):
     levels = np.int32([0, 1, 0, 2, 2, 1])
     draw = sample_ordered(
         jax.random.key(0), levels, levels, weights.astype(np.float32), num_samples=50_000, num_levels=3

@@ -83,7 +83,7 @@ def sum_of_the_row(pair, rows, constants):
     return jnp.sum(jnp.tanh(pair.anchor_row - pair.value))
 
 
-def test_memory_is_quadratic_however_many_positives_there_are():
+def test_memory_is_quadratic_for_any_number_of_positives():
     shape = jax.ShapeDtypeStruct((256, 256), np.float32)
     positives = jax.ShapeDtypeStruct((256, 256), bool)
 

@@ -76,7 +76,7 @@ def test_intra_pair_variance_is_its_formula():
     assert_number_of_the_batch(intra_pair_variance_loss, expected, embeddings, labels, **options)
 
 
-def test_equal_pairs_lose_only_the_tolerance_of_a_negative_average():
+def test_equal_pairs_with_a_negative_average_have_a_loss_from_the_tolerance_only():
     similarity = np.float32([[0, -0.8, 0.3], [-0.8, 0, 0.3], [0.3, 0.3, 0]])
     loss = jax.jit(partial(intra_pair_variance_loss, None, np.array([1, 1, 2])))
     # (1 - .01) times -.8 is above -.8.
@@ -98,7 +98,7 @@ def test_threshold_consistent_margin_is_its_formula():
     assert_number_of_the_batch(threshold_consistent_margin_loss, expected, embeddings, labels, **options)
 
 
-def test_threshold_consistent_margin_averages_over_hard_pairs_alone():
+def test_threshold_consistent_margin_averages_over_hard_pairs_only():
     similarity = np.float32([[0, 0.95, 0.1], [0.95, 0, 0.1], [0.1, 0.1, 0]])
 
     @jax.jit
@@ -160,7 +160,7 @@ def test_ranked_list_is_its_formula_and_its_weights_are_constants_to_the_gradien
         np.testing.assert_allclose(gradient[i, d], slope, rtol=1e-4, atol=1e-6)
 
 
-def test_ranked_list_at_a_high_temperature_sees_the_worst_pair_alone():
+def test_ranked_list_at_a_high_temperature_uses_only_the_worst_pair():
     distances = np.float32([[0, 1e4, 3e4, 0.3, 1.0]] * 5)
     labels, anchor = np.array([1, 1, 1, 2, 2]), np.arange(5) == 0
     loss = jax.jit(partial(ranked_list_loss, None, labels, distance=distances, pairs=np.tile(anchor[:, None], 5)))

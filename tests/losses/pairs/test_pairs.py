@@ -102,19 +102,19 @@ def test_contrastive_takes_other_distances():
     assert_stats(contrastive_loss, expected, np.float32(embeddings), labels, **options)
 
 
-def test_columns_that_say_the_same_are_one_column():
+def test_equal_columns_give_the_loss_of_one_column():
     embeddings, labels, *_ = example()
     loss = jax.jit(contrastive_loss)
     np.testing.assert_allclose(loss(embeddings, labels[:, [0, 0]]), loss(embeddings, labels[:, 0]), rtol=1e-6)
 
 
-def test_a_pair_that_agrees_on_half_of_its_labels_is_half_alike():
+def test_a_pair_that_agrees_on_half_of_its_labels_is_half_positive():
     embeddings = jnp.array([[0.0], [0.4]])
     loss = jax.jit(contrastive_loss)(embeddings, jnp.array([[1, 2], [1, 3]]))
     np.testing.assert_allclose(loss, (0.4**2 / 2 + 0.6**2 / 2) / 2, rtol=1e-6)
 
 
-def test_alike_examples_attract_each_other_at_distances_near_rounding():
+def test_positives_have_a_gradient_at_distances_near_rounding():
     x = np.float32([[1.0, 0.0], [1.0008, 0.0]])
     gradient = jax.jit(jax.grad(contrastive_loss))(x, np.array([5, 5]))
     # Of the mean over both orders of half the squared distance.
@@ -195,7 +195,7 @@ def test_siglip_weighs_anchors_and_references_and_takes_several_labels():
     assert_stats(siglip_loss, expected, np.float32(embeddings), labels, **options)
 
 
-def test_siglip_keeps_the_digits_of_small_losses_and_the_slope_of_large_ones():
+def test_siglip_is_accurate_for_small_losses_and_has_the_right_slope_for_large_ones():
     # Two different examples with logits of 50, then of -50.
     @jax.jit
     @jax.value_and_grad
@@ -235,7 +235,7 @@ def test_margin_loss_is_the_sum_over_triplets(nu):
     np.testing.assert_allclose(of_beta, slope, rtol=1e-5)
 
 
-def test_one_beta_for_all_is_the_same_for_each_class():
+def test_a_shared_beta_equals_the_same_beta_for_each_class():
     embeddings, labels, *_ = example(columns=1)
     loss = jax.jit(partial(margin_loss, nu=0.1))
     one = loss(embeddings, labels, 2.0)
@@ -271,7 +271,7 @@ def test_a_beta_that_does_not_fit_is_named(beta, error, message):
         margin_loss(embeddings, labels, beta)
 
 
-def test_a_margin_below_0_is_named_where_it_is_a_width():
+def test_a_negative_margin_is_an_error_if_it_is_a_width():
     embeddings, labels, *_ = example(columns=1)
     with pytest.raises(ValueError, match="margin is -1, expected a finite number of at least 0"):
         margin_loss(embeddings, labels, 1.2, margin=-1)
@@ -288,7 +288,7 @@ def test_margins_of_similarities_beyond_1_are_negative_margins_of_distances():
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "siglip"])
-def test_masks_say_relations_that_no_labels_can(loss):
+def test_masks_express_relations_that_labels_cannot(loss):
     # 0 is like 1 and 1 like 2, but 0 is not like 2; nothing is said of 3 and 0.
     embeddings = np.random.default_rng(0).normal(size=(4, D)).astype(np.float32)
     positives, negatives = np.zeros((2, 4, 4), bool)
@@ -304,7 +304,7 @@ def test_masks_say_relations_that_no_labels_can(loss):
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
-def test_shares_in_place_of_masks_weigh_both_sides():
+def test_shares_in_place_of_masks_weight_both_terms():
     # The Jaccard similarity of label sets: a pair is alike by the share of its labels that both members bear.
     embeddings, sets = example()[0].astype(np.float32), np.random.default_rng(1).random((B, 5)) < 0.5
     shares = (sets[:, None] & sets[None]).sum(-1) / np.maximum((sets[:, None] | sets[None]).sum(-1), 1)

@@ -91,7 +91,7 @@ def test_with_every_example_an_anchor_it_is_the_exact_loss(batch, options):
     assert_equal(anchored, expected)
 
 
-def test_the_mean_over_all_sets_of_anchors_of_two_devices_is_the_exact_loss_however_many_there_are():
+def test_the_mean_over_all_sets_of_anchors_of_two_devices_is_the_exact_loss_for_any_number_of_anchors():
     embeddings, labels = example(seed=3)
     labels[:3] = [[0, 0, 0], [0, 0, 0], [1, 0, 1]]
     orders = np.array(list(itertools.permutations(range(5))))
@@ -112,7 +112,7 @@ def test_the_mean_over_all_sets_of_anchors_of_two_devices_is_the_exact_loss_howe
             assert_equal(means, (expected, expected_gradient), rtol=1e-10)
 
 
-def test_devices_give_the_mean_of_what_each_ones_anchors_say_alone():
+def test_devices_return_the_mean_of_the_estimates_from_their_own_anchors():
     batch, num_anchors = 32, 3
     embeddings, labels = example(batch)
     where = np.arange(batch) < 28
@@ -164,7 +164,7 @@ def of_three_anchors(key, embeddings, labels, where, weights):
     return anchored_quadruplet_loss(key, embeddings, labels, num_anchors=3, margin=2.0, where=where, weights=weights)
 
 
-def test_fewer_valid_examples_than_anchors_are_all_anchors():
+def test_with_fewer_valid_examples_than_anchors_it_is_the_exact_loss():
     embeddings, labels = example(seed=3)
     labels[:3] = [[0, 0, 0], [0, 0, 0], [1, 0, 1]]
     value_and_grad = jax.jit(jax.value_and_grad(exact, has_aux=True))
@@ -184,7 +184,7 @@ def test_one_class_is_0_without_gradient():
     np.testing.assert_array_equal(gradient, 0)
 
 
-def test_a_nan_and_a_wrong_weight_stay_visible_where_they_are_no_anchors():
+def test_a_nan_or_invalid_weight_stays_visible_even_if_it_is_not_an_anchor():
     embeddings, labels = example()
     for seed in range(3):
         key = jax.random.key(seed)

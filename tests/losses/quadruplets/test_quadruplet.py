@@ -311,7 +311,7 @@ def test_equal_and_zero_embeddings_have_finite_gradients(self_pairs):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_masked_row_may_hold_anything_and_a_valid_one_is_not_hidden(bad):
+def test_a_masked_row_may_be_nan_and_a_valid_nan_stays_visible(bad):
     embeddings, labels, where = random_batch(0)
     where[2] = False
     expected = evaluate(embeddings, labels, where=where, margin=0.125)
@@ -571,7 +571,7 @@ def test_the_sampled_loss_masks_and_reduces():
     assert not gradient[~where].any()
 
 
-def test_the_key_decides_the_draw():
+def test_the_draw_depends_on_the_key():
     embeddings, labels, _ = random_batch(0)
     weights = np.ones(BATCH, np.float32)
     once, again, other = (draw_losses(jax.random.key(key), embeddings, labels, weights=weights) for key in (0, 0, 1))
@@ -588,7 +588,7 @@ def test_the_sampled_loss_of_nothing_is_exactly_zero(batch):
     assert not gradient.any()
 
 
-def test_a_draw_leaves_out_examples_with_a_missing_label():
+def test_examples_with_a_missing_label_are_not_drawn():
     rng = np.random.default_rng(0)
     embeddings, labels = rng.normal(size=(8, 3)).astype(np.float32), rng.integers(0, 3, (8, 2))
     known = np.arange(16).reshape(8, 2) % 5 > 0

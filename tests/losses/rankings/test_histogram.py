@@ -72,7 +72,7 @@ def test_is_the_loss_of_the_paper(seed, classes):
 
 
 @given(seed=seeds)
-def test_a_pair_weighs_the_product_of_its_members(seed):
+def test_the_weight_of_a_pair_is_the_product_of_its_members_weights(seed):
     embeddings, labels = example(seed)
     rng = np.random.default_rng(seed)
     weights, pairs = rng.choice([-1, 0, 0.5, 1, 3], B), rng.random((B, B)) < 0.8  # -1: masked by `where`

@@ -63,7 +63,7 @@ def problem(seed, classes=4):
 @given(
     seed=st.integers(0, 2**32 - 1), classes=st.sampled_from([1, 2, 4, 30]), momentum=st.sampled_from([0.0, 0.01, 1.0])
 )
-def test_each_triplet_weighs_the_share_of_easier_ones(mining, seed, classes, momentum):
+def test_the_weight_of_a_triplet_is_the_share_of_easier_ones(mining, seed, classes, momentum):
     embeddings, labels, weights, past = problem(seed, classes)
     past = past * (seed % 3 > 0)  # also without a past
     distances, allowed = euclidean(embeddings, embeddings), (weights > 0) & ~np.eye(B, dtype=bool)
@@ -154,7 +154,7 @@ def test_the_histogram_is_the_state_of_a_scan():
     np.testing.assert_allclose(np.sum(last), 1, rtol=1e-6)
 
 
-def test_a_batch_without_triplets_leaves_the_histogram():
+def test_a_batch_without_triplets_does_not_change_the_histogram():
     past = np.float32([0.5, 0.5, 0])
     loss, stats = dynamic_soft_margin_loss(np.eye(3, dtype=np.float32), np.arange(3), histogram=past, has_aux=True)
     assert loss == 0

@@ -108,7 +108,7 @@ def test_ties_are_resolved_as_defined(mining, seed, margin):
 
 @pytest.mark.parametrize("mining", MININGS)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_a_triplet_weighs_the_product_of_its_members(mining, seed):
+def test_the_weight_of_a_triplet_is_the_product_of_its_members_weights(mining, seed):
     embeddings, labels = example(seed)
     weights = np.random.default_rng(seed).choice([0, 0.5, 1, 3], 12)
     total, valid, active = brute_force(embeddings, labels, mining, weights=weights)
@@ -182,7 +182,7 @@ def test_a_nan_stays_visible(mining, alone):
 
 
 @pytest.mark.parametrize("mining", [mining for mining in MININGS if mining != "all-semi-hard"])  # all are hard
-def test_a_collapsed_batch_costs_the_margin_and_has_no_gradient(mining):
+def test_the_loss_of_a_collapsed_batch_is_the_margin_without_gradient(mining):
     _, labels = example()
     same = np.tile(np.float32([0.3, -1.7, 0.9]), (12, 1))
     loss, _, gradient = loss_stats_gradient(same, labels, mining, margin=0.25)
@@ -345,7 +345,7 @@ def test_bad_input_is_one_clear_line(changes, error, message):
 @pytest.mark.parametrize(
     "options", [{"soft_margin": True}, {"swap": True}, {"soft_margin": True, "swap": True}], ids=str
 )
-def test_sets_of_triplets_are_chosen_by_their_distances_whatever_the_penalty(mining, options):
+def test_sets_of_triplets_are_selected_by_distances_for_any_penalty(mining, options):
     embeddings, labels = example()
     distances, total, count = squared_distances(embeddings), 0.0, 0
     for a, p, n in triplets(distances, labels, mining, 0.7):
@@ -357,7 +357,7 @@ def test_sets_of_triplets_are_chosen_by_their_distances_whatever_the_penalty(min
     np.testing.assert_allclose(loss, total / count, rtol=1e-5)
 
 
-def test_a_small_set_of_triplets_keeps_its_digits_beside_many_others():
+def test_the_loss_of_a_small_set_of_triplets_is_accurate_among_many_others():
     # One anchor at 0, one positive at distance 1, 500 negatives far nearer and one semi-hard at 1 + 2^-10.
     values = np.float32([[0, 1, *[2.0**-8] * 500, 1 + 2.0**-10]])
     labels, references = np.array([0]), References(None, np.array([0, 0, *[1] * 501]), own=np.array([0]))
@@ -374,7 +374,7 @@ def test_sets_of_triplets_need_a_margin_of_at_least_0():
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_given_triplets_are_those_and_no_others(seed):
+def test_only_the_given_triplets_are_used(seed):
     embeddings, _ = example(seed)
     rng = np.random.default_rng(seed)
     index = np.stack([rng.permutation(13)[:3] - 1 for _ in range(7)])
@@ -429,7 +429,7 @@ def test_three_arrays_are_triplets_of_their_rows():
         np.testing.assert_allclose(triplet_loss(stacked, None, triplets=triplet_rows), expected, rtol=1e-5)
 
 
-def test_a_triplet_beyond_the_rows_is_an_error_or_where_traced_nan():
+def test_a_triplet_index_out_of_range_is_an_error_or_nan_if_traced():
     embeddings, _ = example()
     index = np.array([[0, 1, 2], [3, 12, 4]])
     with pytest.raises(ValueError, match="triplets has the row 12, expected rows below 12, or -1 for none"):
