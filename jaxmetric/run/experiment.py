@@ -79,6 +79,7 @@ def load_experiment(config: Config, *, num_devices: int | None = None) -> Experi
         classes=learned_classes(source),
         sampled_classes=config.classes.sampled_classes,
         shard_classes=config.classes.shard_classes,
+        axis_name=parallel.AXIS_NAME,
     )
     _warn_of_small_classes(config, source, total)
     return make_experiment(config, source, groups, total, num_devices=num_devices)
@@ -88,7 +89,7 @@ def make_experiment(
     config: Config,
     source: LabeledImages,
     groups: np.ndarray | None,
-    objective: WeightedSum,
+    total: WeightedSum,
     *,
     num_devices: int | None = None,
 ) -> Experiment:
@@ -98,7 +99,7 @@ def make_experiment(
       config: the configuration of the run.
       source: the images and labels.
       groups: see `Experiment`.
-      objective: the minimized function.
+      total: the objective.
       num_devices: see `load_experiment`.
     """
     network, update = config.network, config.update
@@ -120,7 +121,7 @@ def make_experiment(
         weight_decay=update.weight_decay,
         epsilon=update.epsilon,
     )
-    return Experiment(config, source, groups, encoder, objective, optimizer, num_devices or jax.device_count())
+    return Experiment(config, source, groups, encoder, total, optimizer, num_devices or jax.device_count())
 
 
 def check_step(experiment: Experiment) -> None:
@@ -237,7 +238,7 @@ def _is_of_loss(path: Any) -> bool:
 
 def _init_loss_params(key: jax.Array, total: WeightedSum, experiment: Experiment) -> dict[str, jax.Array]:
     params = total.init_params(key, dim=experiment.config.network.embedding_dim)
-    if not total.shard_classes:
+    if total.shard_axis is None:
         return params
 
     def padded(x: jax.Array) -> jax.Array:
@@ -270,7 +271,7 @@ def _trace_term(experiment: Experiment, placed: PlacedTerm) -> None:
 
 
 def _specs_of_loss(total: WeightedSum, params: Any) -> Any:
-    sharded = total.shard_classes
+    sharded = total.shard_axis is not None
     return jax.tree.map(lambda x: parallel.SHARDED if sharded and x.ndim else parallel.REPLICATED, params)
 
 

@@ -1,4 +1,4 @@
-"""List the losses with their options and defaults, or explain one.
+"""List the losses and miners that an objective can name, with their options and defaults, or explain one.
 
     jaxmetric losses [NAME]
 
@@ -11,65 +11,110 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxmetric import mining
 from jaxmetric.run.names import did_you_mean
-from jaxmetric.run.terms import find_loss, loss_names, parameters
+from jaxmetric.run.terms import (
+    DEFAULT_CENTERS,
+    fields_for,
+    find_loss,
+    loss_names,
+    miner_names,
+    miner_options,
+    options_of,
+    parameters,
+)
 
 _WIDTH = 100
-_SHARED = ("where", "weights", "reduction", "has_aux")  # options of every loss
-_BATCH = ("embeddings", "labels", "other")  # arguments that come from the batch
+_EVERY = ("on", "learn", "reduction")  # options of every term
+_FIELDS = {
+    "on": "the label columns, a name or a tuple of names; by default those that the loss compares",
+    "learn": "options that the run learns, a name or a tuple of names, starting from their values",
+    "pairs": "the miner that selects the pairs to compare, such as 'multi_similarity(epsilon=0.1)'; all if empty",
+    "memory": "the number of past embeddings that the batch is also compared with",
+    "centers_per_class": "K, the number of centers of each class",
+}
+_DEFAULTS = {"on": (), "learn": (), "pairs": "", "memory": 0, "centers_per_class": DEFAULT_CENTERS}
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "jaxmetric losses") -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog=program, description="List the losses, or explain one.")
-    parser.add_argument("name", nargs="?", help="the loss to explain, such as quadruplet")
+    parser = argparse.ArgumentParser(prog=program, description="List the losses and miners, or explain one.")
+    parser.add_argument("name", nargs="?", help="the loss or miner to explain, such as quadruplet")
     name = parser.parse_args(argv).name
     losses = {name: find_loss(name) for name in loss_names()}
+    miners = {name: getattr(mining, name) for name in miner_names()}
     if name is None:
-        print(listed(losses))
-        return 0
-    if name.removesuffix("_loss") not in losses:
-        print(f"error: no loss is called {name!r}{did_you_mean(name, losses)}; {program} lists all", file=sys.stderr)
+        print(listed(losses, miners))
+    elif name in miners and name not in losses:
+        print(explained_miner(miners[name]))
+    elif name.removesuffix("_loss") in losses:
+        print(explained(losses[name.removesuffix("_loss")]))
+    else:
+        known = [*losses, *miners]
+        print(f"error: no loss is called {name!r}{did_you_mean(name, known)}; {program} lists all", file=sys.stderr)
         return 1
-    print(explained(losses[name.removesuffix("_loss")]))
     return 0
 
 
-def listed(losses: dict[str, Callable[..., Any]]) -> str:
+def listed(losses: Mapping[str, Callable[..., Any]], miners: Mapping[str, Callable[..., Any]]) -> str:
     """Returns the list that the command prints, with one family per file of `jaxmetric.losses`."""
     families: dict[str, list[str]] = {}
     for name, loss in losses.items():
         family = loss.__module__.rpartition(".")[2].replace("_", " ")
-        families.setdefault(family, []).append(_wrapped(f"{name}({', '.join(_options(loss))})"))
-    first = next(iter(losses.values()))
-    shared = ", ".join(f"{name}={parameters(first)[name].default!r}" for name in _SHARED)
+        options = [option for option in _options_of_term(loss) if option.partition("=")[0] not in _EVERY]
+        families.setdefault(family, []).append(_wrapped(f"{name}({', '.join(options)})"))
     head = (
-        f"Every loss has the options {shared}.\n"
-        "An option without a default must be given. Training creates and learns centers and proxies itself."
+        'An objective is a sum of terms, as in --loss "20*quadruplet(margin=0.3) + 2.5*soft_triple".\n'
+        "Every term also has the options on=(), learn=() and reduction='mean'. An option without a default\n"
+        "must be given. A run creates and learns centers and proxies itself."
     )
-    return "\n\n".join([head, *("\n".join([family, *families[family]]) for family in sorted(families))])
+    lists = [*("\n".join([family, *families[family]]) for family in sorted(families))]
+    rows = [_wrapped(f"{name}({', '.join(_options_of_miner(miner))})") for name, miner in miners.items()]
+    return "\n\n".join([head, *lists, "\n".join(["miners, for pairs=", *rows])])
 
 
 def explained(loss: Callable[..., Any]) -> str:
-    """Returns the description of one loss: what it computes, and its arguments with their defaults."""
-    summary, *_ = (inspect.getdoc(loss) or "").split("\n\n")
-    lines = [f"{loss.__module__}.{loss.__name__}", "", *textwrap.wrap(" ".join(summary.split()), _WIDTH), ""]
-    meanings = dict(_documented_arguments(loss))
-    for name, parameter in parameters(loss).items():
-        lines.append(f"  {_with_default(name, parameter)}")
-        lines += textwrap.wrap(meanings.get(name, ""), _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
+    """Returns the description of one loss: what it computes, and the options of its term with their defaults."""
+    meanings = dict(_documented_arguments(loss)) | {name: _FIELDS[name] for name in fields_for(loss)}
+    options = _options_of_term(loss)
+    filled_in = [name for name in parameters(loss) if name not in options_of(loss)]
+    in_python = _described(filled_in, dict(_documented_arguments(loss)))
+    return "\n".join([*_summary(loss), *_described(options, meanings), "", "what a run fills in:", "", *in_python])
 
 
-def _options(loss: Callable[..., Any]) -> list[str]:
-    return [
-        _with_default(name, parameter)
-        for name, parameter in parameters(loss).items()
-        if name not in (*_SHARED, *_BATCH)
-    ]
+def explained_miner(miner: Callable[..., Any]) -> str:
+    """Returns the description of one miner: what it keeps, and its options in an expression with their defaults."""
+    meanings = {
+        **dict(_documented_arguments(miner)),
+        "distance": "the distance that it compares; see the page on miners",
+    }
+    return "\n".join([*_summary(miner), *_described(_options_of_miner(miner), meanings)])
+
+
+def _summary(function: Callable[..., Any]) -> list[str]:
+    summary, *_ = (inspect.getdoc(function) or "").split("\n\n")
+    return [f"{function.__module__}.{function.__name__}", "", *textwrap.wrap(" ".join(summary.split()), _WIDTH), ""]
+
+
+def _described(options: Sequence[str], meanings: Mapping[str, str]) -> list[str]:
+    lines = []
+    for option in options:
+        text = meanings.get(option.partition("=")[0], "")
+        lines += [f"  {option}", *textwrap.wrap(text, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+    return lines
+
+
+def _options_of_term(loss: Callable[..., Any]) -> list[str]:
+    own = [_with_default(name, parameter) for name, parameter in options_of(loss).items()]
+    return [*own, *(f"{name}={_DEFAULTS[name]!r}" for name in fields_for(loss))]
+
+
+def _options_of_miner(miner: Callable[..., Any]) -> list[str]:
+    known = inspect.signature(miner).parameters
+    return [_with_default(name, known[name]) if name in known else name for name in miner_options(miner)]
 
 
 def _with_default(name: str, parameter: inspect.Parameter) -> str:

@@ -18,13 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmetric import losses, memory, parallel
+from jaxmetric import losses, memory, mining
 from jaxmetric.data import LabelColumn
 from jaxmetric.losses._engine.comparison import named_function
-from jaxmetric.mining import label_pairs
+from jaxmetric.losses._engine.types import declared_shape
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.names import nearest_or_all
-from jaxmetric.run.terms import Term, class_vectors_of, parameters, parse_miner, parse_terms, takes_columns
+from jaxmetric.run.terms import Miner, Term, class_vectors_of, parameters, parse_miner, parse_terms, takes_columns
+
+NO_CLASS = -1
+# The distances of miners whose formulas hold for one distance only.
+_DISTANCES = {mining.distance_weighted: "euclidean", mining.multi_similarity: "cosine"}
 
 
 class PlacedTerm(NamedTuple):
@@ -65,13 +69,13 @@ class WeightedSum:
       terms: the terms with their columns.
       classes: for each label column, the codes that are classes, ascending.
       sampled_classes: the number of classes that losses over class vectors use in a step; 0 for all.
-      shard_classes: whether each device holds the vectors of its share of the classes.
+      shard_axis: the mapped axis of the devices that hold a share of the classes each; None if every device holds all.
     """
 
     terms: tuple[PlacedTerm, ...]
     classes: tuple[np.ndarray, ...]
     sampled_classes: int = 0
-    shard_classes: bool = False
+    shard_axis: str | None = None
 
     def init_params(self, key: jax.Array, *, dim: int) -> dict[str, jax.Array]:
         """Returns the learned parameters of the terms, class vectors and numbers, by `<term>.<argument>`.
@@ -99,16 +103,8 @@ class WeightedSum:
         Args:
           dim: D of the embeddings.
         """
-        remembered: dict[str, Any] = {}
-        for placed in self.terms:
-            term = placed.term
-            if term.memory:
-                num_labels = len(placed.columns) if takes_columns(term.loss) else None
-                remembered[placed.key] = memory.init(term.memory, dim, num_labels=num_labels)
-            elif "histogram" in parameters(term.loss):
-                num_bins = placed.options.get("num_bins", parameters(term.loss)["num_bins"].default)
-                remembered[placed.key] = jnp.zeros(num_bins)
-        return remembered
+        remembered = {placed.key: _initial_memory(placed, dim) for placed in self.terms}
+        return {key: each for key, each in remembered.items() if each}
 
     def __call__(
         self,
@@ -130,8 +126,8 @@ class WeightedSum:
 
         Returns:
           The loss, and a pair of the values to report and the new state. Each term reports its value as `loss/<term>`,
-          and the amount that it compared in the batch as `valid/<term>`, see `LossStats`. If that is 0, a loss of 0
-          does not mean success.
+          and the amount that it compared in the batch as `valid/<term>`, see `LossStats`. If it is 0, the term
+          compared nothing, and its loss of 0 means nothing.
         """
         with_vectors = {t for placed in self.terms for t in _vector_names(placed)}
         classes = {t: self._classes_of_step(key, labels[:, t], t) for t in sorted(with_vectors)}
@@ -146,7 +142,7 @@ class WeightedSum:
             if "key" in parameters(placed.term.loss):
                 arguments["key"] = term_key
             if placed.key in remembered:
-                arguments |= _recalled(placed, remembered[placed.key], embeddings, arguments)
+                arguments |= _state_arguments(remembered[placed.key], embeddings, arguments)
             if placed.term.pairs:
                 arguments["pairs"] = _mined_pairs(placed, jax.random.fold_in(term_key, 1), embeddings, arguments)
             if "other" in parameters(placed.term.loss):
@@ -155,15 +151,16 @@ class WeightedSum:
             total += placed.term.weight * loss
             reported |= {f"loss/{placed.key}": loss, f"valid/{placed.key}": jnp.sum(stats.valid)}
             if placed.key in remembered:
-                updated[placed.key] = _remembered(placed, remembered[placed.key], embeddings, arguments, stats)
+                updated[placed.key] = _next_memory(remembered[placed.key], embeddings, arguments, stats)
         return total, (reported, updated)
 
     def _classes_of_step(self, key: jax.Array, codes: jax.Array, column: int) -> _Classes:
         """Returns the classes of a column: all on this device, or sampled ones."""
         count = len(self.classes[column])
-        class_of_code = np.zeros(max(int(self.classes[column].max(initial=0)) + 1, 1), np.int32)
+        class_of_code = np.full(int(self.classes[column].max(initial=0)) + 1, NO_CLASS, np.int32)
         class_of_code[self.classes[column]] = np.arange(count)
-        labels = jnp.asarray(class_of_code)[codes]
+        found = jnp.asarray(class_of_code).at[codes].get(mode="fill", fill_value=NO_CLASS, wrap_negative_indices=False)
+        labels = jnp.where(codes >= 0, found, NO_CLASS)
         if not self.sampled_classes:
             return _Classes(labels, None, count)
         sampled = losses.sample_classes(
@@ -172,7 +169,7 @@ class WeightedSum:
             count,
             self.sampled_classes,
             where=codes >= 0,
-            axis_name=parallel.AXIS_NAME if self.shard_classes else None,
+            axis_name=self.shard_axis,
         )
         return _Classes(sampled.labels, sampled.rows, self.sampled_classes)
 
@@ -184,9 +181,9 @@ class WeightedSum:
         vectors: list[Any] = []
         for t, name in _vector_names(placed).items():
             used = params[name] if classes[t].rows is None else params[name][classes[t].rows]
-            if self.shard_classes:
+            if self.shard_axis:
                 num_classes = classes[t].num_classes
-                vectors.append(losses.ClassShard(used, axis_name=parallel.AXIS_NAME, num_classes=num_classes))
+                vectors.append(losses.ClassShard(used, axis_name=self.shard_axis, num_classes=num_classes))
             else:
                 vectors.append(used)
         if vectors:
@@ -196,27 +193,30 @@ class WeightedSum:
 
 
 def objective(
-    terms: str | Sequence[Term],
+    terms: str | Term | Sequence[Term],
     columns: Sequence[LabelColumn],
     *,
     classes: Sequence[np.ndarray] | None = None,
     sampled_classes: int = 0,
     shard_classes: bool = False,
+    axis_name: str | None = None,
 ) -> WeightedSum:
     """Places terms on the label columns of a data set.
 
     Args:
-      terms: an expression, or its terms.
+      terms: an expression, a term, or several terms.
       columns: the label columns, the identity first.
       classes: for each column, the codes that are classes, ascending, such as those of learning images; all values if
         not given.
       sampled_classes: the number of classes that losses over class vectors use in a step, including those of the batch,
         on all devices; 0 for all.
       shard_classes: whether each device holds the vectors of its share of the classes. The objective must then run
-        inside `shard_map` over `jaxmetric.parallel.AXIS_NAME`.
+        inside `shard_map` over `axis_name`.
+      axis_name: the mapped axis of the devices that compute the objective; None if there is one device.
 
     Raises:
-      ConfigError: if a term names an unknown column, or its options do not fit the columns; one line.
+      ConfigError: if there is no term, a term names an unknown column, its options do not fit the columns, or classes
+        are sharded without an axis; one line.
 
     Example:
       >>> from jaxmetric.data import LabelColumn
@@ -227,22 +227,28 @@ def objective(
       >>> {name: vectors.shape for name, vectors in total.init_params(jax.random.key(0), dim=8).items()}
       {'center.centers': (2, 8)}
     """
-    terms = parse_terms(terms) if isinstance(terms, str) else tuple(terms)
+    if isinstance(terms, str):
+        terms = parse_terms(terms)
+    terms = (terms,) if isinstance(terms, Term) else tuple(terms)
+    if not terms:
+        raise ConfigError("loss has no terms, expected at least one")
+    if shard_classes and axis_name is None:
+        raise ConfigError("shard_classes needs axis_name, the mapped axis of the devices that hold the classes")
     names = [term.name for term in terms]
     keys = [
         name if names[:i].count(name) == 0 else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)
     ]
     if classes is None:
         classes = [np.arange(len(column.values)) for column in columns]
-    placed = tuple(_place(key, term, columns) for key, term in zip(keys, terms, strict=True))
-    return WeightedSum(placed, tuple(classes), sampled_classes, shard_classes)
+    placed = tuple(_place(key, term, columns, axis_name) for key, term in zip(keys, terms, strict=True))
+    return WeightedSum(placed, tuple(classes), sampled_classes, axis_name if shard_classes else None)
 
 
-def _place(key: str, term: Term, columns: Sequence[LabelColumn]) -> PlacedTerm:
+def _place(key: str, term: Term, columns: Sequence[LabelColumn], axis_name: str | None) -> PlacedTerm:
     names = [column.name for column in columns]
     for name in term.on:
         if name not in names:
-            raise ConfigError(f"{key}: on is {name!r}, but no label column is called so{nearest_or_all(name, names)}")
+            raise ConfigError(f"{key}: on is {name!r}, but no label column has this name{nearest_or_all(name, names)}")
     places = tuple(names.index(name) for name in term.on)
     if not places:
         places = tuple(range(len(columns))) if takes_columns(term.loss) else (0,)
@@ -253,15 +259,23 @@ def _place(key: str, term: Term, columns: Sequence[LabelColumn]) -> PlacedTerm:
             f"{key}: label_weights has {len(weights)} entries, expected one for each of the columns "
             f"{', '.join(names[t] for t in places)}"
         )
+    for option, value in options.items():
+        if isinstance(value, tuple) and declared_shape(term.loss, option) == "[C]":
+            column = columns[places[0]]
+            if len(value) != len(column.values):
+                raise ConfigError(
+                    f"{key}: {option} has {len(value)} entries, expected one for each of the {len(column.values)} "
+                    f"values of {column.name}, or a number"
+                )
     if "ordinal" in parameters(term.loss):
         largest = tuple(len(columns[t].values) - 1 if columns[t].ordinal else 0 for t in places)
         options.setdefault("ordinal", largest)
     elif takes_columns(term.loss) and (ordered := [names[t] for t in places if columns[t].ordinal]):
         warnings.warn(
-            f"{key} has no order of values: those of {', '.join(ordered)} agree if they are the same", stacklevel=2
+            f"{key} ignores the order of {', '.join(ordered)}: two values agree only if they are equal", stacklevel=2
         )
     if "axis_name" in parameters(term.loss):
-        options["axis_name"] = parallel.AXIS_NAME
+        options["axis_name"] = axis_name
     return PlacedTerm(key, term, places, options)
 
 
@@ -284,36 +298,53 @@ def _compared(placed: PlacedTerm, labels: jax.Array, classes: Mapping[int, _Clas
     return {"labels": codes[0], "where": known[:, 0]}
 
 
-def _recalled(
-    placed: PlacedTerm, remembered: Any, embeddings: jax.Array, arguments: Mapping[str, jax.Array]
+def _initial_memory(placed: PlacedTerm, dim: int) -> dict[str, Any]:
+    term = placed.term
+    remembered: dict[str, Any] = {}
+    if term.memory:
+        num_labels = len(placed.columns) if takes_columns(term.loss) else None
+        remembered["references"] = memory.init(term.memory, dim, num_labels=num_labels)
+    if "histogram" in parameters(term.loss):
+        num_bins = placed.options.get("num_bins", parameters(term.loss)["num_bins"].default)
+        remembered["histogram"] = jnp.zeros(num_bins)
+    return remembered
+
+
+def _state_arguments(
+    remembered: Mapping[str, Any], embeddings: jax.Array, arguments: Mapping[str, jax.Array]
 ) -> dict[str, Any]:
-    """Returns the argument that passes the state to a loss."""
-    if not placed.term.memory:
-        return {"histogram": remembered}
-    labels, where = arguments["labels"], arguments["where"]
-    return {"references": memory.as_references(remembered, embeddings, labels, where=where)}
+    """Returns the arguments that pass the state of a term to its loss."""
+    passed = dict(remembered)
+    if "references" in passed:
+        labels, where = arguments["labels"], arguments["where"]
+        passed["references"] = memory.as_references(passed["references"], embeddings, labels, where=where)
+    return passed
 
 
-def _remembered(
-    placed: PlacedTerm, before: Any, embeddings: jax.Array, arguments: Mapping[str, jax.Array], stats: Any
-) -> Any:
-    if not placed.term.memory:
-        return stats.histogram
-    return memory.update(before, embeddings, arguments["labels"], arguments["where"])
+def _next_memory(
+    before: Mapping[str, Any], embeddings: jax.Array, arguments: Mapping[str, jax.Array], stats: Any
+) -> dict[str, Any]:
+    after = {}
+    if "references" in before:
+        labels, where = arguments["labels"], arguments["where"]
+        after["references"] = memory.update(before["references"], embeddings, labels, where)
+    if "histogram" in before:
+        after["histogram"] = stats.histogram
+    return after
 
 
 def _mined_pairs(placed: PlacedTerm, key: jax.Array, embeddings: jax.Array, arguments: Mapping[str, Any]) -> jax.Array:
     """Returns the pairs `[B, R]` that a term's miner selects, by the first of its label columns."""
     miner = parse_miner(placed.term.pairs)
     options = dict(miner.options)
-    name = options.pop("distance", None) or _own_distance(placed)
+    name = options.pop("distance", None) or _default_distance(placed, miner)
     embeddings, references = jax.lax.stop_gradient((embeddings, arguments.get("references")))
     labels, where = arguments["labels"], arguments["where"]
     if labels.ndim == 2:
         labels, where = labels[:, 0], where[:, 0]
         if references is not None:
             references = references._replace(labels=references.labels[:, 0], where=references.where[:, 0])
-    positives, negatives = label_pairs(labels, references, where=where)
+    positives, negatives = mining.label_pairs(labels, references, where=where)
     takes = inspect.signature(miner.function).parameters
     if "key" in takes:
         options["key"] = key
@@ -328,8 +359,10 @@ def _mined_pairs(placed: PlacedTerm, key: jax.Array, embeddings: jax.Array, argu
     return miner.function(distances=values, positives=positives, negatives=negatives, **options)
 
 
-def _own_distance(placed: PlacedTerm) -> str:
-    """Returns the distance that a loss uses, or the cosine distance for a loss over similarities."""
+def _default_distance(placed: PlacedTerm, miner: Miner) -> str:
+    """Returns the distance that a miner is defined on, else that of the loss, else the cosine distance."""
+    if miner.function in _DISTANCES:
+        return _DISTANCES[miner.function]
     default = parameters(placed.term.loss)["distance"].default if "distance" in parameters(placed.term.loss) else None
     return str(placed.options.get("distance", default) or "cosine")
 

@@ -10,12 +10,16 @@ import ast
 import dataclasses
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
+
+import jax
+import numpy as np
 
 from jaxmetric import losses, mining
-from jaxmetric.losses._engine.types import declared_shape
+from jaxmetric.losses._engine.types import DistanceName, ScalarLike, declared_shape
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.names import nearest_or_all
 
@@ -25,6 +29,9 @@ FILLED_IN = frozenset(
     {"embeddings", "labels", "other", "key", "centers", "proxies", "references", "where", "weights", "has_aux"}
     | {"axis_name", "histogram", "triplets", "pairs"}
 )
+
+_FILLED_IN_OF_MINERS = frozenset({"references", "dim"})
+_FIELDS = frozenset({"name", "options", "self", "weight"})  # arguments of `Term` that are not options of a term
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -39,14 +46,18 @@ class Term:
       memory: the number of past embeddings that the batch is also compared with.
       learn: options of the loss that the run learns, starting from their values.
       centers_per_class: K of a loss that takes centers `[C, K, D]`, by default the SoftTriple paper's 10; 0 for others.
-      options: the other options of the loss, by name.
+      options: the other options of the loss, by name: numbers, words, None, and tuples of these. The constructor takes
+        them as keywords too.
 
     Raises:
       ConfigError: if the loss or an option is unknown, or a value does not fit; one line.
 
     Example:
-      >>> Term("quadruplet", weight=20.0, margin=0.3)
+      >>> term = Term("quadruplet", weight=20.0, margin=0.3)
+      >>> term
       Term('20*quadruplet(margin=0.3)')
+      >>> dataclasses.replace(term, weight=1.0)
+      Term('quadruplet(margin=0.3)')
     """
 
     name: str
@@ -68,22 +79,21 @@ class Term:
         memory: int = 0,
         learn: str | tuple[str, ...] = (),
         centers_per_class: int | None = None,
-        **options: Any,
+        options: Iterable[tuple[str, Any]] = (),
+        **more_options: Any,
     ) -> None:
         if centers_per_class is None:
-            vectors = class_vectors_of(find_loss(name))
-            centers_per_class = DEFAULT_CENTERS if vectors and vectors[1] == "[C, K, D]" else 0
-        elif not _is_count(centers_per_class, least=1):
-            raise ConfigError(f"{name}: centers_per_class is {centers_per_class!r}, expected a whole number above 0")
+            centers_per_class = DEFAULT_CENTERS if _has_centers(find_loss(name)) else 0
+        given = {**dict(options), **more_options}
         values = {
             "name": name,
             "weight": _check_weight(name, weight),
             "on": _names(name, "on", on),
             "pairs": pairs,
-            "memory": memory,
+            "memory": _plain(memory, f"{name}: memory"),
             "learn": _names(name, "learn", learn),
-            "centers_per_class": centers_per_class,
-            "options": tuple(sorted(options.items())),
+            "centers_per_class": _plain(centers_per_class, f"{name}: centers_per_class"),
+            "options": tuple((option, _plain(given[option], f"{name}: {option}")) for option in sorted(given)),
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
@@ -151,13 +161,25 @@ def parse_miner(expression: str) -> Miner:
         raise ConfigError(f"pairs is {_shortened(expression)}, expected a miner such as 'batch_hard'") from None
     name, options = _call(tree, f"pairs is {_shortened(expression)}", "a miner such as 'batch_hard'")
     if name not in miner_names():
-        raise ConfigError(f"pairs is {name!r}, but no miner is called so{nearest_or_all(name, miner_names())}")
+        raise ConfigError(f"pairs is {name!r}, but no miner has this name{nearest_or_all(name, miner_names())}")
     function = getattr(mining, name)
-    known = [*_keywords(function), "distance"]
+    known = miner_options(function)
     for option in options:
-        if option not in known or option in ("references", "dim"):
+        if option not in known:
             raise ConfigError(f"{name} has no option {option!r}{nearest_or_all(option, known)}")
+    distance = options.get("distance", "cosine")
+    if distance not in get_args(DistanceName):
+        names = ", ".join(map(repr, get_args(DistanceName)))
+        raise ConfigError(f"pairs: distance of {name} is {distance!r}, expected one of {names}")
     return Miner(function, options)
+
+
+@cache
+def miner_options(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Returns the options of a miner in an expression."""
+    known = inspect.signature(function).parameters
+    own = [name for name, each in known.items() if each.kind is each.KEYWORD_ONLY and name not in _FILLED_IN_OF_MINERS]
+    return tuple([*own, "distance"] if "distances" in known else own)
 
 
 @cache
@@ -221,14 +243,14 @@ def _term(tree: ast.expr, expression: str) -> Term:
     what = f"loss has {_shortened(ast.unparse(tree))}"
     expected = "a number times the name of a loss with its options, such as 20*quadruplet(margin=0.3)"
     if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Mult):
-        try:
-            weight = ast.literal_eval(tree.left)
-        except ValueError:
-            raise ConfigError(f"{what}, expected {expected}") from None
+        weight = _literal(tree.left, f"{what}, expected {expected}")
         tree = tree.right
     name, options = _call(tree, what, expected)
     if "weight" in options:
-        raise ConfigError(f"{what}, which has an option weight; write the weight before the loss: {weight:g}*{name}")
+        before = f"{options['weight']}*{name}"
+        raise ConfigError(f"{what}, which has an option weight; write the weight before the loss: {before}")
+    if wrong := next(iter(_FIELDS & options.keys()), None):
+        raise ConfigError(f"{name} has no option {wrong!r}")
     return Term(name, weight=weight, **options)
 
 
@@ -241,32 +263,46 @@ def _call(tree: ast.expr, what: str, expected: str) -> tuple[str, dict[str, Any]
     name = tree.func.id
     if tree.args or any(keyword.arg is None for keyword in tree.keywords):
         raise ConfigError(f"{what}, expected options by name, such as {name}(margin=0.3)")
-    options = {
-        keyword.arg: _literal(keyword.value, f"{what}: {keyword.arg}", "a number, a word in quotes or a tuple")
-        for keyword in tree.keywords
-        if keyword.arg
-    }
+    words = [keyword.arg for keyword in tree.keywords]
+    if twice := next((word for word in words if words.count(word) > 1), None):
+        raise ConfigError(f"{what}, which has {twice} twice")
+    options = {}
+    for keyword in tree.keywords:
+        problem = f"{what}: {keyword.arg} is {_shortened(ast.unparse(keyword.value))}"
+        options[str(keyword.arg)] = _literal(
+            keyword.value, f"{problem}, expected a number, a word in quotes or a tuple"
+        )
     return name, options
 
 
-def _literal(tree: ast.expr, what: str, expected: str) -> Any:
+def _literal(tree: ast.expr, problem: str) -> Any:
+    """Returns the value of a literal; raises ConfigError with the problem if it is none that an expression can hold."""
     try:
-        value = ast.literal_eval(tree)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        raise ConfigError(f"{what} is {_shortened(ast.unparse(tree))}, expected {expected}") from None
-    return tuple(value) if isinstance(value, list) else value
+        return _plain(ast.literal_eval(tree), problem)
+    except (ConfigError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise ConfigError(problem) from None
+
+
+def _plain(value: Any, what: str) -> Any:
+    """Returns a value that an expression can hold: a finite number, a word, None, or a tuple of these."""
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(each, what) for each in value)
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ConfigError(f"{what} is {_cut(repr(value))}, expected a finite number, a word or a tuple of these")
 
 
 def _check_weight(name: str, weight: Any) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise ConfigError(f"the weight of {name} is {weight!r}, expected a number above 0")
-    if not (math.isfinite(weight) and weight > 0):
-        raise ConfigError(f"the weight of {name} is {weight}, expected a number above 0")
-    return float(weight)
+    number = _plain(weight, f"the weight of {name}")
+    if not _is_number(number) or not 0 < number <= sys.float_info.max:
+        raise ConfigError(f"the weight of {name} is {_cut(repr(number))}, expected a number above 0")
+    return float(number)
 
 
 def _names(name: str, option: str, value: Any) -> tuple[str, ...]:
-    words = (value,) if isinstance(value, str) else value
+    words = (value,) if isinstance(value, str) else _plain(value, f"{name}: {option}")
     if not isinstance(words, tuple) or not all(isinstance(word, str) and word for word in words):
         raise ConfigError(f"{name}: {option} is {value!r}, expected a name or a tuple of names")
     if len(set(words)) < len(words):
@@ -276,13 +312,13 @@ def _names(name: str, option: str, value: Any) -> tuple[str, ...]:
 
 def _check_term(term: Term) -> None:
     loss = term.loss
-    known = _options_of(loss)
+    known = options_of(loss)
     for option, value in term.options:
         if option in FILLED_IN and option in parameters(loss):
             raise ConfigError(f"{term.name}: {option} is filled in by the objective; leave it out")
         if option not in known:
             raise ConfigError(
-                f"{term.name} has no option {option!r}{nearest_or_all(option, [*known, *_fields_for(loss)])}"
+                f"{term.name} has no option {option!r}{nearest_or_all(option, [*known, *fields_for(loss)])}"
             )
         if option == "reduction" and value == "none":
             raise ConfigError(f"{term.name}: reduction is 'none', expected 'mean', 'mean_active' or 'sum'")
@@ -297,7 +333,11 @@ def _check_fields(term: Term, known: Mapping[str, inspect.Parameter]) -> None:
     loss, vectors = term.loss, class_vectors_of(term.loss)
     if len(term.on) > 1 and not (takes_columns(loss) or vectors):
         raise ConfigError(f"{term.name}: on names {len(term.on)} columns, but this loss takes one")
-    if term.centers_per_class and not (vectors and vectors[1] == "[C, K, D]"):
+    if _has_centers(loss) and not _is_count(term.centers_per_class, least=1):
+        raise ConfigError(
+            f"{term.name}: centers_per_class is {term.centers_per_class!r}, expected a whole number above 0"
+        )
+    if term.centers_per_class and not _has_centers(loss):
         raise ConfigError(f"{term.name} has no option 'centers_per_class': it has no centers [C, K, D]")
     if not isinstance(term.pairs, str):
         raise ConfigError(f"{term.name}: pairs is {term.pairs!r}, expected the name of a miner in quotes")
@@ -309,31 +349,36 @@ def _check_fields(term: Term, known: Mapping[str, inspect.Parameter]) -> None:
         raise ConfigError(f"{term.name}: memory is {term.memory!r}, expected a whole number of embeddings")
     if term.memory and "references" not in parameters(loss):
         raise ConfigError(f"{term.name} has no option 'memory': it takes no references")
-    given = dict(term.options)
-    numbers = [name for name, each in known.items() if _is_number(given.get(name, each.default))]
+    numbers = learnable(loss)
     for option in term.learn:
         if option not in numbers:
             hint = nearest_or_all(option, numbers)
-            raise ConfigError(f"{term.name}: learn names {option!r}, which is no number of it{hint}")
+            raise ConfigError(f"{term.name}: learn names {option!r}, which is not a number that it can learn{hint}")
 
 
-def _options_of(loss: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def learnable(loss: Callable[..., Any]) -> tuple[str, ...]:
+    """Returns the options of a loss that may be traced numbers."""
+    return tuple(name for name, each in options_of(loss).items() if each.annotation == ScalarLike)
+
+
+def options_of(loss: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Returns the arguments of a loss that are options of a term."""
     return {name: parameter for name, parameter in parameters(loss).items() if name not in FILLED_IN}
 
 
-def _fields_for(loss: Callable[..., Any]) -> list[str]:
+def fields_for(loss: Callable[..., Any]) -> list[str]:
     """Returns the options of a term that are not options of its loss."""
-    vectors = class_vectors_of(loss)
     return [
         *("on", "learn"),
         *(["pairs"] if "pairs" in parameters(loss) else []),
         *(["memory"] if "references" in parameters(loss) else []),
-        *(["centers_per_class"] if vectors and vectors[1] == "[C, K, D]" else []),
+        *(["centers_per_class"] if _has_centers(loss) else []),
     ]
 
 
-def _keywords(function: Callable[..., Any]) -> list[str]:
-    return [name for name, each in inspect.signature(function).parameters.items() if each.kind is each.KEYWORD_ONLY]
+def _has_centers(loss: Callable[..., Any]) -> bool:
+    vectors = class_vectors_of(loss)
+    return vectors is not None and vectors[1] == "[C, K, D]"
 
 
 def _is_count(value: Any, *, least: int) -> bool:
@@ -364,5 +409,9 @@ def _shortest(number: float) -> str:
 
 
 def _shortened(text: str) -> str:
+    return repr(_cut(text))
+
+
+def _cut(text: str) -> str:
     line = " ".join(text.split())
-    return repr(line if len(line) <= 80 else f"{line[:77]}...")
+    return line if len(line) <= 80 else f"{line[:77]}..."

@@ -7,7 +7,7 @@ import pytest
 
 import jaxmetric
 from jaxmetric.run.losses import main
-from jaxmetric.run.terms import find_loss
+from jaxmetric.run.terms import find_loss, miner_names, parse_terms
 
 LOSSES = sorted(name.removesuffix("_loss") for name in jaxmetric.__all__ if name.endswith("_loss"))
 
@@ -19,26 +19,37 @@ def printed(capsys, *words):
 
 def test_the_list_has_every_exported_loss_in_the_family_of_its_file(capsys):
     families = re.split(r"\n\n(?=\w)", printed(capsys))[1:]
-    found = {}
+    found = set()
     for family in families:
         heading, *lines = family.split("\n")
-        found |= {line.strip().partition("(")[0]: heading for line in lines if re.match(r"  \w", line)}
-    assert sorted(found) == LOSSES
-    for name, heading in found.items():
+        found |= {(heading, line.strip().partition("(")[0]) for line in lines if re.match(r"  \w", line)}
+    miners = {name for heading, name in found if heading == "miners, for pairs="}
+    assert miners == set(miner_names())
+    found = {(heading, name) for heading, name in found if heading != "miners, for pairs="}
+    assert sorted(name for _, name in found) == LOSSES
+    for heading, name in found:
         assert getattr(jaxmetric, f"{name}_loss").__module__ == f"jaxmetric.losses.{heading.replace(' ', '_')}"
 
 
-def test_the_list_has_every_option_with_its_default_and_those_of_all_losses_once(capsys):
-    text = printed(capsys)
-    entries = re.split(r"\n+ {0,2}(?=\w)", text)
+def test_the_list_is_of_the_options_that_an_expression_takes_with_their_defaults(capsys):
+    losses = printed(capsys).partition("\nminers")[0]
+    entries = re.split(r"\n+ {0,2}(?=\w)", losses)
+    values = {"pairs": "'batch_hard'", "memory": "8", "centers_per_class": "2"}
     for name in LOSSES:
         (entry,) = [" ".join(entry.split()) for entry in entries if entry.startswith(f"{name}(")]
+        options = re.findall(r"[(,] ?(\w+)(?:=([^()]*?|\(.*?\)))?(?=[,)])", entry)
+        arguments = [f"{option}={values.get(option) or default or 2}" for option, default in options]
+        (term,) = parse_terms(f"{name}({', '.join([*arguments, 'on=()', 'learn=()'])})")
+        assert set(dict(term.options)) == {option for option, _ in options} - values.keys()
         for option, parameter in inspect.signature(getattr(jaxmetric, f"{name}_loss")).parameters.items():
-            written = option if parameter.default is parameter.empty else f"{option}={parameter.default!r}"
-            if option in ("where", "weights", "reduction", "has_aux"):
-                assert len(re.findall(rf"(?<!\w){re.escape(written)}", text)) == 1
-            elif option not in ("embeddings", "labels", "other"):
-                assert re.search(rf"[(, ]{re.escape(written)}[,)]", entry), f"{name}: {written}"
+            if option in term.loss.__kwdefaults__ and option in dict(options) and option != "pairs":
+                assert dict(options)[option] == repr(parameter.default)
+
+
+def test_a_miner_is_explained_with_its_options(capsys):
+    text = printed(capsys, "distance_weighted")
+    assert text.startswith("jaxmetric.mining.distance_weighted\n\n")
+    assert re.findall(r"^  (\S+)", text, re.MULTILINE) == ["cutoff=0.5", "nonzero_loss_cutoff=1.4", "distance"]
 
 
 def test_the_list_fits_into_100_columns(capsys):

@@ -5,6 +5,7 @@ import itertools
 from functools import cache, partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
@@ -18,7 +19,7 @@ from jaxmetric.parallel import AXIS_NAME
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.objective import objective
 from jaxmetric.run.progress import watch_comparisons
-from jaxmetric.run.terms import loss_names, miner_names
+from jaxmetric.run.terms import Term, loss_names, miner_names
 
 COLUMNS = (LabelColumn("person", tuple("abcd")), LabelColumn("side", ("left", "right")))
 LABELS = np.array([[0, 0], [0, 1], [1, -1], [1, 0], [2, 1], [-1, 1], [3, 0], [3, 0]], np.int32)
@@ -40,10 +41,10 @@ every_setup = pytest.mark.parametrize(("ordering", "options", "devices"), SETUPS
 
 @cache
 def program(ordering, options, devices):
-    total = objective(f"{ordering} + {OTHERS}", COLUMNS, **dict(options))
+    total = objective(f"{ordering} + {OTHERS}", COLUMNS, axis_name=AXIS_NAME, **dict(options))
     params, memory = total.init_params(jax.random.key(0), dim=DIM), total.init_memory(dim=DIM)
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS_NAME,), axis_types=(AxisType.Auto,))
-    specs = (P(), P(AXIS_NAME) if total.shard_classes else P(), P(), P(), P())
+    specs = (P(), P(AXIS_NAME) if total.shard_axis else P(), P(), P(), P())
     run = jax.shard_map(total, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
     return jax.jit(partial(run, jax.random.key(1), params, memory))
 
@@ -154,6 +155,27 @@ def test_a_memory_is_compared_with_the_next_batch():
     assert with_past["valid/contrastive"] == 7 * 6 + 7 * 7
 
 
+def test_a_memory_and_a_histogram_are_kept_side_by_side():
+    histogram = "dynamic_soft_margin(momentum=0.5, on='person')"
+    total = objective(f"{histogram} + {histogram.replace('on=', 'memory=8, on=')}", COLUMNS)
+    memory = total.init_memory(dim=DIM)
+    embeddings = np.random.default_rng(0).normal(size=(len(LABELS), DIM)).astype(np.float32)
+    # Against an empty memory the two terms see the same triplets.
+    for _ in range(2):
+        _, (terms, memory) = step(total, {}, {**memory, **empty_references(total, memory)}, embeddings, LABELS)
+        np.testing.assert_allclose(terms["loss/dynamic_soft_margin_2"], terms["loss/dynamic_soft_margin"], rtol=1e-5)
+    histograms = [np.asarray(memory[key]["histogram"]) for key in ("dynamic_soft_margin", "dynamic_soft_margin_2")]
+    assert histograms[0].any()
+    np.testing.assert_allclose(*histograms, atol=1e-4)  # an entry moves to the next bin by a rounding
+
+
+def empty_references(total, memory):
+    initial = total.init_memory(dim=DIM)
+    return {
+        key: {**each, "references": initial[key]["references"]} for key, each in memory.items() if "references" in each
+    }
+
+
 def test_a_miner_selects_the_pairs():
     total = objective("contrastive(pairs='batch_hard', on='person', distance='squared_euclidean')", COLUMNS)
     embeddings = np.random.default_rng(0).normal(size=(len(LABELS), DIM)).astype(np.float32)
@@ -173,6 +195,47 @@ def test_every_miner_has_a_name(name):
     embeddings = np.random.default_rng(0).normal(size=(len(LABELS), DIM)).astype(np.float32)
     loss, _ = step(total, {}, total.init_memory(dim=DIM), embeddings, LABELS)
     assert np.isfinite(loss)
+
+
+@pytest.mark.parametrize("loss", ["triplet", "supcon"])
+@pytest.mark.parametrize(("miner", "distance"), [("distance_weighted", "euclidean"), ("multi_similarity", "cosine")])
+def test_a_miner_whose_formula_is_for_one_distance_uses_that_one_with_any_loss(loss, miner, distance):
+    with_default, with_name = (
+        objective(f"{loss}(pairs={f'{miner}{options}'!r})", COLUMNS) for options in ("", f"(distance={distance!r})")
+    )
+    embeddings = 0.3 * np.random.default_rng(0).normal(size=(len(LABELS), DIM)).astype(np.float32)
+    values = [step(total, {}, {}, embeddings, LABELS)[1][0] for total in (with_default, with_name)]
+    assert values[0] == values[1]
+
+
+def test_a_label_that_is_no_class_is_not_another_class():
+    classes = [np.array([0, 2]), np.array([0, 1])]
+    total = objective("normalized_softmax(on='person')", COLUMNS, classes=classes)
+    params = total.init_params(jax.random.key(0), dim=DIM)
+    embeddings = np.random.default_rng(0).normal(size=(3, DIM)).astype(np.float32)
+
+    @jax.jit
+    def loss(person):
+        labels = jnp.stack([jnp.array([0, 2, person]), jnp.zeros(3, int)], axis=1)
+        return total(jax.random.key(1), params, {}, embeddings, labels)[0]
+
+    assert np.isfinite([loss(-1), loss(0), loss(2)]).all()
+    assert np.isnan([loss(1), loss(3), loss(7)]).all()
+    assert loss(-1) not in (loss(0), loss(2))
+
+
+def test_one_device_needs_no_mapped_axis():
+    embeddings = np.random.default_rng(0).normal(size=(len(LABELS), DIM)).astype(np.float32)
+    for name in loss_names():
+        needs = {"sampled_quadruplet": "(num_quadruplets=9)", "anchored_quadruplet": "(num_anchors=3)"}
+        total = objective(name + needs.get(name, ""), COLUMNS)
+        params = total.init_params(jax.random.key(0), dim=DIM)
+        shapes = jax.eval_shape(total, jax.random.key(1), params, total.init_memory(dim=DIM), embeddings, LABELS)
+        assert shapes[0].shape == ()
+
+
+def test_a_term_alone_is_an_objective():
+    assert objective(Term("triplet", margin=0.3), COLUMNS).terms == objective("triplet(margin=0.3)", COLUMNS).terms
 
 
 def test_numbers_that_are_learned_are_parameters_with_a_gradient():
@@ -203,16 +266,19 @@ def test_the_second_view_is_another_image_of_the_same_person():
 def test_unordered_values_in_the_loss_are_reported():
     columns = (COLUMNS[0], LabelColumn("age", ("1", "2", "3"), ordinal=True))
     assert objective("quadruplet", columns).terms[0].options["ordinal"] == (0, 2)
-    with pytest.warns(UserWarning, match="^supcon has no order of values: those of age agree if they are the same$"):
+    with pytest.warns(UserWarning, match="^supcon ignores the order of age: two values agree only if they are equal$"):
         objective("supcon", columns)
 
 
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("triplet(on='sid')", "triplet: on is 'sid', but no label column is called so; did you mean side?"),
+        ("triplet(on='sid')", "triplet: on is 'sid', but no label column has this name; did you mean side?"),
         ("quadruplet(label_weights=(1, 2, 3))", "has 3 entries, expected one for each of the columns person, side"),
         ("quadruplet(on='side', label_weights=(1, 2))", "has 2 entries, expected one for each of the columns side"),
+        ("margin(beta=(1.0, 1.1))", "margin: beta has 2 entries, expected one for each of the 4 values of person"),
+        ("margin(beta=(1.0,) * 2, on='side')", "expected a number, a word in quotes or a tuple"),
+        ((), "loss has no terms, expected at least one"),
     ],
 )
 def test_options_that_do_not_fit_the_columns_are_a_one_line_error(expression, message):
