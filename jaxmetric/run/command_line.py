@@ -86,10 +86,13 @@ def find_preset(word: str, presets: Mapping[str, Preset]) -> tuple[str, Config]:
 def _config_of_file(path: str) -> Config:
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location("__preset__", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # As Python does for a script: it may import its neighbors, and dataclasses look up the module of their types.
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(Path(path).resolve().parent))
     try:
         spec.loader.exec_module(module)
         function = getattr(module, "config", None)

@@ -11,7 +11,9 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
+
+import numpy as np
 
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.terms import Term, class_vectors_of, format_terms, parse_terms
@@ -22,6 +24,7 @@ CONFIG_FILE = "config.json"
 _FREE = ("memory", "remat", "log_every", "evaluate_every", "checkpoint_every")
 _FLAGS_SHOWN = 4  # of those that differ from the existing run
 PATHS = ("csv", "image_root", "tfds_dir")
+_TYPES = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 
 
 def absolute_path(path: str) -> str:
@@ -41,8 +44,42 @@ def is_same_path(one: str, other: str) -> bool:
     return one == other or os.path.realpath(one) == os.path.realpath(other)
 
 
+class _Typed:
+    """Makes a dataclass raise ConfigError for a value that is not of its field's type; lists become tuples."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, field.name, _of_type(field.name, getattr(self, field.name), field.type))
+
+
+def _of_type(name: str, value: Any, kind: Any) -> Any:
+    """Returns a value if it has the type that a field declares."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(get_args(kind))}")
+        return value
+    if get_origin(kind) is tuple:
+        return _tuple_of_type(name, value, get_args(kind))
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{name} is {value!r}, expected {_TYPES.get(kind) or f'a {kind.__name__}'}")
+    return value
+
+
+def _tuple_of_type(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{name} is {value!r}, expected a tuple")
+    if kinds[-1] is Ellipsis:
+        return tuple(_of_type(name, each, kinds[0]) for each in value)
+    if len(value) != len(kinds):
+        raise ConfigError(f"{name} is {value!r}, expected {len(kinds)} values")
+    return tuple(_of_type(name, each, kind) for each, kind in zip(value, kinds, strict=True))
+
+
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(_Typed):
     """Images and labels. Paths are made absolute, so that a run can be evaluated from any directory."""
 
     source: Literal["emoji_people", "csv", "tfds"] = "emoji_people"
@@ -75,12 +112,13 @@ class DataConfig:
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in PATHS:
             object.__setattr__(self, name, absolute_path(getattr(self, name)))
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchConfig:
+class BatchConfig(_Typed):
     """Which images make a batch, and how they are augmented."""
 
     classes_per_batch: int = 16
@@ -105,7 +143,7 @@ class BatchConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(_Typed):
     """The network that embeds images."""
 
     encoder: Literal["tiny", "resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet10"
@@ -127,7 +165,7 @@ class EncoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassConfig:
+class ClassConfig(_Typed):
     """Class vectors of the losses that learn them."""
 
     shard_classes: bool = False
@@ -137,7 +175,7 @@ class ClassConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(_Typed):
     """How parameters change."""
 
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -159,11 +197,13 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(_Typed):
     """Everything that determines a run."""
 
     loss: str = "quadruplet"
-    """The objective: a weighted sum of losses, such as "quadruplet(margin=0.3) + 2*soft_triple(on='identity')"."""
+    """The objective: a weighted sum of losses, such as "quadruplet(margin=0.3) + 2*soft_triple(on='identity')".
+    In Python it may also be a `Term` or several.
+    """
     data: DataConfig = DataConfig()
     batch: BatchConfig = BatchConfig()
     network: EncoderConfig = EncoderConfig()
@@ -182,9 +222,15 @@ class Config:
     neighbors: int = 5
     """k of the joint inference of all labels by k nearest neighbors."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.loss, (Term, list, tuple)):
+            terms = [self.loss] if isinstance(self.loss, Term) else self.loss
+            object.__setattr__(self, "loss", format_terms(terms))
+        super().__post_init__()
+
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
+class Machine(_Typed):
     """How the hardware is used. A run may continue with other values here, and on other devices."""
 
     driver: Literal["pmap", "shard_map"] = "pmap"
@@ -356,7 +402,7 @@ def _place_there(name: str, value: Any, workdir: Path) -> Any:
 
 
 def _as_written(name: str, path: str, workdir: Path) -> str:
-    """Returns a path as written in `config.json`; older runs wrote it as it was typed."""
+    """Returns a path as written in `config.json`, which may have been edited."""
     file = workdir / CONFIG_FILE
     written = read_json(file).get("data", {}).get(name) if file.exists() else None
     if not written or written.startswith("~") or os.path.isabs(written) or "://" in written:
@@ -395,6 +441,8 @@ def load_config(workdir: Path) -> Config:
     if not path.exists():
         raise ConfigError(f"{workdir} holds no run: it has no {CONFIG_FILE}")
     values = read_json(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a configuration: it holds a {type(values).__name__}, expected an object")
     if isinstance(values.get("loss"), dict):
         raise ConfigError(f"{path} is of an older version, in which the loss was no expression; train the run anew")
     try:
@@ -412,15 +460,11 @@ def flatten(nested: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_dict(kind: Any, values: dict[str, Any]) -> Any:
-    """Inverts `dataclasses.asdict`; lists become tuples, which JSON does not have."""
+    """Inverts `dataclasses.asdict`."""
     groups = {field.name: field.type for field in dataclasses.fields(kind)}
     return kind(
         **{
-            name: _from_dict(groups[name], value)
-            if dataclasses.is_dataclass(groups.get(name))
-            else tuple(value)
-            if isinstance(value, list)
-            else value
+            name: _from_dict(groups[name], value) if dataclasses.is_dataclass(groups.get(name)) else value
             for name, value in values.items()
         }
     )

@@ -216,7 +216,7 @@ def evaluate_run(
     """Evaluates a state on the held-out images, writes evaluation.json and report.html, and returns a summary.
 
     Args:
-      experiment: see `jaxmetric.run.setup`.
+      experiment: see `jaxmetric.run.experiment`.
       state: the state of any step.
       workdir: the directory of the run.
       name: added before the suffix of both files, for a state that is not the last, or for another list.

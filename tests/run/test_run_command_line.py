@@ -1,5 +1,7 @@
 """Presets by name and by file, and what is said of those that are none."""
 
+import sys
+
 import pytest
 
 from experiments import presets as papers
@@ -40,6 +42,25 @@ def test_a_preset_of_the_same_name_is_another(preset, tmp_path):
     (tmp_path / "debug.py").write_text(PRESET)
     assert find_preset("debug.py", BUILT_IN)[1].steps == 7
     assert find_preset("debug", BUILT_IN)[1] == PRESETS["debug"]
+
+
+def test_a_file_may_import_its_neighbors_and_declare_dataclasses(preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_steps_of_a_preset.py").write_text("STEPS = 11\n")
+    text = """
+from __future__ import annotations
+import dataclasses
+import my_steps_of_a_preset
+from jaxmetric.run.config import Config
+
+@dataclasses.dataclass
+class Mine:
+    steps: int = my_steps_of_a_preset.STEPS
+
+def config():
+    return Config(steps=Mine().steps)
+"""
+    assert preset(text)[1].steps == 11
 
 
 def test_a_missing_file_is_a_one_line_error():

@@ -1,11 +1,14 @@
 """The command line, the configuration file and the checks before a run."""
 
 import dataclasses
+import typing
 
+import numpy as np
 import pytest
 
 from jaxmetric.run.config import (
     PATHS,
+    BatchConfig,
     Config,
     DataConfig,
     Machine,
@@ -19,6 +22,7 @@ from jaxmetric.run.config import (
 )
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.presets import PRESETS
+from jaxmetric.run.terms import Term
 from jaxmetric.run.train import read_command_line
 
 
@@ -120,9 +124,9 @@ def test_a_configuration_that_cannot_run_names_the_field(group, fields, message)
         check_config(_replace(PRESETS["debug"], group, **fields))
 
 
-@pytest.mark.parametrize("field", ["shard_classes", "sampled_classes"])
-def test_options_of_class_vectors_need_a_term_with_class_vectors(field):
-    config = dataclasses.replace(_replace(PRESETS["debug"], "classes", **{field: 1}), loss="2*quadruplet")
+@pytest.mark.parametrize(("field", "value"), [("shard_classes", True), ("sampled_classes", 1)])
+def test_options_of_class_vectors_need_a_term_with_class_vectors(field, value):
+    config = dataclasses.replace(_replace(PRESETS["debug"], "classes", **{field: value}), loss="2*quadruplet")
     with pytest.raises(ConfigError, match=rf"{field} is 1, but no term of the loss has class vectors: 2\*quadruplet$"):
         check_config(config)
 
@@ -296,3 +300,52 @@ def test_a_directory_without_a_run_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"stepz": 3}')
     with pytest.raises(ConfigError, match="not a configuration of this version"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '{"loss": 5}', '{"steps": "5"}', '{"data": 3}', '{"batch": null}'])
+def test_a_file_that_is_no_configuration_is_a_one_line_error(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json is not a configuration") as error:
+        load_config(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def every_field():
+    groups = [Config, Machine, *(type(getattr(Config(), field.name)) for field in dataclasses.fields(Config))]
+    return [
+        pytest.param(group, field, id=f"{group.__name__}.{field.name}")
+        for group in groups
+        if dataclasses.is_dataclass(group)
+        for field in dataclasses.fields(group)
+        if not dataclasses.is_dataclass(field.type)
+    ]
+
+
+@pytest.mark.parametrize(("group", "field"), every_field())
+def test_a_value_of_another_type_is_refused_by_the_name_of_its_field(group, field):
+    default = getattr(group(), field.name)
+    wrong = [None, {}, object(), 1j]
+    wrong += [3.5, "3"] if isinstance(default, int) else []
+    wrong += ["3"] if isinstance(default, float) else []
+    wrong += [1, "yes"] if isinstance(default, bool) else [True]
+    wrong += [3] if isinstance(default, str) else []
+    wrong += ["unheard-of"] if typing.get_origin(field.type) is typing.Literal else []
+    wrong += [3, [3], [None], "role"] if default == () else []
+    wrong += [(0.5,), (0.5, 0.6, 0.7), ("a", "b")] if field.name == "crop_scale" else []
+    for value in wrong:
+        with pytest.raises(ConfigError, match=f"^{field.name} is .*, expected ") as error:
+            group(**{field.name: value})
+        assert "\n" not in str(error.value)
+
+
+def test_lists_and_numpy_numbers_make_the_configuration_of_its_file(tmp_path):
+    config = Config(
+        loss=[Term("triplet", margin=0.5), Term("center", weight=0.1)],
+        data=DataConfig(columns=["role", "skin"]),
+        batch=BatchConfig(crop_scale=[0.5, 1]),
+        steps=np.int64(7),
+    )
+    assert config.loss == "triplet(margin=0.5) + 0.1*center"
+    save_config(config, tmp_path)
+    assert load_config(tmp_path) == config
+    check_same_config(config, tmp_path)
