@@ -10,14 +10,11 @@ from jaxmetric._extras import require
 require(__name__, "grain", "PIL")
 
 from jaxmetric.data.augment import Augmentation, augment, augment_image, image_keys, prepare
+from jaxmetric.data.batch_plans import Plan, batch_indices, make_plan, make_uniform_plan, visit_counts
+from jaxmetric.data.csv_source import load_manifest
 from jaxmetric.data.decoding import LazyImages, decode_image
 from jaxmetric.data.emoji import load_emoji_people
-from jaxmetric.data.manifest import load_manifest
-from jaxmetric.data.pipeline import BatchIterator, InputSpeed, batches
-from jaxmetric.data.plans import Plan, batch_indices, make_plan, make_uniform_plan, visit_counts
-from jaxmetric.data.problems import ManifestError, ManifestWarning
-from jaxmetric.data.reading import read_batch
-from jaxmetric.data.sources import (
+from jaxmetric.data.labeled_images import (
     GALLERY,
     LEARNING,
     QUERY,
@@ -32,6 +29,9 @@ from jaxmetric.data.sources import (
     SourceWarning,
     describe,
 )
+from jaxmetric.data.pipeline import BatchIterator, InputSpeed, batches
+from jaxmetric.data.problems import ManifestError, ManifestWarning
+from jaxmetric.data.reading import read_batch
 from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 from jaxmetric.data.tfds_source import load_tfds
 

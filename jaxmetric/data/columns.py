@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxmetric.data.csv_table import IMAGE, IMAGE_IDS, IMAGE_NAMES, IMAGE_PLURALS, CsvTable, is_whole, plain_name
 from jaxmetric.data.label_values import MISSING_WORDS, looks_missing
+from jaxmetric.data.labeled_images import GALLERY, LEARNING, QUERY, SPLITS, TEST, VALIDATION
 from jaxmetric.data.problems import Problems
-from jaxmetric.data.sources import GALLERY, LEARNING, QUERY, SPLITS, TEST, VALIDATION
 
 SPLIT = "split"
 SPLIT_WORDS = {

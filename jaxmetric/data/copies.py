@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmetric.data.labeled_images import SPLITS
 from jaxmetric.data.problems import counted
-from jaxmetric.data.sources import SPLITS
 
 _BEGINNING = 4096  # bytes
 

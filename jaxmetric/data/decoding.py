@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from jaxmetric.data.sources import ImageError
+from jaxmetric.data.labeled_images import ImageError
 
 Resize = Literal["crop", "squash"]
 _THREADS = 8

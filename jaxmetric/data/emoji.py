@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from jaxmetric.data.decoding import check_resize, resize_images
-from jaxmetric.data.sources import LabelColumn, LabeledImages
+from jaxmetric.data.labeled_images import LabelColumn, LabeledImages
 from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 
 _AXES = ("vendor", "role", "gender", "skin")

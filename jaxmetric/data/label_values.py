@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmetric.data.labeled_images import LabelColumn
 from jaxmetric.data.problems import Problems, counted, some_of
-from jaxmetric.data.sources import LabelColumn
 
 # The words that pandas reads as missing.
 MISSING_WORDS = frozenset(

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from jaxmetric.data.plans import Plan, batch_indices, plan_fingerprint
+from jaxmetric.data.batch_plans import Plan, batch_indices, plan_fingerprint
+from jaxmetric.data.labeled_images import ImageError, InputError, InputTimeoutError, LabeledImages
 from jaxmetric.data.reading import read_batch, rows_of
-from jaxmetric.data.sources import ImageError, InputError, InputTimeoutError, LabeledImages
 
 _PATIENCE = 5.0  # seconds before workers that have not ended are killed
 _START_SECONDS = 120.0  # added to the timeout while workers start

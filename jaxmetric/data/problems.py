@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxmetric.data.sources import SourceWarning
+from jaxmetric.data.labeled_images import SourceWarning
 
 _PROBLEMS_SHOWN = 10
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxmetric.data.plans import Plan, batch_indices
-from jaxmetric.data.sources import ImageError, LabeledImages
+from jaxmetric.data.batch_plans import Plan, batch_indices
+from jaxmetric.data.labeled_images import ImageError, LabeledImages
 
 _MAX_TRIED = 100
 

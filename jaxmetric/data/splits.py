@@ -7,7 +7,7 @@ SoftTriple paper). Both return int8 `[N]`: 0 learning, 1 validation, 2 test.
 
 import numpy as np
 
-from jaxmetric.data.sources import LEARNING, TEST, VALIDATION
+from jaxmetric.data.labeled_images import LEARNING, TEST, VALIDATION
 
 _ROUNDING = 1e-9  # tolerance for rounding errors in shares of images
 

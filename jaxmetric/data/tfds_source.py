@@ -19,8 +19,8 @@ from jaxmetric.data.columns import SPLIT_WORDS
 from jaxmetric.data.copies import copies_across_splits
 from jaxmetric.data.decoding import LazyImages, Resize, check_resize
 from jaxmetric.data.label_values import MISSING_WORDS, note_values
+from jaxmetric.data.labeled_images import LabelColumn, LabeledImages, SourceWarning
 from jaxmetric.data.problems import Problems, counted
-from jaxmetric.data.sources import LabelColumn, LabeledImages, SourceWarning
 from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 
 _SPLIT_NAMES = {word: code for word, code in SPLIT_WORDS.items() if not word.isdecimal()}

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxmetric.report.figures import Line, agreement_chart, line_chart
 from jaxmetric.report.markup import WHY_UNDEFINED, color, escape
 from jaxmetric.report.run import Run
+from jaxmetric.report.svg import Line, agreement_chart, line_chart
 
 MOST_POINTS = 240
 Points = list[tuple[float, float]]

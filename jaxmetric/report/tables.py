@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxmetric.report.figures import compact
 from jaxmetric.report.markup import color, escape, percent, undefined
 from jaxmetric.report.run import Run, compared_with, excluded_rows
+from jaxmetric.report.svg import compact
 
 SHARES = {"map_at_r": "MAP@R", "rank1": "rank-1", "cmc_area": "CMC area", "knn_accuracy": "kNN"}
 COUNTS = ("values", "queries", "undefined")

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxmetric.report.figures import Line, agreement_chart, line_chart, log_ticks, nice_ticks, spread
 from jaxmetric.report.key_figures import _chance, _hits_in_100
 from jaxmetric.report.projection import project
 from jaxmetric.report.run import compared_with
+from jaxmetric.report.svg import Line, agreement_chart, line_chart, log_ticks, nice_ticks, spread
 from jaxmetric.report.thumbnails import sprite_sheets
 
 ranges = st.tuples(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6)).map(lambda pair: (pair[0], pair[0] + pair[1]))

@@ -33,8 +33,8 @@ from jaxmetric.data.csv_table import SEPARATORS, CsvTable, is_whole, read_table
 from jaxmetric.data.decoding import LazyImages, Resize, check_resize, try_images
 from jaxmetric.data.image_files import image_file, spelled_out
 from jaxmetric.data.label_values import clean_values, encode_values, note_values, whole_number_cure
+from jaxmetric.data.labeled_images import ImageError, LabeledImages, SourceWarning
 from jaxmetric.data.problems import ManifestError, ManifestWarning, Problems
-from jaxmetric.data.sources import ImageError, LabeledImages, SourceWarning
 from jaxmetric.data.splits import split_disjoint_classes, split_within_classes
 
 __all__ = ["ManifestError", "ManifestWarning", "load_manifest"]
