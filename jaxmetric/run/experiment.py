@@ -5,7 +5,6 @@ import warnings
 from functools import cached_property, partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,7 @@ from jaxmetric.data import (
     prepare,
 )
 from jaxmetric.data.problems import counted
-from jaxmetric.encoders import make_encoder
+from jaxmetric.encoders import ENCODERS, Encoder, make_encoder
 from jaxmetric.run.config import Config
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.objective import PlacedTerm, WeightedSum, objective
@@ -48,7 +47,7 @@ class Experiment:
     config: Config
     source: LabeledImages
     groups: np.ndarray | None
-    encoder: nn.Module
+    encoder: Encoder
     objective: WeightedSum
     optimizer: optax.GradientTransformation
     num_devices: int
@@ -105,8 +104,7 @@ def make_experiment(
     encoder = make_encoder(
         network.encoder,
         embedding_dim=network.embedding_dim,
-        width=network.width,
-        stem=network.stem,
+        **{option: getattr(network, option) for option in ENCODERS[network.encoder].options},
         pooling=network.pooling,
         axis_name=parallel.AXIS_NAME,
         freeze_batch_norm=network.freeze_batch_norm,
@@ -172,7 +170,7 @@ def make_step(experiment: Experiment) -> parallel.Step:
 
     def preprocess(key: jax.Array, positions: jax.Array, images: jax.Array) -> jax.Array:
         keys = image_keys(key, positions)
-        return augment(keys, images, image_size=batch.image_size, augmentation=augmentation)
+        return augment(keys, images, image_size=batch.image_size, augmentation=augmentation, mean=0.0, std=1.0)
 
     train_step = make_train_step(
         apply_fn=experiment.encoder.apply,
@@ -228,7 +226,8 @@ def restorable(
 
 def make_embedder(experiment: Experiment) -> Embed:
     """Returns `(state, images) -> [N, D]` embeddings; see `jaxmetric.training.make_embed`."""
-    return make_embed(experiment.encoder.apply, partial(prepare, image_size=experiment.config.batch.image_size))
+    prepared = partial(prepare, image_size=experiment.config.batch.image_size, mean=0.0, std=1.0)
+    return make_embed(experiment.encoder.apply, prepared)
 
 
 def _is_of_loss(path: Any) -> bool:
