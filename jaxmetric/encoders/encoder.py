@@ -65,7 +65,8 @@ def make_encoder(
     """Builds the encoder `name`, one of the keys of `ENCODERS`.
 
     Args:
-      name: "tiny" (for tests), "resnet10", "resnet18", "resnet34", "resnet50" or "resnet101".
+      name: "tiny" (for tests), "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_lite0",
+        "efficientnet_lite2", "mobilenet_v2", or "mobilenet_v2_tf", which pads as TensorFlow does.
       embedding_dim: size of the embedding.
       width: channels of a ResNet's first stage; None for the network's default (64, or 8 for "tiny").
       stem: of a ResNet: "imagenet" for large images, which None stands for, or "small" for images of about 32 pixels.
@@ -110,8 +111,9 @@ def make_encoder(
         if option not in architecture.options:
             raise ValueError(f"{option} is given, but {name} has no such option")
     options = LayerOptions(axis_name=axis_name, freeze_batch_norm=freeze_batch_norm, dtype=dtype, remat=remat)
+    preprocessing = (pretrained and architecture.pretrained_preprocessing) or architecture.preprocessing
     return Encoder(
         trunk=architecture.trunk(options, **own),
         head=EmbeddingHead(embedding_dim, pooling=pooling),
-        preprocessing=architecture.pretrained_preprocessing if pretrained else architecture.preprocessing,
+        preprocessing=preprocessing,
     )
