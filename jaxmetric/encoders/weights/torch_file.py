@@ -10,6 +10,7 @@ are checked against the storages they point into.
 import io
 import math
 import pickletools
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,10 @@ _TENSOR = "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
 _NESTED = ("state_dict", "model", "model_state_dict")
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files from before torch 1.6
+_OF_DAMAGE = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
+    *(struct.error, zipfile.BadZipFile),
+)
 _CURE = "write it anew by torch.save(model.state_dict(), file)"
 
 
@@ -88,7 +93,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
         return _read_zip(data) if data.startswith(b"PK\x03\x04") else _read_sequence(data)
     except WeightsError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+    except _OF_DAMAGE as error:
         raise WeightsError(f"no torch file, or a damaged one ({type(error).__name__}: {error})") from error
 
 
@@ -118,6 +123,8 @@ def _read_zip(data: bytes) -> dict[str, np.ndarray]:
 def _read_sequence(data: bytes) -> dict[str, np.ndarray]:
     """Reads the format from before torch 1.6: five pickles, then the length and the elements of each storage."""
     stream = io.BytesIO(data)
+    if not data.startswith(b"\x80\x02"):
+        raise ValueError("it begins neither as an archive nor as a pickle")
     if _interpret(stream).value != _MAGIC or _interpret(stream).value != _PROTOCOL:
         raise WeightsError(f"no file of torch.save; {_CURE}")
     _check_byte_order(_interpret(stream).value["little_endian"])
@@ -158,7 +165,7 @@ def _views(tensors: Mapping[str, _Tensor], storages: Mapping[str, np.ndarray]) -
         last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
         if math.prod(size) > len(elements) or (0 not in size and last >= len(elements)):
             raise WeightsError(f"{name} of shape {size} and strides {stride} reaches outside its storage")
-        steps = [step * elements.itemsize for step in stride]
+        steps = [step * elements.itemsize if length > 1 else 0 for length, step in zip(size, stride, strict=True)]
         arrays[name] = np.lib.stride_tricks.as_strided(elements[offset:], size, steps, writeable=False)
     return arrays
 
