@@ -1,5 +1,14 @@
 """What goes wrong with files of weights."""
 
+import struct
+import zipfile
+import zlib
+
+# What a reader of damaged bytes may raise.
+DAMAGE: tuple[type[Exception], ...] = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
 _LONGEST = 1000
 
 

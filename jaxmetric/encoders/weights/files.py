@@ -1,7 +1,7 @@
 """Reads files of arrays without executing anything in them: `.safetensors`, `.npz`, and the `.pth` files of torch."""
 
+import io
 import zipfile
-import zlib
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxmetric.encoders.weights.errors import WeightsError
+from jaxmetric.encoders.weights.errors import DAMAGE, WeightsError
 from jaxmetric.encoders.weights.torch_file import read_torch_file
 
 _MOST_UNPACKED = 100  # times the size of an .npz file
@@ -68,16 +68,17 @@ def read_arrays(path: str | PathLike[str]) -> Arrays:
 
 
 def _read_npz(path: Path) -> Arrays:
+    data = path.read_bytes()
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > _MOST_UNPACKED * path.stat().st_size:
+        if unpacked > _MOST_UNPACKED * len(data):
             raise WeightsError(f"it unpacks to {unpacked:,} bytes, more than weights of its size can need")
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except WeightsError:
         raise
-    except (ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         raise WeightsError(f"no .npz file of arrays, or a damaged one ({error})") from error
 
 

@@ -10,7 +10,6 @@ are checked against the storages they point into.
 import io
 import math
 import pickletools
-import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jaxmetric.encoders.weights.errors import WeightsError
+from jaxmetric.encoders.weights.errors import DAMAGE, WeightsError
 
 _DTYPES: dict[str, type] = {
     "torch DoubleStorage": np.float64,
@@ -38,10 +37,6 @@ _TENSOR = "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
 _NESTED = ("state_dict", "model", "model_state_dict")
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files from before torch 1.6
-_OF_DAMAGE = (
-    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
-    *(struct.error, zipfile.BadZipFile),
-)
 _CURE = "write it anew by torch.save(model.state_dict(), file)"
 
 
@@ -93,7 +88,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
         return _read_zip(data) if data.startswith(b"PK\x03\x04") else _read_sequence(data)
     except WeightsError:
         raise
-    except _OF_DAMAGE as error:
+    except DAMAGE as error:
         raise WeightsError(f"no torch file, or a damaged one ({type(error).__name__}: {error})") from error
 
 
