@@ -21,7 +21,7 @@ from jaxmetric.data import (
     prepare,
 )
 from jaxmetric.data.problems import counted
-from jaxmetric.encoders import ENCODERS, Encoder, make_encoder
+from jaxmetric.encoders import ENCODERS, Encoder, load_weights, make_encoder, pretrained_file
 from jaxmetric.run.config import Config
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.objective import PlacedTerm, WeightedSum, objective
@@ -106,6 +106,7 @@ def make_experiment(
         embedding_dim=network.embedding_dim,
         **{option: getattr(network, option) for option in ENCODERS[network.encoder].options},
         pooling=network.pooling,
+        pretrained=network.starts_pretrained,
         axis_name=parallel.AXIS_NAME,
         freeze_batch_norm=network.freeze_batch_norm,
         dtype=jnp.dtype(network.dtype),
@@ -122,8 +123,13 @@ def make_experiment(
 
 
 def check_step(experiment: Experiment) -> None:
-    """Raises ConfigError if the step cannot run on the devices, or options of the loss do not fit the data."""
+    """Raises ConfigError for a step that cannot run.
+
+    The images are too small for the network, the batch does not divide among the devices, or options of the loss do not
+    fit the data.
+    """
     config, devices = experiment.config, experiment.num_devices
+    _check_image_size(experiment)
     size, chunks = config.batch.size, config.batch.chunks
     if size % devices:
         raise ConfigError(
@@ -140,6 +146,46 @@ def check_step(experiment: Experiment) -> None:
             raise ConfigError(f"{placed.key}: {message}") from error
 
 
+def _check_image_size(experiment: Experiment) -> None:
+    side, stride = experiment.config.batch.image_size, experiment.encoder.trunk.stride
+    if side < stride:
+        network = experiment.config.network.encoder
+        raise ConfigError(f"image_size is {side}, but {network} divides sides by {stride}: expected at least {stride}")
+
+
+def check_weights(experiment: Experiment) -> None:
+    """Reads the pretrained weights of a run, if it has any.
+
+    Raises:
+      ConfigError: if they are in a package that is not installed.
+      OSError: if their file cannot be read.
+      WeightsError: if it is no file of weights, or they do not fit the network.
+    """
+    with_pretrained_trunk(experiment, experiment.state_shapes)
+
+
+def initial_state(experiment: Experiment, driven: parallel.Driven[TrainState]) -> TrainState:
+    """Returns the state before the first step, on the devices of the step; for errors see `check_weights`."""
+    state = driven.create_state(lambda: make_state(experiment))
+    if not experiment.config.network.starts_pretrained:
+        return state
+    return driven.place_state(with_pretrained_trunk(experiment, state))
+
+
+def with_pretrained_trunk(experiment: Experiment, state: TrainState) -> TrainState:
+    """Returns a state with the pretrained weights of the run, if it has any, as numpy arrays; see `check_weights`."""
+    network = experiment.config.network
+    if not network.starts_pretrained:
+        return state
+    try:
+        file = pretrained_file(network.encoder) if network.pretrained else network.weights
+    except ModuleNotFoundError as error:
+        raise ConfigError(str(error)) from error
+    variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
+    loaded = load_weights(network.encoder, variables, file)
+    return state.replace(params={**state.params, "encoder": loaded["params"]}, batch_stats=loaded["batch_stats"])
+
+
 def learning_rate(config: Config) -> optax.Schedule:
     """Returns the schedule of the encoder's learning rate."""
     update = config.update
@@ -148,7 +194,7 @@ def learning_rate(config: Config) -> optax.Schedule:
 
 
 def make_state(experiment: Experiment) -> TrainState:
-    """Returns the state before the first step, which depends on the configuration alone."""
+    """Returns the state before the first step, without pretrained weights; it depends on the configuration alone."""
     config = experiment.config
     # Drawing all weights under one jit compiles many times sooner with this generator than with the default one.
     encoder_key = jax.random.key(config.seed, impl="unsafe_rbg")

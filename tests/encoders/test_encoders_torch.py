@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmetric.encoders import load_classifier, load_weights, make_encoder
-from tests.encoders.folded import folded_arrays
+from tests.encoders.source_arrays import folded_arrays
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 from tests.encoders import torch_networks as networks  # noqa: E402

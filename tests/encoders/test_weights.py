@@ -22,7 +22,7 @@ from jaxmetric.encoders import (
     read_arrays,
 )
 from jaxmetric.encoders.inverted_residual import ConvolutionUnit
-from tests.encoders.folded import folded_arrays
+from tests.encoders.source_arrays import as_torch, folded_arrays, trunks_of
 
 SOURCES = [(name, names) for name in ("tiny", "resnet18", "efficientnet_lite2") for names in ENCODERS[name].names]
 SOURCES += [("mobilenet_v2", names) for names in ENCODERS["mobilenet_v2"].names]
@@ -31,20 +31,6 @@ SOURCES += [("mobilenet_v2", names) for names in ENCODERS["mobilenet_v2"].names]
 def shapes_of(name, **options):
     encoder, images = make_encoder(name, embedding_dim=4, **options), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     return jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), images)
-
-
-def trunks_of(variables):
-    """The arrays of a trunk by collection and path."""
-    return flatten_dict({kind: tree["trunk"] for kind, tree in variables.items()})
-
-
-def as_torch(names, variables):
-    """Arrays as the source has them: the inverse of loading, by the layouts in torch's documentation."""
-    arrays = {}
-    for (_, *path), array in trunks_of(variables).items():
-        array = np.asarray(array)
-        arrays[names.source(tuple(path))] = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
-    return arrays
 
 
 @pytest.fixture(scope="module")

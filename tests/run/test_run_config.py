@@ -8,6 +8,7 @@ from jaxmetric.run.config import (
     PATHS,
     Config,
     DataConfig,
+    EncoderConfig,
     Machine,
     check_config,
     check_machine,
@@ -187,11 +188,12 @@ def test_paths_mean_the_same_in_every_directory(tmp_path, monkeypatch):
 def test_every_path_is_made_absolute_but_addresses_and_no_path(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = {"some/place": str(tmp_path / "some" / "place"), "": "", "gs://bucket/place": "gs://bucket/place"}
-    assert {path: getattr(DataConfig(**{name: path}), name) for path in paths} == paths
+    group = {"data": DataConfig, "network": EncoderConfig}[PATHS[name]]
+    assert {path: getattr(group(**{name: path}), name) for path in paths} == paths
 
 
 def test_no_field_that_is_a_path_is_forgotten():
-    about_files = ("csv", "root", "dir", "path", "file", "folder")
+    about_files = ("csv", "root", "dir", "path", "file", "folder", "weights")
     named = {name for name in flatten(dataclasses.asdict(Config())) if any(word in name for word in about_files)}
     assert named == set(PATHS)
 

@@ -35,6 +35,11 @@ class Names(NamedTuple):
     leaves: Leaves = _TORCH
     axes: tuple[int, ...] = (2, 3, 1, 0)
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether the source has batch statistics; where it has none, they must be frozen in training."""
+        return isinstance(self.leaves["var"], str)
+
     def source(self, path: Module) -> str | float:
         """Returns the name of an array, given its path in the trunk, or the constant that stands for it."""
         leaf = self.leaves[path[-1]]

@@ -1,12 +1,13 @@
-"""Random weights of MobileNetV2 whose batch norm is part of the convolutions."""
+"""Arrays as the sources of weights have them."""
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 STAGES = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]
 
 
 def folded_arrays(seed=0):
-    """Arrays as TensorFlow has them (height, width, input, output), numbered in order of use."""
+    """A random MobileNetV2 with batch norm in its convolutions: height, width, input, output, numbered in order of use."""
     rng = np.random.default_rng(seed)
     layers, inputs = [(3, 3, 32, False)], 32
     for expansion, features, count in STAGES:
@@ -22,4 +23,18 @@ def folded_arrays(seed=0):
         scale = (2 / (size * size * channels)) ** 0.5
         arrays[f"{name}.w"] = scale * rng.standard_normal((size, size, channels, features), np.float32)
         arrays[f"{name}.b"] = 0.3 * rng.standard_normal(features, np.float32)
+    return arrays
+
+
+def trunks_of(variables):
+    """The arrays of a trunk by collection and path."""
+    return flatten_dict({kind: tree["trunk"] for kind, tree in variables.items()})
+
+
+def as_torch(names, variables):
+    """Arrays as the source has them: the inverse of loading, by the layouts in torch's documentation."""
+    arrays = {}
+    for (_, *path), array in trunks_of(variables).items():
+        array = np.asarray(array)
+        arrays[names.source(tuple(path))] = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
     return arrays
