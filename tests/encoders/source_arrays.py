@@ -7,7 +7,7 @@ STAGES = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3
 
 
 def folded_arrays(seed=0):
-    """A random MobileNetV2 with batch norm in its convolutions: height, width, input, output, numbered in order of use."""
+    """A random MobileNetV2 with batch norm in its convolutions, which are numbered in order of use and in HWIO."""
     rng = np.random.default_rng(seed)
     layers, inputs = [(3, 3, 32, False)], 32
     for expansion, features, count in STAGES:

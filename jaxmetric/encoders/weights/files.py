@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jaxmetric._extras import require
 from jaxmetric.encoders.weights.errors import DAMAGE, WeightsError
 from jaxmetric.encoders.weights.torch_file import read_torch_file
 
@@ -83,6 +84,7 @@ def _read_npz(path: Path) -> Arrays:
 
 
 def _read_safetensors(path: Path) -> Arrays:
+    require("a .safetensors file", "safetensors")
     from safetensors import SafetensorError, deserialize
 
     try:

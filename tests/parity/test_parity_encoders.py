@@ -12,7 +12,7 @@ from jaxmetric.encoders import load_classifier, load_weights, make_encoder
 from tests.encoders.source_arrays import folded_arrays
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
-from tests.encoders import torch_networks as networks  # noqa: E402
+from tests.parity import torch_networks as networks  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
