@@ -94,21 +94,26 @@ def test_resnets_have_the_published_number_of_parameters(name, parameters):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == parameters
 
 
-def smallest(name):
-    """The smallest size of a network, by its own options."""
-    return {"width": 4} if "width" in ENCODERS[name].options else {}
+RESNETS = [name for name in ENCODERS if ENCODERS[name].options]
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("stem", [None, "small"])
-def test_every_encoder_gives_float32_embeddings_of_the_requested_size(name, stem):
-    if stem and "stem" not in ENCODERS[name].options:
-        pytest.skip("has no such option")
-    encoder = make_encoder(name, embedding_dim=17, stem=stem, dtype=jnp.bfloat16, **smallest(name))
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {"width": 4, "stem": stem}) for name in RESNETS for stem in ("imagenet", "small")]
+    + [(name, {}) for name in ENCODERS if name not in RESNETS],
+)
+def test_every_encoder_gives_float32_embeddings_of_the_requested_size(name, options):
+    encoder = make_encoder(name, embedding_dim=17, dtype=jnp.bfloat16, **options)
     variables, embeddings = shapes_of(encoder, (3, 33, 29, 3))
     assert embeddings.shape == (3, 17)
     assert embeddings.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", ["tiny", "mobilenet_v2"])
+def test_rematerialized_blocks_have_the_same_parameters(name):
+    plain, remat = (shapes_of(make_encoder(name, remat=remat), (1, 32, 32, 3)) for remat in (False, True))
+    assert plain == remat
 
 
 @pytest.mark.parametrize(("stem", "side"), [("imagenet", 7), ("small", 28)])
@@ -255,6 +260,8 @@ def test_head_leaves_a_zero_vector_zero_with_a_finite_gradient():
         ({"name": "tiny", "pooling": "sum"}, "pooling is 'sum', expected one of average, max, gem, average"),
         ({"name": "tiny", "embedding_dim": 0}, "embedding_dim is 0, expected at least 1"),
         ({"name": "tiny", "width": 0}, "width is 0, expected at least 1"),
+        ({"name": "mobilenet_v2", "width": 8}, "width is given, but mobilenet_v2 has no such option"),
+        ({"name": "efficientnet_lite0", "stem": "small"}, "stem is given, but efficientnet_lite0 has no such option"),
     ],
 )
 def test_unknown_options_are_named(options, message):

@@ -1,9 +1,11 @@
 """The command line, the configuration file and the checks before a run."""
 
 import dataclasses
+from typing import get_args, get_type_hints
 
 import pytest
 
+from jaxmetric.encoders import ENCODERS
 from jaxmetric.run.config import (
     PATHS,
     Config,
@@ -34,6 +36,10 @@ def _count_leaves(nested):
 def test_every_field_has_a_flag_of_its_own():
     nested = dataclasses.asdict(Config())
     assert len(flatten(nested)) == _count_leaves(nested)
+
+
+def test_every_encoder_has_a_value_of_its_flag():
+    assert get_args(get_type_hints(EncoderConfig)["encoder"]) == tuple(ENCODERS)
 
 
 @pytest.mark.parametrize("name", PRESETS)

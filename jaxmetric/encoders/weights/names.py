@@ -56,7 +56,7 @@ def _torchvision_resnet(module: Module) -> str:
 
 def _numbers(module: Module, stages: Sequence[StageSizes]) -> tuple[int, int, int, bool]:
     """Returns the numbers of a block's stage, of the block in its stage and in the network, and whether it expands."""
-    stage, block = (int(part.lstrip("stageblock")) for part in module[:2])
+    stage, block = int(module[0].removeprefix("stage")), int(module[1].removeprefix("block"))
     before = sum(sizes.blocks for sizes in stages[: stage - 1])
     return stage - 1, block, before + block, stages[stage - 1].expansion != 1
 
