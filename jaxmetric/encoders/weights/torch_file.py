@@ -35,6 +35,7 @@ _DTYPES: dict[str, type] = {
 _ORDERED_DICT = "collections OrderedDict"
 _TENSOR = "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _NESTED = ("state_dict", "model", "model_state_dict")
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files from before torch 1.6
 _CURE = "write it anew by torch.save(model.state_dict(), file)"
@@ -183,12 +184,10 @@ def _interpret(stream: io.BytesIO) -> _Program:
         match opcode.name:
             case "PROTO" | "STOP":
                 pass
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
+            case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE":
+                stack.append(_CONSTANTS[opcode.name])
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
                 stack.append(argument)
-            case "EMPTY_TUPLE":
-                stack.append(())
             case "EMPTY_DICT":
                 stack.append({})
             case "EMPTY_LIST":
