@@ -15,22 +15,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmetric.encoders.weights.errors import DAMAGE, WeightsError
 
-_DTYPES: dict[str, type] = {
-    "torch DoubleStorage": np.float64,
-    "torch FloatStorage": np.float32,
-    "torch HalfStorage": np.float16,
-    "torch BFloat16Storage": ml_dtypes.bfloat16,
-    "torch LongStorage": np.int64,
-    "torch IntStorage": np.int32,
-    "torch ShortStorage": np.int16,
-    "torch CharStorage": np.int8,
-    "torch ByteStorage": np.uint8,
-    "torch BoolStorage": np.bool_,
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "torch DoubleStorage": np.dtype(np.float64),
+    "torch FloatStorage": np.dtype(np.float32),
+    "torch HalfStorage": np.dtype(np.float16),
+    "torch BFloat16Storage": np.dtype(jnp.bfloat16),
+    "torch LongStorage": np.dtype(np.int64),
+    "torch IntStorage": np.dtype(np.int32),
+    "torch ShortStorage": np.dtype(np.int16),
+    "torch CharStorage": np.dtype(np.int8),
+    "torch ByteStorage": np.dtype(np.uint8),
+    "torch BoolStorage": np.dtype(np.bool_),
 }
 _ORDERED_DICT = "collections OrderedDict"
 _TENSOR = "torch._utils _rebuild_tensor_v2"
@@ -51,7 +51,7 @@ class _Storage(NamedTuple):
     """The bytes of one or more tensors."""
 
     key: str
-    dtype: type
+    dtype: np.dtype[Any]
     length: int
 
 
@@ -78,7 +78,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
       path: a file that `torch.save` wrote, on a little-endian machine.
 
     Returns:
-      The tensors as read-only arrays. Those of bfloat16 have the dtype `ml_dtypes.bfloat16`.
+      The tensors as read-only arrays. Those of bfloat16 have the dtype `jax.numpy.bfloat16`.
 
     Raises:
       OSError: if the file cannot be read.
