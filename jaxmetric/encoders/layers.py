@@ -29,6 +29,7 @@ class LayerOptions:
       epsilon: added to the variance in batch norm.
       padding: "torch" pads `size // 2` on every side; "same" is TensorFlow's, which pads a convolution of stride 2
         less, or not at all, on the top and on the left.
+      bias_init: initializer of the biases of convolutions; None for convolutions without a bias.
     """
 
     axis_name: str | None = None
@@ -37,6 +38,7 @@ class LayerOptions:
     remat: bool = False
     epsilon: float = 1e-5
     padding: Literal["torch", "same"] = "torch"
+    bias_init: nn.initializers.Initializer | None = None
 
 
 DEFAULT_OPTIONS = LayerOptions()
@@ -52,7 +54,7 @@ def convolution(
     depthwise: bool = False,
     name: str,
 ) -> jax.Array:
-    """Applies a `size` x `size` convolution without bias.
+    """Applies a `size` x `size` convolution.
 
     Args:
       x: `[B, H, W, C]`.
@@ -61,7 +63,8 @@ def convolution(
       stride: the result has `H / stride` rows and `W / stride` columns, rounded up.
       options: see `LayerOptions`.
       depthwise: convolve each channel by itself; `features` is then C.
-      name: name of the layer's parameters, `{"kernel": [size, size, C, features]}`, with 1 for C if depthwise.
+      name: name of the layer's parameters, `{"kernel": [size, size, C, features]}`, with 1 for C if depthwise, and
+        `{"bias": [features]}` if the options have an initializer for it.
 
     Returns:
       `[B, ceil(H / stride), ceil(W / stride), features]`.
@@ -76,7 +79,8 @@ def convolution(
         strides=stride,
         padding="SAME" if options.padding == "same" else (margin, margin),
         feature_group_count=features if depthwise else 1,
-        use_bias=False,
+        use_bias=options.bias_init is not None,
+        bias_init=options.bias_init or nn.initializers.zeros,
         kernel_init=_depthwise_init if depthwise else _dense_init,
         dtype=options.dtype,
         name=name,

@@ -125,6 +125,7 @@ class EncoderConfig:
         "efficientnet_lite2",
         "mobilenet_v2",
         "mobilenet_v2_tf",
+        "bn_inception",
     ] = "resnet10"
     """Its architecture."""
     pretrained: bool = False

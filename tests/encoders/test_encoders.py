@@ -110,7 +110,7 @@ def test_every_encoder_gives_float32_embeddings_of_the_requested_size(name, opti
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", ["tiny", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["tiny", "mobilenet_v2", "bn_inception"])
 def test_rematerialized_blocks_have_the_same_parameters(name):
     plain, remat = (shapes_of(make_encoder(name, remat=remat), (1, 32, 32, 3)) for remat in (False, True))
     assert plain == remat
@@ -136,6 +136,20 @@ def test_bottleneck_strides_in_its_3x3_convolution():
     outputs = jax.eval_shape(layers, images)
     assert outputs["bn1"]["__call__"][0].shape == (1, 32, 32, 128)
     assert outputs["bn2"]["__call__"][0].shape == (1, 16, 16, 128)
+
+
+@pytest.mark.parametrize(("side", "map_side"), [(224, 7), (230, 7), (240, 8), (32, 1), (3, 1)])
+def test_bn_inception_takes_images_of_any_size(side, map_side):
+    trunk = ENCODERS["bn_inception"].trunk()
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    features, _ = jax.eval_shape(lambda x: trunk.init_with_output(jax.random.key(0), x, train=False), images)
+    assert features.shape == (1, map_side, map_side, 1024)
+
+
+def test_bn_inception_takes_blue_green_and_red_of_0_to_255_minus_a_mean():
+    red_green_blue = jnp.array([10.0, 20.0, 30.0]) / 255
+    normalized = ENCODERS["bn_inception"].preprocessing(red_green_blue.reshape(1, 1, 1, 3))
+    np.testing.assert_allclose(normalized.reshape(-1), [30 - 104, 20 - 117, 10 - 128], rtol=1e-5)
 
 
 def test_embeddings_have_unit_length_in_bfloat16_too(tiny):

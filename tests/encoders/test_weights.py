@@ -25,7 +25,7 @@ from jaxmetric.encoders.inverted_residual import ConvolutionUnit
 from tests.encoders.source_arrays import as_torch, folded_arrays, trunks_of
 
 SOURCES = [(name, names) for name in ("tiny", "resnet18", "efficientnet_lite2") for names in ENCODERS[name].names]
-SOURCES += [("mobilenet_v2", names) for names in ENCODERS["mobilenet_v2"].names]
+SOURCES += [(name, names) for name in ("mobilenet_v2", "bn_inception") for names in ENCODERS[name].names]
 
 
 def shapes_of(name, **options):
@@ -90,6 +90,14 @@ PUBLISHED = {
         "blocks.0.0.conv_pw.weight": (16, 32, 1, 1),
         "blocks.6.0.conv_pwl.weight": (320, 960, 1, 1),
         "bn2.weight": (1280,),
+    },
+    ("bn_inception", "pretrainedmodels"): {
+        "conv1_7x7_s2.weight": (64, 3, 7, 7),
+        "conv1_7x7_s2.bias": (64,),
+        "conv2_3x3_reduce_bn.running_mean": (64,),
+        "inception_3c_double_3x3_2.weight": (96, 96, 3, 3),
+        "inception_4d_1x1.weight": (96, 608, 1, 1),
+        "inception_5b_pool_proj_bn.running_var": (128,),
     },
 }
 

@@ -32,18 +32,20 @@ def randomized(network, seed=0):
         elif isinstance(module, torch.nn.Conv2d):
             fan_in = module.weight[0].numel()
             module.weight.data.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+            if module.bias is not None:
+                module.bias.data.normal_(0, 0.3, generator=generator)
     return network.eval()
 
 
-def shapes_of(encoder):
-    images = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
+def shapes_of(encoder, shape=SHAPE):
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), images)
 
 
-def assert_same_activations(encoder, variables, network, *, tolerance=1e-4):
+def assert_same_activations(encoder, variables, network, *, shape=SHAPE, tolerance=1e-4):
     trunk = encoder.trunk
     variables = {kind: variables[kind]["trunk"] for kind in ("params", "batch_stats")}
-    images = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
+    images = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     with torch.no_grad():
         expected = network(torch.tensor(images.transpose(0, 3, 1, 2)))
     assert len(expected) == len(trunk.names)
@@ -68,8 +70,11 @@ CASES = {
     "lite0, timm": ("efficientnet_lite0", lambda: networks.Timm(networks.LITE0, **TIMM["same"])),
     "mobilenet_v2, torchvision": ("mobilenet_v2", lambda: networks.TorchvisionMobileNetV2(networks.MOBILENET_V2)),
     "mobilenet_v2, timm": ("mobilenet_v2", lambda: networks.Timm(networks.MOBILENET_V2, **TIMM["torch"])),
+    "bn_inception, pretrainedmodels": ("bn_inception", networks.BNInception),
 }
 WIDTHS = {"resnet18": 8, "resnet50": 4}
+# Of the sizes that a network takes: its other sizes have no counterpart in torch.
+SHAPES = {"bn_inception": (2, 64, 37, 3)}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -80,8 +85,9 @@ def test_activations_equal_those_of_torch_at_every_stage(case, zipped, tmp_path)
     encoder = make_encoder(name, embedding_dim=4, width=WIDTHS.get(name))
     file = tmp_path / "weights.pth"
     torch.save(network.state_dict(), file, _use_new_zipfile_serialization=zipped)
-    variables = load_weights(name, shapes_of(encoder), file)
-    assert_same_activations(encoder, variables, network)
+    shape = SHAPES.get(name, SHAPE)
+    variables = load_weights(name, shapes_of(encoder, shape), file)
+    assert_same_activations(encoder, variables, network, shape=shape)
     kernel, bias = load_classifier(name, file)
     last = [tensor.numpy() for tensor in list(network.state_dict().values())[-2:]]
     np.testing.assert_array_equal(kernel, last[0].T)

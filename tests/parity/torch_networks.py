@@ -251,3 +251,66 @@ class FoldedMobileNetV2(nn.Module):
                 x = x + y if step == 1 and x.shape[1] == features else y
             results.append(x)
         return [*results, functional.relu6(self.convolve(x, number))]
+
+
+INCEPTION = {
+    "3a": (64, (64, 64), (64, 96), 32),
+    "3b": (64, (64, 96), (64, 96), 64),
+    "3c": (None, (128, 160), (64, 96), None),
+    "4a": (224, (64, 96), (96, 128), 128),
+    "4b": (192, (96, 128), (96, 128), 128),
+    "4c": (160, (128, 160), (128, 160), 128),
+    "4d": (96, (128, 192), (160, 192), 128),
+    "4e": (None, (128, 192), (192, 256), None),
+    "5a": (352, (192, 320), (160, 224), 128),
+    "5b": (352, (192, 320), (192, 224), 128),
+}
+
+
+class BNInception(nn.Module):
+    """With the names of pretrainedmodels, and a bias in every convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.add("conv1_7x7_s2", 3, 64, 7, 2)
+        self.add("conv2_3x3_reduce", 64, 64, 1)
+        self.add("conv2_3x3", 64, 192, 3)
+        inputs = 192
+        for name, (one, three, double, projection) in INCEPTION.items():
+            stride, start = 1 if one else 2, f"inception_{name}"
+            if one:
+                self.add(f"{start}_1x1", inputs, one, 1)
+            self.add(f"{start}_3x3_reduce", inputs, three[0], 1)
+            self.add(f"{start}_3x3", *three, 3, stride)
+            self.add(f"{start}_double_3x3_reduce", inputs, double[0], 1)
+            self.add(f"{start}_double_3x3_1", *double, 3)
+            self.add(f"{start}_double_3x3_2", double[1], double[1], 3, stride)
+            if projection:
+                self.add(f"{start}_pool_proj", inputs, projection, 1)
+            inputs = three[1] + double[1] + (one + projection if one else inputs)
+        self.last_linear = nn.Linear(inputs, 10)
+
+    def add(self, name, inputs, outputs, size, stride=1):
+        setattr(self, name, nn.Conv2d(inputs, outputs, size, stride, padding=size // 2))
+        setattr(self, f"{name}_bn", nn.BatchNorm2d(outputs))
+
+    def unit(self, name, x):
+        return getattr(self, f"{name}_bn")(getattr(self, name)(x)).relu()
+
+    def forward(self, x):
+        halved = nn.MaxPool2d(3, 2, ceil_mode=True)
+        results = [halved(self.unit("conv1_7x7_s2", x))]
+        results.append(halved(self.unit("conv2_3x3", self.unit("conv2_3x3_reduce", results[-1]))))
+        for name, (one, *_) in INCEPTION.items():
+            x, start = results[-1], f"inception_{name}"
+            double = self.unit(f"{start}_double_3x3_1", self.unit(f"{start}_double_3x3_reduce", x))
+            branches = [self.unit(f"{start}_1x1", x)] if one else []
+            branches += [self.unit(f"{start}_3x3", self.unit(f"{start}_3x3_reduce", x))]
+            branches += [self.unit(f"{start}_double_3x3_2", double)]
+            if one:
+                pool = nn.MaxPool2d(3, 1, padding=1) if name == "5b" else nn.AvgPool2d(3, 1, padding=1)
+                branches += [self.unit(f"{start}_pool_proj", pool(x))]
+            else:
+                branches += [halved(x)]
+            results.append(torch.cat(branches, 1))
+        return results

@@ -122,6 +122,10 @@ def _folded_mobilenet_v2(module: Module) -> str:
     return f"{number:03d}.{'dw' if layer == 'depthwise' else 'conv'}"
 
 
+def _bn_inception(module: Module) -> str:
+    return "_".join(part for part in module if part != "block0")
+
+
 RESNET = (Names("torchvision", _torchvision_resnet, "fc"),)
 EFFICIENTNET_LITE0, EFFICIENTNET_LITE2 = (
     (
@@ -135,3 +139,4 @@ MOBILENET_V2 = (
     Names("timm", partial(_timm, stages=STAGES), "classifier"),
 )
 MOBILENET_V2_TF = (Names("folded batch norm", _folded_mobilenet_v2, "052.conv", leaves=_FOLDED, axes=(0, 1, 2, 3)),)
+BN_INCEPTION = (Names("pretrainedmodels", _bn_inception, "last_linear"),)
