@@ -8,6 +8,7 @@ from jaxmetric.encoders.bn_inception import CAFFE, bn_inception
 from jaxmetric.encoders.efficientnet_lite import LITE0, LITE2, efficientnet_lite
 from jaxmetric.encoders.mobilenet_v2 import mobilenet_v2, mobilenet_v2_tf
 from jaxmetric.encoders.preprocessing import CENTERED, IMAGENET, Preprocessing
+from jaxmetric.encoders.quadruplet_vgg import OVER_GRAY, quadruplet_vgg
 from jaxmetric.encoders.resnet import BasicBlock, Bottleneck, resnet
 from jaxmetric.encoders.trunk import Trunk
 from jaxmetric.encoders.weights import names
@@ -68,4 +69,5 @@ ENCODERS: dict[str, Architecture] = {
     "mobilenet_v2": Architecture(mobilenet_v2, names.MOBILENET_V2, preprocessing=IMAGENET),
     "mobilenet_v2_tf": Architecture(mobilenet_v2_tf, names.MOBILENET_V2_TF),
     "bn_inception": Architecture(bn_inception, names.BN_INCEPTION, preprocessing=CAFFE),
+    "quadruplet_vgg": Architecture(quadruplet_vgg, names.QUADRUPLET_VGG, preprocessing=OVER_GRAY),
 }

@@ -29,7 +29,8 @@ class LayerOptions:
       epsilon: added to the variance in batch norm.
       padding: "torch" pads `size // 2` on every side; "same" is TensorFlow's, which pads a convolution of stride 2
         less, or not at all, on the top and on the left.
-      bias_init: initializer of the biases of convolutions; None for convolutions without a bias.
+      kernel_init: initializer of the kernels of convolutions; None for He's.
+      bias_init: initializer of their biases; None for convolutions without a bias.
     """
 
     axis_name: str | None = None
@@ -38,6 +39,7 @@ class LayerOptions:
     remat: bool = False
     epsilon: float = 1e-5
     padding: Literal["torch", "same"] = "torch"
+    kernel_init: nn.initializers.Initializer | None = None
     bias_init: nn.initializers.Initializer | None = None
 
 
@@ -81,7 +83,7 @@ def convolution(
         feature_group_count=features if depthwise else 1,
         use_bias=options.bias_init is not None,
         bias_init=options.bias_init or nn.initializers.zeros,
-        kernel_init=_depthwise_init if depthwise else _dense_init,
+        kernel_init=options.kernel_init or (_depthwise_init if depthwise else _dense_init),
         dtype=options.dtype,
         name=name,
     )

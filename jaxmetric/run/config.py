@@ -126,6 +126,7 @@ class EncoderConfig:
         "mobilenet_v2",
         "mobilenet_v2_tf",
         "bn_inception",
+        "quadruplet_vgg",
     ] = "resnet10"
     """Its architecture."""
     pretrained: bool = False

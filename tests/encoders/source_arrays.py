@@ -26,9 +26,24 @@ def folded_arrays(seed=0):
     return arrays
 
 
+def quadruplet_vgg_arrays(positions, seed=0):
+    """Random variables of the quadruplet paper's code, for feature maps of so many positions."""
+    rng, arrays, inputs = np.random.default_rng(seed), {}, 3
+    for stage, features in (("conv1", (64, 64, 128)), ("conv2", (128, 256, 256, 256)), ("conv3", (512, 512, 512))):
+        for number, outputs in enumerate(features, 1):
+            arrays[f"{stage}_{number}/w"] = (3, 3, inputs, outputs)
+            inputs = outputs
+    arrays |= {"fc6/w": (positions * inputs, 512), "fc7/w": (512, 256), "fc8/w": (256, 11)}
+    arrays |= {name.replace("/w", "/b"): shape[-1:] for name, shape in arrays.items()}
+    drawn = {name: rng.standard_normal(shape, np.float32) for name, shape in arrays.items()}
+    for name, array in drawn.items():
+        array *= 0.3 if name.endswith("/b") else (2 / array[..., 0].size) ** 0.5
+    return {f"model_definition/{name}": array for name, array in drawn.items()} | {"Variable": np.int32(9)}
+
+
 def trunks_of(variables):
     """The arrays of a trunk by collection and path."""
-    return flatten_dict({kind: tree["trunk"] for kind, tree in variables.items()})
+    return flatten_dict({kind: tree["trunk"] for kind, tree in variables.items() if "trunk" in tree})
 
 
 def as_torch(names, variables):
@@ -36,5 +51,6 @@ def as_torch(names, variables):
     arrays = {}
     for (_, *path), array in trunks_of(variables).items():
         array = np.asarray(array)
-        arrays[names.source(tuple(path))] = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+        order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
+        arrays[names.source(tuple(path))] = array.transpose(order) if order else array
     return arrays

@@ -110,7 +110,7 @@ def test_every_encoder_gives_float32_embeddings_of_the_requested_size(name, opti
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", ["tiny", "mobilenet_v2", "bn_inception"])
+@pytest.mark.parametrize("name", ["tiny", "mobilenet_v2", "bn_inception", "quadruplet_vgg"])
 def test_rematerialized_blocks_have_the_same_parameters(name):
     plain, remat = (shapes_of(make_encoder(name, remat=remat), (1, 32, 32, 3)) for remat in (False, True))
     assert plain == remat
@@ -150,6 +150,34 @@ def test_bn_inception_takes_blue_green_and_red_of_0_to_255_minus_a_mean():
     red_green_blue = jnp.array([10.0, 20.0, 30.0]) / 255
     normalized = ENCODERS["bn_inception"].preprocessing(red_green_blue.reshape(1, 1, 1, 3))
     np.testing.assert_allclose(normalized.reshape(-1), [30 - 104, 20 - 117, 10 - 128], rtol=1e-5)
+
+
+def test_the_network_of_the_quadruplet_code_takes_images_of_one_size():
+    encoder = make_encoder("quadruplet_vgg")
+    variables, _ = shapes_of(encoder, (1, 64, 64, 3))
+    kernel = variables["params"]["trunk"]["fc6"]["dense"]["kernel"]
+    assert kernel.shape == (8 * 8 * 512, 512)
+    message = (
+        "images give a feature map of 8 x 4 positions, but fc6 was made for 64 of them: it takes images of one size"
+    )
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda v: encoder.apply(v, jnp.zeros((1, 64, 32, 3)), train=False), variables)
+
+
+def test_the_network_of_the_quadruplet_code_divides_blue_green_and_red():
+    normalized = ENCODERS["quadruplet_vgg"].preprocessing(jnp.array([[[[0.1, 0.5, 1.0]]]]))
+    np.testing.assert_allclose(normalized.reshape(-1), [2, 1, 0.2], rtol=1e-6)
+
+
+# `xavier_initializer` of TensorFlow 1: uniform of variance 2 / (inputs + outputs), which are the length of a vector.
+def test_the_network_of_the_quadruplet_code_starts_from_xavier_s_initializer_in_its_biases_too():
+    encoder = make_encoder("quadruplet_vgg")
+    init = jax.jit(lambda key: encoder.init(key, jnp.zeros((1, 8, 8, 3)), train=False)["params"]["trunk"])
+    params = init(jax.random.key(0, impl="unsafe_rbg"))
+    kernel, bias = (params["conv3"]["conv3_3"][leaf] for leaf in ("kernel", "bias"))
+    for array, variance in ((kernel, 2 / (9 * 512 + 9 * 512)), (bias, 1 / 512)):
+        assert np.var(array) == pytest.approx(variance, rel=0.15)
+        assert np.abs(array).max() == pytest.approx((3 * variance) ** 0.5, rel=0.02)
 
 
 def test_embeddings_have_unit_length_in_bfloat16_too(tiny):

@@ -22,7 +22,7 @@ from jaxmetric.encoders import (
     read_arrays,
 )
 from jaxmetric.encoders.inverted_residual import ConvolutionUnit
-from tests.encoders.source_arrays import as_torch, folded_arrays, trunks_of
+from tests.encoders.source_arrays import as_torch, folded_arrays, quadruplet_vgg_arrays, trunks_of
 
 SOURCES = [(name, names) for name in ("tiny", "resnet18", "efficientnet_lite2") for names in ENCODERS[name].names]
 SOURCES += [(name, names) for name in ("mobilenet_v2", "bn_inception") for names in ENCODERS[name].names]
@@ -188,6 +188,20 @@ def test_folded_batch_norm_only_adds_a_bias():
     kernel, bias = load_classifier("mobilenet_v2_tf", arrays)
     np.testing.assert_array_equal(kernel, arrays["052.conv.w"][0, 0])
     np.testing.assert_array_equal(bias, arrays["052.conv.b"])
+
+
+def test_networks_without_batch_norm_have_no_statistics_and_their_other_variables_are_left_out():
+    shapes = shapes_of("quadruplet_vgg")
+    assert set(shapes) == {"params"}
+    arrays = quadruplet_vgg_arrays(8 * 8)
+    for variables in (shapes, {**shapes, "batch_stats": {}}):
+        loaded = load_weights("quadruplet_vgg", variables, arrays)
+        assert set(loaded) == set(variables)
+        np.testing.assert_array_equal(
+            loaded["params"]["trunk"]["fc6"]["dense"]["kernel"], arrays["model_definition/fc6/w"]
+        )
+    with pytest.raises(WeightsError, match="by the names of the authors' code: 1 is left over: beta"):
+        load_weights("quadruplet_vgg", shapes, arrays | {"beta": np.ones(2)})
 
 
 def test_missing_packages_and_networks_without_one_are_named(monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmetric.encoders import load_classifier, load_weights, make_encoder
-from tests.encoders.source_arrays import folded_arrays
+from tests.encoders.source_arrays import folded_arrays, quadruplet_vgg_arrays
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
 from tests.parity import torch_networks as networks  # noqa: E402
@@ -44,7 +44,7 @@ def shapes_of(encoder, shape=SHAPE):
 
 def assert_same_activations(encoder, variables, network, *, shape=SHAPE, tolerance=1e-4):
     trunk = encoder.trunk
-    variables = {kind: variables[kind]["trunk"] for kind in ("params", "batch_stats")}
+    variables = {kind: tree["trunk"] for kind, tree in variables.items()}
     images = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     with torch.no_grad():
         expected = network(torch.tensor(images.transpose(0, 3, 1, 2)))
@@ -99,3 +99,15 @@ def test_folded_batch_norm_gives_the_same_activations_as_torch():
     encoder = make_encoder("mobilenet_v2_tf", embedding_dim=4)
     variables = load_weights("mobilenet_v2_tf", shapes_of(encoder), arrays)
     assert_same_activations(encoder, variables, networks.FoldedMobileNetV2(arrays, networks.MOBILENET_V2))
+
+
+def test_the_network_of_the_quadruplet_code_gives_the_same_activations_as_torch(tmp_path):
+    shape, file = (2, 33, 24, 3), tmp_path / "model.npz"
+    arrays = quadruplet_vgg_arrays(5 * 3)
+    np.savez(file, **arrays)
+    encoder = make_encoder("quadruplet_vgg", embedding_dim=4)
+    variables = load_weights("quadruplet_vgg", shapes_of(encoder, shape), file)
+    assert_same_activations(encoder, variables, networks.QuadrupletVGG(arrays), shape=shape)
+    kernel, bias = load_classifier("quadruplet_vgg", file)
+    np.testing.assert_array_equal(kernel, arrays["model_definition/fc8/w"])
+    np.testing.assert_array_equal(bias, arrays["model_definition/fc8/b"])

@@ -314,3 +314,28 @@ class BNInception(nn.Module):
                 branches += [halved(x)]
             results.append(torch.cat(branches, 1))
         return results
+
+
+VGG = {"conv1": (64, 64, 128), "conv2": (128, 256, 256, 256), "conv3": (512, 512, 512)}
+
+
+class QuadrupletVGG(nn.Module):
+    """From arrays with the names and the layout of the quadruplet paper's TensorFlow code."""
+
+    def __init__(self, arrays):
+        super().__init__()
+        self.arrays = {name.removeprefix("model_definition/"): torch.tensor(array) for name, array in arrays.items()}
+
+    def forward(self, x):
+        results = []
+        for stage, features in VGG.items():
+            for number in range(1, len(features) + 1):
+                weight, bias = (self.arrays[f"{stage}_{number}/{leaf}"] for leaf in "wb")
+                x = functional.conv2d(x, weight.permute(3, 2, 0, 1), bias, padding=1).relu()
+            x = functional.max_pool2d(x, 2, ceil_mode=True)
+            results.append(x)
+        x = x.permute(0, 2, 3, 1).flatten(1)
+        for layer in ("fc6", "fc7"):
+            x = (x @ self.arrays[f"{layer}/w"] + self.arrays[f"{layer}/b"]).relu()
+            results.append(x[:, :, None, None])
+        return results

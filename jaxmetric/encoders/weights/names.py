@@ -13,8 +13,10 @@ Module = tuple[str, ...]  # the path of a layer in a trunk, such as ("stage1", "
 Leaves = Mapping[str, str | float]
 
 _TORCH: Leaves = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_COUNTER = ".num_batches_tracked"
 # Batch norm that is part of the convolution before it: what is left of it has no effect but to add the bias.
 _FOLDED: Leaves = {"kernel": "w", "bias": "b", "scale": 1.0, "mean": 0.0, "var": 1.0 - TF_EPSILON}
+_TENSORFLOW = (0, 1, 2, 3)
 
 
 class Names(NamedTuple):
@@ -25,8 +27,11 @@ class Names(NamedTuple):
       module: maps the path of a layer in the trunk to the layer's name in the source.
       leaves: maps each of a layer's arrays (kernel; scale, bias, mean, var) to the last part of its name in the
         source, or to the constant that stands for it.
-      axes: for each axis of a kernel here (height, width, input, output), its position in the source.
+      axes: for each axis of a kernel here (height, width, input, output), its position in the source. The last two are
+        also the order of the axes of a linear layer.
       classifier: the name of the layer behind the trunk, which is left out.
+      separator: what stands between the name of a layer and the last part.
+      left_out: other names that are left out.
     """
 
     title: str
@@ -34,16 +39,35 @@ class Names(NamedTuple):
     classifier: str
     leaves: Leaves = _TORCH
     axes: tuple[int, ...] = (2, 3, 1, 0)
+    separator: str = "."
+    left_out: tuple[str, ...] = ()
 
     @property
     def has_statistics(self) -> bool:
-        """Whether the source has batch statistics; where it has none, they must be frozen in training."""
-        return isinstance(self.leaves["var"], str)
+        """Whether the source has the network's batch statistics; where they are missing, training must freeze them."""
+        return isinstance(self.leaves.get("var", ""), str)
 
     def source(self, path: Module) -> str | float:
         """Returns the name of an array, given its path in the trunk, or the constant that stands for it."""
         leaf = self.leaves[path[-1]]
-        return f"{self.module(path[:-1])}.{leaf}" if isinstance(leaf, str) else leaf
+        return self.separator.join((self.module(path[:-1]), leaf)) if isinstance(leaf, str) else leaf
+
+    def transposition(self, dimensions: int) -> tuple[int, ...]:
+        """Returns, for each axis of an array here, its position in the source.
+
+        Example:
+          >>> RESNET[0].transposition(4), RESNET[0].transposition(2), RESNET[0].transposition(1)
+          ((2, 3, 1, 0), (1, 0), (0,))
+        """
+        if dimensions == 4:
+            return self.axes
+        if dimensions == 2 and self.axes[-2] > self.axes[-1]:
+            return (1, 0)
+        return tuple(range(dimensions))
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether an array of the source is known not to belong to the network."""
+        return name.startswith(self.classifier + self.separator) or name in self.left_out or name.endswith(_COUNTER)
 
 
 def _torchvision_resnet(module: Module) -> str:
@@ -126,6 +150,11 @@ def _bn_inception(module: Module) -> str:
     return "_".join(part for part in module if part != "block0")
 
 
+def _quadruplet_vgg(module: Module) -> str:
+    """The variables of the authors' TensorFlow code."""
+    return f"model_definition/{module[-1] if module[-1] != 'dense' else module[0]}"
+
+
 RESNET = (Names("torchvision", _torchvision_resnet, "fc"),)
 EFFICIENTNET_LITE0, EFFICIENTNET_LITE2 = (
     (
@@ -138,5 +167,16 @@ MOBILENET_V2 = (
     Names("torchvision", _torchvision_mobilenet_v2, "classifier.1"),
     Names("timm", partial(_timm, stages=STAGES), "classifier"),
 )
-MOBILENET_V2_TF = (Names("folded batch norm", _folded_mobilenet_v2, "052.conv", leaves=_FOLDED, axes=(0, 1, 2, 3)),)
+MOBILENET_V2_TF = (Names("folded batch norm", _folded_mobilenet_v2, "052.conv", leaves=_FOLDED, axes=_TENSORFLOW),)
 BN_INCEPTION = (Names("pretrainedmodels", _bn_inception, "last_linear"),)
+QUADRUPLET_VGG = (
+    Names(
+        "the authors' code",
+        _quadruplet_vgg,
+        "model_definition/fc8",
+        leaves={"kernel": "w", "bias": "b"},
+        axes=_TENSORFLOW,
+        separator="/",
+        left_out=("Variable",),  # the number of the epoch
+    ),
+)

@@ -66,7 +66,11 @@ def load_weights(encoder: str, variables: Mapping[str, Any], source: Source) -> 
       shape: conv1.weight is (2, 3, 3, 3), expected (2, 3, 7, 7)
     """
     given, title = _read(source)
-    trunks = {kind: traverse_util.flatten_dict(variables[kind]["trunk"]) for kind in _COLLECTIONS}
+    trunks = {
+        kind: traverse_util.flatten_dict(variables[kind]["trunk"])
+        for kind in _COLLECTIONS
+        if "trunk" in variables.get(kind, {})  # without batch norm there are no statistics
+    }
     paths = [path for trunk in trunks.values() for path in trunk]
     names = _recognized(encoder, paths, given)
     _check(encoder, names, trunks, given, title)
@@ -92,9 +96,11 @@ def load_classifier(encoder: str, source: Source) -> Classifier:
     """
     given, title = _read(source)
     for names in _architecture(encoder).names:
-        kernel, bias = (given.get(f"{names.classifier}.{names.leaves[leaf]}") for leaf in ("kernel", "bias"))
+        kernel, bias = (
+            given.get(f"{names.classifier}{names.separator}{names.leaves[leaf]}") for leaf in ("kernel", "bias")
+        )
         if kernel is not None and bias is not None:
-            matrix = kernel.T if kernel.ndim == 2 else kernel.reshape(kernel.shape[-2:])
+            matrix = kernel.transpose(names.transposition(kernel.ndim)).reshape(-1, *bias.shape)
             return Classifier(matrix.astype(np.float32), bias.astype(np.float32))
     raise WeightsError(f"{title} hold no classifier of {encoder}")
 
@@ -158,7 +164,7 @@ def _check(
         if isinstance(name := names.source(path), str)
     }
     missing = sorted(set(expected) - set(given))
-    left_over = sorted(name for name in set(given) - set(expected) if not _is_known(names, name))
+    left_over = sorted(name for name in set(given) - set(expected) if not names.leaves_out(name))
     wrong = [
         f"{name} is {given[name].shape}, expected {shape}"
         for name, shape in sorted(expected.items())
@@ -179,15 +185,10 @@ def _counted(items: Sequence[str], one: str, many: str) -> str:
     return f"{len(items)} {one if len(items) == 1 else many}: {shown}" if items else ""
 
 
-def _is_known(names: Names, name: str) -> bool:
-    return name.startswith(f"{names.classifier}.") or name.endswith(".num_batches_tracked")
-
-
 def _shape_there(names: Names, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape in the source of an array of this shape here."""
-    if len(shape) != len(names.axes):
-        return shape
-    return tuple(shape[names.axes.index(axis)] for axis in range(len(shape)))
+    positions = names.transposition(len(shape))
+    return tuple(shape[positions.index(axis)] for axis in range(len(shape)))
 
 
 def _converted(names: Names, path: tuple[str, ...], shape: tuple[int, ...], given: Arrays) -> np.ndarray:
@@ -195,4 +196,4 @@ def _converted(names: Names, path: tuple[str, ...], shape: tuple[int, ...], give
     if not isinstance(source, str):
         return np.full(shape, source, np.float32)
     array = given[source].astype(np.float32)
-    return np.ascontiguousarray(array.transpose(names.axes)) if array.ndim == len(names.axes) else array
+    return np.ascontiguousarray(array.transpose(names.transposition(array.ndim)))
