@@ -35,7 +35,7 @@ def candidate(name: str, width: int, *, chunks: int = 1, **precision: Any) -> Ca
     optimizer = make_optimizer("adamw", make_schedule("constant", peak=1e-3, steps=1))
 
     def preprocess(key: jax.Array, positions: jax.Array, images: jax.Array) -> jax.Array:
-        return augment(image_keys(key, positions), images, image_size=SIDE)
+        return augment(image_keys(key, positions), images, image_size=SIDE, mean=0.0, std=1.0)
 
     def objective(
         key: jax.Array, centers: Any, memory: Any, embeddings: jax.Array, labels: jax.Array

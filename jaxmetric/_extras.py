@@ -6,12 +6,13 @@ import importlib.util
 TRAIN = ("flax", "grain", "optax", "orbax", "PIL", "sklearn", "tensorboardX", "threadpoolctl", "tqdm", "tyro")
 
 
-def require(needing: str, *packages: str) -> None:
-    """Raises ModuleNotFoundError, in one line with its cure, if a package of the extra `train` is not installed.
+def require(needing: str, *packages: str, extra: str = "train") -> None:
+    """Raises ModuleNotFoundError, in one line with its cure, if a package of an extra is not installed.
 
     Args:
       needing: the module that needs the packages, such as "jaxmetric.training".
       *packages: the names by which they are imported.
+      extra: the extra that installs them.
 
     Example:
       >>> require("jaxmetric.training", "jax", "no_such_package")
@@ -20,4 +21,4 @@ def require(needing: str, *packages: str) -> None:
     """
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise ModuleNotFoundError(f"{needing} needs {package}: pip install 'jaxmetric[train]'", name=package)
+            raise ModuleNotFoundError(f"{needing} needs {package}: pip install 'jaxmetric[{extra}]'", name=package)

@@ -41,10 +41,12 @@ def ranks_and_coherence(run: Run) -> str:
     rows = run.evaluation["coherence"]["by_agreement"]
     if any(row["mean"] is not None for row in rows):
         before = run.baseline["coherence"]["by_agreement"] if run.baseline else []
-        compared = " Filled: trained; hollow: untrained." if before else ""
+        compared = f" Filled: trained; hollow: {run.baseline_name}." if before else ""
         figures.append(
             _figure(
-                agreement_chart(rows, before, title="Mean distance by number of agreeing labels"),
+                agreement_chart(
+                    rows, before, baseline_name=run.baseline_name, title="Mean distance by number of agreeing labels"
+                ),
                 "Distance by number of agreeing labels",
                 f"Coherent if distances decrease. Dot: mean; bar: 10th to 90th percentile.{compared}",
             )

@@ -1,6 +1,6 @@
 """Writes the top of the page: a summary of the run, and four to six key figures with explanations.
 
-Under each figure, a bar from 0 to 1 compares it with the untrained network and with chance.
+Under each figure, a bar from 0 to 1 compares it with the network before training and with chance.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +21,8 @@ MOST_SOFT_LABELS = 3
 class KeyFigure:
     """A number in [0, 1] (a correlation may be negative), with its meaning.
 
-    `title` and `meaning` are markup, `untrained` and `chance` are values for comparison, and `undefined` is the reason
-    if `value` is None.
+    `title` and `meaning` are markup, `before` (that of the network before training) and `chance` are values for
+    comparison, and `undefined` is the reason if `value` is None.
     """
 
     title: str
@@ -31,7 +31,7 @@ class KeyFigure:
     meaning: str
     color: str
     undefined: str
-    untrained: float | None = None
+    before: float | None = None
     chance: float | None = None
     is_percent: bool = True
 
@@ -77,8 +77,8 @@ def key_figures(run: Run) -> list[KeyFigure]:
     return [*figures, _all_labels(run), _coherence(run)]
 
 
-def render(figure: KeyFigure) -> str:
-    """Renders a key figure as markup."""
+def render(figure: KeyFigure, *, baseline_name: str) -> str:
+    """Renders a key figure as markup; `baseline_name` is that of the network before training."""
 
     def number(value: float) -> str:
         return f"{100 * value:.1f}" if figure.is_percent else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
@@ -89,7 +89,7 @@ def render(figure: KeyFigure) -> str:
     else:
         big, meaning = f'<p class="big">{number(figure.value)}<small>{unit}</small></p>', figure.meaning
     marks = notes = ""
-    for kind, name, value in (("before", "untrained", figure.untrained), ("luck", "by chance", figure.chance)):
+    for kind, name, value in (("before", baseline_name, figure.before), ("luck", "by chance", figure.chance)):
         if value is not None:
             marks += f'<i class="{kind}" style="left:{_clipped(value):.1f}%"></i>'
             notes += f'<span class="{kind}">{name} {number(value)} {unit}</span>'
@@ -109,7 +109,7 @@ def _identity(run: Run, name: str, chance: float | None) -> KeyFigure:
         meaning=f"For {_hits_in_100(value)} of 100 images, the nearest other image has the same {escape(name)}.",
         color=color(run.columns, name),
         undefined=WHY_UNDEFINED["retrieval"],
-        untrained=_recall_at_1(run.baseline, name),
+        before=_recall_at_1(run.baseline, name),
         chance=chance,
     )
 
@@ -122,7 +122,7 @@ def _mean_average_precision(run: Run, name: str) -> KeyFigure:
         meaning="Mean precision over the R nearest images, if R images have the same value. 100 % is perfect.",
         color=color(run.columns, name),
         undefined=WHY_UNDEFINED["retrieval"],
-        untrained=_column(run.baseline, name, "map_at_r"),
+        before=_column(run.baseline, name, "map_at_r"),
     )
 
 
@@ -135,7 +135,7 @@ def _soft_label(run: Run, name: str, chance: float | None) -> KeyFigure:
         meaning=f"For {_hits_in_100(value)} of 100 images, the nearest image has the same {escape(name)}.",
         color=color(run.columns, name),
         undefined=WHY_UNDEFINED["retrieval"],
-        untrained=_column(run.baseline, name, "rank1"),
+        before=_column(run.baseline, name, "rank1"),
         chance=chance,
     )
 
@@ -149,7 +149,7 @@ def _soft_labels(run: Run, names: Sequence[str], chance: float | None) -> KeyFig
         meaning=f"Share of images whose nearest image has the same value: {each}.",
         color="var(--c1)",
         undefined=WHY_UNDEFINED["retrieval"],
-        untrained=_mean(_column(run.baseline, name, "rank1") for name in names),
+        before=_mean(_column(run.baseline, name, "rank1") for name in names),
         chance=chance,
     )
 
@@ -163,7 +163,7 @@ def _all_labels(run: Run) -> KeyFigure:
         meaning=f"Share of images for which the vote of the {joint['k']} nearest images is right for every label.",
         color="var(--ink)",
         undefined=WHY_UNDEFINED["joint"],
-        untrained=run.baseline["joint"]["all_correct"] if run.baseline else None,
+        before=run.baseline["joint"]["all_correct"] if run.baseline else None,
     )
 
 
@@ -175,7 +175,7 @@ def _coherence(run: Run) -> KeyFigure:
         meaning="Correlation of distance and label disagreement: 1 is perfect order, 0 is no relation.",
         color="var(--accent)",
         undefined=WHY_UNDEFINED["coherence"],
-        untrained=run.baseline["coherence"]["spearman"] if run.baseline else None,
+        before=run.baseline["coherence"]["spearman"] if run.baseline else None,
         is_percent=False,
     )
 

@@ -67,7 +67,9 @@ def _page(run: Run) -> str:
         style=_asset("page.css"),
         sheets="\n".join(f".s{i}{{background-image:url({sheet})}}" for i, sheet in enumerate(sheets)),
         lead=key_figures.lead(run),
-        keys="".join(key_figures.render(figure) for figure in key_figures.key_figures(run)),
+        keys="".join(
+            key_figures.render(figure, baseline_name=run.baseline_name) for figure in key_figures.key_figures(run)
+        ),
         nav="".join(f'<a href="#{title.lower()}">{title}</a>' for title in sections),
         sections="".join(
             f'<section id="{title.lower()}"><h2>{title}</h2>{body}</section>' for title, body in sections.items()

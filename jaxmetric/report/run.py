@@ -36,7 +36,7 @@ class Run:
         history: the lines of `metrics.jsonl`: `step`, and those of `loss`, `loss/<term>`,
             `validation/<column>/recall@1`, `validation/coherence`, ... recorded at that step.
         evaluation: the evaluation result; undefined numbers are None.
-        baseline: the same for the untrained network, or None.
+        baseline: the same for the network before training, or None.
         columns: the T label columns; the first is the identity.
         query_images: uint8 [Q, S, S, 3].
         query_names: Q names, shown with the images.
@@ -51,6 +51,7 @@ class Run:
         gallery_name: the name of the set of gallery images, as in "the nearest of the learning set".
         exclude: int [Q, E], gallery rows that a query was not compared with, such as itself; -1 for none. None if
             every query was compared with the whole gallery.
+        baseline_name: what the network before training is called: "untrained" or "pretrained".
     """
 
     name: str
@@ -71,6 +72,7 @@ class Run:
     environment: Mapping[str, str]
     gallery_name: str = "the learning set"
     exclude: np.ndarray | None = None
+    baseline_name: str = "untrained"
 
 
 def excluded_rows(run: Run) -> np.ndarray:

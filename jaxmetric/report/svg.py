@@ -93,13 +93,20 @@ def line_chart(
     return _svg(parts, title)
 
 
-def agreement_chart(rows: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], *, title: str) -> str:
+def agreement_chart(
+    rows: Sequence[Mapping[str, Any]],
+    baseline: Sequence[Mapping[str, Any]],
+    *,
+    title: str,
+    baseline_name: str = "untrained",
+) -> str:
     """Draw the mean distance of pairs by number of agreeing labels, with a bar from p10 to p90 and the count.
 
     Args:
         rows: `by_agreement` of an evaluation; rows without pairs (mean None) are not drawn.
-        baseline: the same for the untrained network; may be empty.
+        baseline: the same for the network before training; may be empty.
         title: description of the figure for screen readers.
+        baseline_name: what that network is called.
     """
     rows, baseline = ([row for row in some if row["mean"] is not None] for some in (rows, baseline))
     drawn = [*rows, *baseline]
@@ -115,13 +122,14 @@ def agreement_chart(rows: Sequence[Mapping[str, Any]], baseline: Sequence[Mappin
         count = compact(pairs.get(level, 0))
         parts.append(_text(frame.x(level), HEIGHT - BOTTOM + 36, count, "tick small", "middle"))
     shift = 13.0 if baseline else 0.0
-    for some, offset, kind in ((baseline, -shift, "untrained"), (rows, shift, "trained")):
+    drawings = ((baseline, -shift, "untrained", baseline_name), (rows, shift, "trained", "trained"))
+    for some, offset, kind, name in drawings:
         if not some:
             continue
         for row in some:
             x = frame.x(row["agreement"]) + offset
             low, high = frame.y(row["p10"]), frame.y(row["p90"])
-            about = f"{row['agreement']:g} labels agree, {kind}: mean {row['mean']:.3f}, " + (
+            about = f"{row['agreement']:g} labels agree, {name}: mean {row['mean']:.3f}, " + (
                 f"p10 {row['p10']:.3f}, p90 {row['p90']:.3f}, {row['pairs']:,} pairs"
             )
             parts.append(

@@ -41,7 +41,7 @@ def _evaluation(run: Run, evaluation: Mapping[str, Any], baseline: Mapping[str, 
         style = f'style="--color:{color(run.columns, name)}"'
         rows.append(f'<tr {style}><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
     head = "".join(f'<th scope="col">{each}</th>' for each in heads)
-    compared = " Small: the untrained network." if baseline else ""
+    compared = f" Small: the {run.baseline_name} network." if baseline else ""
     return (
         f'<p class="caption"><b>{escape(title)}</b> in %: {evaluation["queries"]:,} queries, '
         f"{compared_with(excluded_rows(run), evaluation['gallery'])} images to find.{compared}</p>"

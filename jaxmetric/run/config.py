@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 
+from jaxmetric.encoders import ENCODERS
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.terms import Term, class_vectors_of, format_terms, parse_terms
 from jaxmetric.training import read_json, write_atomically
@@ -23,13 +24,20 @@ CONFIG_FILE = "config.json"
 # Fields that do not affect a step, so that a run may continue with other values.
 _FREE = ("memory", "remat", "log_every", "evaluate_every", "checkpoint_every")
 _FLAGS_SHOWN = 4  # of those that differ from the existing run
-PATHS = ("csv", "image_root", "tfds_dir")
+# The fields that are paths, and the group of each.
+PATHS = {"csv": "data", "image_root": "data", "tfds_dir": "data", "weights": "network"}
 _TYPES = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 
 
 def absolute_path(path: str) -> str:
     """Makes a path absolute. An empty string, or an address such as gs://bucket, stays as it is."""
     return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def _make_paths_absolute(fields: Any, group: str) -> None:
+    """Makes the paths among the fields of a group absolute, in its `__post_init__`."""
+    for name in (name for name, its_group in PATHS.items() if its_group == group):
+        object.__setattr__(fields, name, absolute_path(getattr(fields, name)))
 
 
 def is_same_path(one: str, other: str) -> bool:
@@ -113,8 +121,7 @@ class DataConfig(_Typed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in PATHS:
-            object.__setattr__(self, name, absolute_path(getattr(self, name)))
+        _make_paths_absolute(self, "data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,12 +153,29 @@ class BatchConfig(_Typed):
 class EncoderConfig(_Typed):
     """The network that embeds images."""
 
-    encoder: Literal["tiny", "resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet10"
+    encoder: Literal[
+        "tiny",
+        "resnet10",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "efficientnet_lite0",
+        "efficientnet_lite2",
+        "mobilenet_v2",
+        "mobilenet_v2_tf",
+        "bn_inception",
+        "quadruplet_vgg",
+    ] = "resnet10"
     """Its architecture."""
+    pretrained: bool = False
+    """Start from the ImageNet weights that the extra `pretrained` brings."""
+    weights: str = ""
+    """Start from the ImageNet weights of a file: .safetensors, .npz, or .pth of torch."""
     width: int = 16
-    """Channels of its first stage (64 in the ResNet paper)."""
+    """For ResNets: channels of the first stage (64 in the paper, and for weights of others)."""
     stem: Literal["small", "imagenet"] = "small"
-    """small: 3x3, for images of about 32 pixels; imagenet: 7x7 of stride 2 and pooling."""
+    """For ResNets. small: 3x3, for images of about 32 pixels; imagenet: 7x7 of stride 2 and pooling."""
     pooling: Literal["average", "max", "gem", "average+max"] = "average"
     """How the feature map becomes one vector."""
     embedding_dim: int = 128
@@ -162,6 +186,15 @@ class EncoderConfig(_Typed):
     """Precision of the network's activations; weights, embeddings, losses and updates are always float32."""
     remat: bool = False
     """Keep only the input of each residual block, and recompute the rest for the gradient."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _make_paths_absolute(self, "network")
+
+    @property
+    def starts_pretrained(self) -> bool:
+        """Whether training starts from weights that were trained before."""
+        return bool(self.pretrained or self.weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +293,7 @@ def check_config(config: Config) -> None:
     batch, update = config.batch, config.update
     _check_source(config.data)
     _check_classes(config.classes, parse_terms(config.loss))
+    _check_network(config.network)
     if batch.classes_per_batch < 0 or batch.size < 2:
         raise ConfigError(
             f"classes_per_batch {batch.classes_per_batch} x images_per_class {batch.images_per_class} "
@@ -315,6 +349,17 @@ def _check_classes(classes: ClassConfig, terms: Sequence[Term]) -> None:
     for name in ("shard_classes", "sampled_classes"):
         if value := getattr(classes, name):
             raise ConfigError(f"{name} is {value}, but no term of the loss has class vectors: {format_terms(terms)}")
+
+
+def _check_network(network: EncoderConfig) -> None:
+    """Raises ConfigError for options of the network that exclude each other."""
+    if network.pretrained and network.weights:
+        raise ConfigError(f"pretrained is set and weights is {network.weights}; give one of them")
+    has_statistics = all(names.has_statistics for names in ENCODERS[network.encoder].names)
+    if network.starts_pretrained and not (has_statistics or network.freeze_batch_norm):
+        raise ConfigError(
+            f"weights of {network.encoder} have no batch statistics, so that they only fit with --freeze-batch-norm"
+        )
 
 
 def _check_source(data: DataConfig) -> None:
@@ -404,7 +449,7 @@ def _place_there(name: str, value: Any, workdir: Path) -> Any:
 def _as_written(name: str, path: str, workdir: Path) -> str:
     """Returns a path as written in `config.json`, which may have been edited."""
     file = workdir / CONFIG_FILE
-    written = read_json(file).get("data", {}).get(name) if file.exists() else None
+    written = read_json(file).get(PATHS[name], {}).get(name) if file.exists() else None
     if not written or written.startswith("~") or os.path.isabs(written) or "://" in written:
         return path
     return f"{written!r}, relative to the directory where the run began (seen from here {path})"
@@ -412,13 +457,13 @@ def _as_written(name: str, path: str, workdir: Path) -> str:
 
 def check_paths(config: Config, workdir: Path) -> None:
     """Raises ConfigError if a file or folder that the configuration of a run names no longer exists."""
-    for name in PATHS:
-        path = getattr(config.data, name)
+    for name, group in PATHS.items():
+        path = getattr(getattr(config, group), name)
         if _is_gone(name, path):
+            other_list = ", or give --csv to evaluate on another list" if group == "data" else ""
             raise ConfigError(
                 f"{name} of the run is {_as_written(name, path, workdir)}, which is not there; "
-                f"if it has moved, write its new place into {workdir / CONFIG_FILE}, "
-                "or give --csv to evaluate on another list"
+                f"if it has moved, write its new place into {workdir / CONFIG_FILE}{other_list}"
             )
 
 

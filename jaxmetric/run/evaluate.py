@@ -30,7 +30,15 @@ from jaxmetric.report.run import compared_with
 from jaxmetric.run.config import Config, absolute_path, check_paths, flatten, is_same_path, load_config
 from jaxmetric.run.console import run_command, start_jax
 from jaxmetric.run.errors import ConfigError
-from jaxmetric.run.experiment import Experiment, drive_step, load_experiment, make_embedder, make_state, restorable
+from jaxmetric.run.experiment import (
+    Experiment,
+    drive_step,
+    load_experiment,
+    make_embedder,
+    make_state,
+    restorable,
+    with_pretrained_trunk,
+)
 from jaxmetric.run.new_list import load_new_list, warn_of_learned
 from jaxmetric.run.source import described_splits, evaluated_split, load_labels
 from jaxmetric.run.workdir import CHECKPOINTS, claim_workdir, no_run_in
@@ -242,7 +250,7 @@ def evaluate_run(
         write_atomically(evaluation, json.dumps(result, indent=2) + "\n")
         title = f"{workdir.name} on {Path(new_list).name}" if new_list else workdir.name
         write_report(report, _report(experiment, workdir, title, part, trained, untrained))
-    return _summary(trained.evaluation, untrained, part, report)
+    return _summary(trained.evaluation, untrained, _baseline_name(experiment), part, report)
 
 
 def check_not_of_another_list(path: Path, new_list: str) -> None:
@@ -266,13 +274,21 @@ def _digest(file: str) -> str | None:
 
 
 def _untrained(experiment: Experiment) -> TrainState:
-    """Returns the state before the first step without class vectors and moments, which may not fit one device."""
+    """Returns the state before the first step, pretrained or not.
+
+    It has no class vectors and no moments, which may not fit one device.
+    """
 
     def create() -> TrainState:
         state = make_state(experiment)
         return state.replace(params={**state.params, "loss": {}}, opt_state=())
 
-    return jax.jit(create)()
+    return jax.device_put(with_pretrained_trunk(experiment, jax.jit(create)()))
+
+
+def _baseline_name(experiment: Experiment) -> str:
+    """Returns what the network before the first step is called. Its projection is random, even if it is pretrained."""
+    return "pretrained" if experiment.config.network.starts_pretrained else "untrained"
 
 
 def named_file(workdir: Path, file: str, name: str) -> Path:
@@ -296,6 +312,7 @@ def _report(
         history=read_metrics(workdir),
         evaluation=trained.evaluation,
         baseline=untrained,
+        baseline_name=_baseline_name(experiment),
         columns=source.columns,
         query_images=np.stack([source.images[i] for i in part.queries]),
         query_names=[source.names[i] for i in part.queries],
@@ -323,14 +340,16 @@ def _most_offered(part: HeldOut) -> int:
     return int(offered_rows(part.exclude, len(part.gallery)).max())
 
 
-def _summary(evaluation: Mapping[str, Any], untrained: Mapping[str, Any], part: HeldOut, report: Path) -> str:
+def _summary(
+    evaluation: Mapping[str, Any], untrained: Mapping[str, Any], baseline_name: str, part: HeldOut, report: Path
+) -> str:
     def number(value: float | None) -> str:
         return "undefined" if value is None else f"{value:9.3f}"
 
     others = f"{compared_with(part.exclude, len(part.gallery))} of {part.gallery_name}"
     lines = [
         f"{_counted_queries(part)}, each compared with {others}:",
-        f"{'':24s}{'trained':>9s}{'untrained':>12s}",
+        f"{'':24s}{'trained':>9s}{baseline_name:>12s}",
     ]
     for name, column in evaluation["columns"].items():
         before = untrained["columns"][name]["recall"]["1"]

@@ -5,7 +5,6 @@ import warnings
 from functools import cached_property, partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,7 @@ from jaxmetric.data import (
     prepare,
 )
 from jaxmetric.data.problems import counted
-from jaxmetric.encoders import make_encoder
+from jaxmetric.encoders import ENCODERS, Encoder, load_weights, make_encoder, pretrained_file
 from jaxmetric.run.config import Config
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.objective import PlacedTerm, WeightedSum, objective
@@ -48,7 +47,7 @@ class Experiment:
     config: Config
     source: LabeledImages
     groups: np.ndarray | None
-    encoder: nn.Module
+    encoder: Encoder
     objective: WeightedSum
     optimizer: optax.GradientTransformation
     num_devices: int
@@ -106,9 +105,9 @@ def make_experiment(
     encoder = make_encoder(
         network.encoder,
         embedding_dim=network.embedding_dim,
-        width=network.width,
-        stem=network.stem,
+        **{option: getattr(network, option) for option in ENCODERS[network.encoder].options},
         pooling=network.pooling,
+        pretrained=network.starts_pretrained,
         axis_name=parallel.AXIS_NAME,
         freeze_batch_norm=network.freeze_batch_norm,
         dtype=jnp.dtype(network.dtype),
@@ -125,8 +124,13 @@ def make_experiment(
 
 
 def check_step(experiment: Experiment) -> None:
-    """Raises ConfigError if the step cannot run on the devices, or options of the loss do not fit the data."""
+    """Raises ConfigError for a step that cannot run.
+
+    The images are too small for the network, the batch does not divide among the devices, or options of the loss do not
+    fit the data.
+    """
     config, devices = experiment.config, experiment.num_devices
+    _check_image_size(experiment)
     size, chunks = config.batch.size, config.batch.chunks
     if size % devices:
         raise ConfigError(
@@ -143,6 +147,46 @@ def check_step(experiment: Experiment) -> None:
             raise ConfigError(f"{placed.key}: {message}") from error
 
 
+def _check_image_size(experiment: Experiment) -> None:
+    side, stride = experiment.config.batch.image_size, experiment.encoder.trunk.stride
+    if side < stride:
+        network = experiment.config.network.encoder
+        raise ConfigError(f"image_size is {side}, but {network} divides sides by {stride}: expected at least {stride}")
+
+
+def check_weights(experiment: Experiment) -> None:
+    """Reads the pretrained weights of a run, if it has any.
+
+    Raises:
+      ConfigError: if they are in a package that is not installed.
+      OSError: if their file cannot be read.
+      WeightsError: if it is no file of weights, or they do not fit the network.
+    """
+    with_pretrained_trunk(experiment, experiment.state_shapes)
+
+
+def initial_state(experiment: Experiment, driven: parallel.Driven[TrainState]) -> TrainState:
+    """Returns the state before the first step, on the devices of the step; for errors see `check_weights`."""
+    state = driven.create_state(lambda: make_state(experiment))
+    if not experiment.config.network.starts_pretrained:
+        return state
+    return driven.place_state(with_pretrained_trunk(experiment, state))
+
+
+def with_pretrained_trunk(experiment: Experiment, state: TrainState) -> TrainState:
+    """Returns a state with the pretrained weights of the run, if it has any, as numpy arrays; see `check_weights`."""
+    network = experiment.config.network
+    if not network.starts_pretrained:
+        return state
+    try:
+        file = pretrained_file(network.encoder) if network.pretrained else network.weights
+    except ModuleNotFoundError as error:
+        raise ConfigError(str(error)) from error
+    variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
+    loaded = load_weights(network.encoder, variables, file)
+    return state.replace(params={**state.params, "encoder": loaded["params"]}, batch_stats=loaded["batch_stats"])
+
+
 def learning_rate(config: Config) -> optax.Schedule:
     """Returns the schedule of the encoder's learning rate."""
     update = config.update
@@ -151,7 +195,7 @@ def learning_rate(config: Config) -> optax.Schedule:
 
 
 def make_state(experiment: Experiment) -> TrainState:
-    """Returns the state before the first step, which depends only on the configuration."""
+    """Returns the state before the first step, without pretrained weights; it depends only on the configuration."""
     config = experiment.config
     # With this generator, sampling all weights under one jit compiles many times faster than with the default.
     encoder_key = jax.random.key(config.seed, impl="unsafe_rbg")
@@ -173,7 +217,7 @@ def make_step(experiment: Experiment) -> parallel.Step:
 
     def preprocess(key: jax.Array, positions: jax.Array, images: jax.Array) -> jax.Array:
         keys = image_keys(key, positions)
-        return augment(keys, images, image_size=batch.image_size, augmentation=augmentation)
+        return augment(keys, images, image_size=batch.image_size, augmentation=augmentation, mean=0.0, std=1.0)
 
     train_step = make_train_step(
         apply_fn=experiment.encoder.apply,
@@ -229,7 +273,8 @@ def restorable(
 
 def make_embedder(experiment: Experiment) -> Embed:
     """Returns `(state, images) -> [N, D]` embeddings; see `jaxmetric.training.make_embed`."""
-    return make_embed(experiment.encoder.apply, partial(prepare, image_size=experiment.config.batch.image_size))
+    prepared = partial(prepare, image_size=experiment.config.batch.image_size, mean=0.0, std=1.0)
+    return make_embed(experiment.encoder.apply, prepared)
 
 
 def _is_of_loss(path: Any) -> bool:

@@ -24,17 +24,18 @@ from jaxmetric.data.problems import counted
 from jaxmetric.parallel import Driven, placed_ahead
 from jaxmetric.run.command_line import parse
 from jaxmetric.run.comparable import comparable_plan
-from jaxmetric.run.config import Config, Machine, check_config, check_machine
+from jaxmetric.run.config import CONFIG_FILE, Config, Machine, check_config, check_machine
 from jaxmetric.run.console import run_command, say, start_jax
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.evaluate import check_evaluation, evaluate_run, score_of, validation_metrics
 from jaxmetric.run.experiment import (
     Experiment,
     check_step,
+    check_weights,
     drive_step,
+    initial_state,
     load_experiment,
     make_embedder,
-    make_state,
     restorable,
 )
 from jaxmetric.run.presets import BUILT_IN, Preset
@@ -116,6 +117,8 @@ def _run(name: str, config: Config, machine: Machine, workdir: Path) -> int:
             check_step(experiment)
             plan = comparable_plan(experiment.objective.terms, config, experiment.source)
             check_evaluation(experiment)
+            if not (workdir / CONFIG_FILE).exists():
+                check_weights(experiment)
             held.enter_context(exclusive_workdir(workdir))
             claim_workdir(experiment.config, experiment.source, workdir)
         say(f"{name} -> {workdir}\n{_describe(experiment)}")
@@ -215,7 +218,7 @@ def _restore_or_create(
     shapes, resize = restorable(experiment, train_step)
     restored = restore_latest(checkpoints, shapes, resize=resize)
     if restored is None:
-        return train_step.create_state(lambda: make_state(experiment)), 0
+        return initial_state(experiment, train_step), 0
     step, steps = int(restored.state.step), experiment.config.steps
     say(f"going on after step {step}" if step < steps else f"all {steps} steps are done; evaluating again")
     return train_step.place_state(restored.state), restored.extra["input"]
@@ -232,7 +235,8 @@ def _describe(experiment: Experiment) -> str:
     config = experiment.config
     devices = f"{jax.device_count()} {jax.default_backend()} device{'s' * (jax.device_count() > 1)}"
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    network = f"network: {config.network.encoder} on {devices}{processes}, {config.steps} steps"
+    pretrained = "pretrained " * config.network.starts_pretrained
+    network = f"network: {pretrained}{config.network.encoder} on {devices}{processes}, {config.steps} steps"
     unused = config.data.split == "disjoint" and has_own_split(config, experiment.source)
     split = ["split: that of the list; --split disjoint is only for a list without a split column"] * unused
     return "\n".join(f"  {line}" for line in (*describe(experiment.source).splitlines(), *split, network))

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmetric.encoders import ENCODERS, POOLINGS, EmbeddingHead, make_encoder
-from jaxmetric.encoders.resnet import convolution
+from jaxmetric.encoders import ENCODERS, POOLINGS, EmbeddingHead, LayerOptions, Preprocessing, make_encoder
+from jaxmetric.encoders.layers import convolution
 
 
 def shapes_of(encoder, images_shape):
@@ -29,19 +29,33 @@ def tiny():
 
 
 class Convolution(nn.Module):
+    features: int
     size: int
     stride: int
+    padding: str
+    depthwise: bool = False
 
     @nn.compact
     def __call__(self, x):
-        return convolution(x, 4, self.size, self.stride, dtype=jnp.float32, name="layer")
+        options = LayerOptions(padding=self.padding)
+        return convolution(
+            x, self.features, self.size, self.stride, options=options, depthwise=self.depthwise, name="layer"
+        )
 
 
-def torch_convolution(x, kernel, stride):
-    """Computes the definition in torch's documentation: padding size // 2 on every side, cross-correlation."""
+def margins(padding, length, size, stride):
+    """Zeros before and after a side, by the definitions in the documentation of torch and of TensorFlow."""
+    if padding == "torch":
+        return size // 2, size // 2
+    total = max((-(-length // stride) - 1) * stride + size - length, 0)
+    return total // 2, total - total // 2
+
+
+def correlation(x, kernel, stride, padding):
+    """Computes a convolution as the definition says."""
     size = kernel.shape[0]
-    padding = size // 2
-    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    around = [margins(padding, length, size, stride) for length in x.shape[1:3]]
+    x = np.pad(x, ((0, 0), *around, (0, 0)))
     rows, columns = ((n - size) // stride + 1 for n in x.shape[1:3])
     out = np.zeros((x.shape[0], rows, columns, kernel.shape[3]))
     for i in range(rows):
@@ -53,11 +67,21 @@ def torch_convolution(x, kernel, stride):
 
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
 @pytest.mark.parametrize("side", [8, 9])
-def test_convolution_pads_and_strides_like_torch(size, stride, side):
+@pytest.mark.parametrize("padding", ["torch", "same"])
+def test_convolution_pads_and_strides_like_torch_and_like_tensorflow(size, stride, side, padding):
     x = random_images(2, side, side, 3)
     kernel = np.random.default_rng(1).normal(size=(size, size, 3, 4)).astype(np.float32)
-    out = Convolution(size, stride).apply({"params": {"layer": {"kernel": kernel}}}, x)
-    np.testing.assert_allclose(out, torch_convolution(np.asarray(x), kernel, stride), rtol=1e-4, atol=1e-4)
+    out = Convolution(4, size, stride, padding).apply({"params": {"layer": {"kernel": kernel}}}, x)
+    np.testing.assert_allclose(out, correlation(np.asarray(x), kernel, stride, padding), rtol=1e-4, atol=1e-4)
+
+
+def test_depthwise_convolution_convolves_each_channel_by_itself():
+    x = random_images(2, 8, 8, 3)
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 1, 3)).astype(np.float32)
+    variables = {"params": {"layer": {"kernel": kernel}}}
+    out = Convolution(3, 3, 2, "torch", depthwise=True).apply(variables, x)
+    alone = [correlation(np.asarray(x)[..., [c]], kernel[..., [c]], 2, "torch") for c in range(3)]
+    np.testing.assert_allclose(out, np.concatenate(alone, axis=-1), rtol=1e-4, atol=1e-4)
 
 
 # The numbers published by torchvision. Its classifier of 1000 classes is a linear layer, like the head.
@@ -70,35 +94,90 @@ def test_resnets_have_the_published_number_of_parameters(name, parameters):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == parameters
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("stem", ["imagenet", "small"])
-def test_every_encoder_gives_float32_embeddings_of_the_requested_size(name, stem):
-    encoder = make_encoder(name, embedding_dim=17, width=4, stem=stem, dtype=jnp.bfloat16)
+RESNETS = [name for name in ENCODERS if ENCODERS[name].options]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {"width": 4, "stem": stem}) for name in RESNETS for stem in ("imagenet", "small")]
+    + [(name, {}) for name in ENCODERS if name not in RESNETS],
+)
+def test_every_encoder_gives_float32_embeddings_of_the_requested_size(name, options):
+    encoder = make_encoder(name, embedding_dim=17, dtype=jnp.bfloat16, **options)
     variables, embeddings = shapes_of(encoder, (3, 33, 29, 3))
     assert embeddings.shape == (3, 17)
     assert embeddings.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.parametrize("name", ["tiny", "mobilenet_v2", "bn_inception", "quadruplet_vgg"])
+def test_rematerialized_blocks_have_the_same_parameters(name):
+    plain, remat = (shapes_of(make_encoder(name, remat=remat), (1, 32, 32, 3)) for remat in (False, True))
+    assert plain == remat
+
+
 @pytest.mark.parametrize(("stem", "side"), [("imagenet", 7), ("small", 28)])
 def test_the_stem_determines_the_size_of_the_feature_map(stem, side):
-    trunk = ENCODERS["resnet18"](stem=stem)
+    trunk = ENCODERS["resnet18"].trunk(stem=stem)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     features, _ = jax.eval_shape(lambda x: trunk.init_with_output(jax.random.key(0), x, train=False), images)
     assert features.shape == (1, side, side, 512)
+    assert trunk.stride == 224 // side
 
 
 def test_bottleneck_strides_in_its_3x3_convolution():
-    trunk = ENCODERS["resnet50"](stem="small")
+    trunk = ENCODERS["resnet50"].trunk(stem="small")
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 
     def layers(x):
         _, state = trunk.init_with_output(jax.random.key(0), x, train=False, capture_intermediates=True)
-        return state["intermediates"]["layer2_0"]
+        return state["intermediates"]["layer2"]["block0"]
 
     outputs = jax.eval_shape(layers, images)
     assert outputs["bn1"]["__call__"][0].shape == (1, 32, 32, 128)
     assert outputs["bn2"]["__call__"][0].shape == (1, 16, 16, 128)
+
+
+@pytest.mark.parametrize(("side", "map_side"), [(224, 7), (230, 7), (240, 8), (32, 1), (3, 1)])
+def test_bn_inception_takes_images_of_any_size(side, map_side):
+    trunk = ENCODERS["bn_inception"].trunk()
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    features, _ = jax.eval_shape(lambda x: trunk.init_with_output(jax.random.key(0), x, train=False), images)
+    assert features.shape == (1, map_side, map_side, 1024)
+
+
+def test_bn_inception_takes_blue_green_and_red_of_0_to_255_minus_a_mean():
+    red_green_blue = jnp.array([10.0, 20.0, 30.0]) / 255
+    normalized = ENCODERS["bn_inception"].preprocessing(red_green_blue.reshape(1, 1, 1, 3))
+    np.testing.assert_allclose(normalized.reshape(-1), [30 - 104, 20 - 117, 10 - 128], rtol=1e-5)
+
+
+def test_the_network_of_the_quadruplet_code_takes_images_of_one_size():
+    encoder = make_encoder("quadruplet_vgg")
+    variables, _ = shapes_of(encoder, (1, 64, 64, 3))
+    kernel = variables["params"]["trunk"]["fc6"]["dense"]["kernel"]
+    assert kernel.shape == (8 * 8 * 512, 512)
+    message = (
+        "images give a feature map of 8 x 4 positions, but fc6 was made for 64 of them: it takes images of one size"
+    )
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda v: encoder.apply(v, jnp.zeros((1, 64, 32, 3)), train=False), variables)
+
+
+def test_the_network_of_the_quadruplet_code_divides_blue_green_and_red():
+    normalized = ENCODERS["quadruplet_vgg"].preprocessing(jnp.array([[[[0.1, 0.5, 1.0]]]]))
+    np.testing.assert_allclose(normalized.reshape(-1), [2, 1, 0.2], rtol=1e-6)
+
+
+# `xavier_initializer` of TensorFlow 1: uniform of variance 2 / (inputs + outputs), which are the length of a vector.
+def test_the_network_of_the_quadruplet_code_starts_from_xavier_s_initializer_in_its_biases_too():
+    encoder = make_encoder("quadruplet_vgg")
+    init = jax.jit(lambda key: encoder.init(key, jnp.zeros((1, 8, 8, 3)), train=False)["params"]["trunk"])
+    params = init(jax.random.key(0, impl="unsafe_rbg"))
+    kernel, bias = (params["conv3"]["conv3_3"][leaf] for leaf in ("kernel", "bias"))
+    for array, variance in ((kernel, 2 / (9 * 512 + 9 * 512)), (bias, 1 / 512)):
+        assert np.var(array) == pytest.approx(variance, rel=0.15)
+        assert np.abs(array).max() == pytest.approx((3 * variance) ** 0.5, rel=0.02)
 
 
 def test_embeddings_have_unit_length_in_bfloat16_too(tiny):
@@ -123,6 +202,51 @@ def test_batch_norm_synchronized_over_devices_equals_the_global_batch(tiny):
     np.testing.assert_allclose(shards[0].reshape(8, 6), whole[0], atol=2e-5)
     for shard, expected in zip(jax.tree.leaves(shards[1]), jax.tree.leaves(whole[1]), strict=True):
         np.testing.assert_allclose(shard, np.broadcast_to(expected, shard.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_a_trunk_run_in_parts_equals_the_whole(tiny):
+    encoder, variables = tiny
+    trunk, images = encoder.trunk, random_images(2, 8, 8, 3)
+    variables = {kind: tree["trunk"] for kind, tree in variables.items()}
+    assert set(trunk.names) == set(variables["params"])
+    whole = trunk.apply(variables, images, train=False)
+    for stage in trunk.names:
+        front = trunk.apply(variables, images, train=False, until=stage)
+        np.testing.assert_array_equal(trunk.apply(variables, front, train=False, after=stage), whole)
+    middle = trunk.apply(variables, random_images(2, 8, 8, 8), train=False, after="stem", until="layer1")
+    assert middle.shape == (2, 8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"after": "layer9"}, "after is 'layer9', expected one of stem, layer1, layer2"),
+        ({"until": "layer9"}, "until is 'layer9', expected one of stem, layer1, layer2"),
+        ({"after": "layer2", "until": "stem"}, "until is 'stem', which comes before 'layer2'"),
+    ],
+)
+def test_unknown_stages_are_named(tiny, options, message):
+    encoder, variables = tiny
+    variables = {kind: tree["trunk"] for kind, tree in variables.items()}
+    with pytest.raises(ValueError, match=message):
+        encoder.trunk.apply(variables, random_images(2, 8, 8, 3), train=False, **options)
+
+
+def test_preprocessing_normalizes_each_channel_and_orders_them():
+    images = random_images(2, 4, 4, 3)
+    preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
+    expected = np.stack([(images[..., c] - mean) / std for c, (mean, std) in enumerate([(0.1, 1), (0.2, 2), (0.3, 4)])])
+    np.testing.assert_allclose(preprocessing(images), np.moveaxis(expected, 0, -1), rtol=1e-5, atol=1e-6)
+    blue_first = Preprocessing(mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0), channels="BGR")
+    np.testing.assert_array_equal(blue_first(images), preprocessing(images)[..., ::-1])
+
+
+def test_an_encoder_normalizes_its_images(tiny):
+    encoder, variables = tiny
+    images = random_images(2, 8, 8, 3)
+    embeddings = encoder.apply(variables, images, train=False)
+    raw = encoder.clone(preprocessing=Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3))
+    np.testing.assert_allclose(raw.apply(variables, 2 * images - 1, train=False), embeddings, atol=1e-6)
 
 
 @pytest.mark.parametrize("freeze", [False, True])
@@ -178,6 +302,8 @@ def test_head_leaves_a_zero_vector_zero_with_a_finite_gradient():
         ({"name": "tiny", "pooling": "sum"}, "pooling is 'sum', expected one of average, max, gem, average"),
         ({"name": "tiny", "embedding_dim": 0}, "embedding_dim is 0, expected at least 1"),
         ({"name": "tiny", "width": 0}, "width is 0, expected at least 1"),
+        ({"name": "mobilenet_v2", "width": 8}, "width is given, but mobilenet_v2 has no such option"),
+        ({"name": "efficientnet_lite0", "stem": "small"}, "stem is given, but efficientnet_lite0 has no such option"),
     ],
 )
 def test_unknown_options_are_named(options, message):

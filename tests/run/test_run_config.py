@@ -1,16 +1,18 @@
 """The command line, the configuration file and the checks before a run."""
 
 import dataclasses
-import typing
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 
+from jaxmetric.encoders import ENCODERS
 from jaxmetric.run.config import (
     PATHS,
     BatchConfig,
     Config,
     DataConfig,
+    EncoderConfig,
     Machine,
     check_config,
     check_machine,
@@ -37,6 +39,10 @@ def _count_leaves(nested):
 def test_every_field_has_a_flag_of_its_own():
     nested = dataclasses.asdict(Config())
     assert len(flatten(nested)) == _count_leaves(nested)
+
+
+def test_every_encoder_has_a_value_of_its_flag():
+    assert get_args(get_type_hints(EncoderConfig)["encoder"]) == tuple(ENCODERS)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -127,9 +133,7 @@ def test_a_configuration_that_cannot_run_names_the_field(group, fields, message)
 @pytest.mark.parametrize(("field", "value"), [("shard_classes", True), ("sampled_classes", 1)])
 def test_options_of_class_vectors_need_a_term_with_class_vectors(field, value):
     config = dataclasses.replace(_replace(PRESETS["debug"], "classes", **{field: value}), loss="2*quadruplet")
-    with pytest.raises(
-        ConfigError, match=rf"{field} is {value}, but no term .* has class vectors: 2\*quadruplet$"
-    ):
+    with pytest.raises(ConfigError, match=rf"{field} is {value}, but no term .* has class vectors: 2\*quadruplet$"):
         check_config(config)
 
 
@@ -193,11 +197,12 @@ def test_paths_mean_the_same_in_every_directory(tmp_path, monkeypatch):
 def test_every_path_is_made_absolute_except_addresses_and_empty_paths(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = {"some/place": str(tmp_path / "some" / "place"), "": "", "gs://bucket/place": "gs://bucket/place"}
-    assert {path: getattr(DataConfig(**{name: path}), name) for path in paths} == paths
+    group = {"data": DataConfig, "network": EncoderConfig}[PATHS[name]]
+    assert {path: getattr(group(**{name: path}), name) for path in paths} == paths
 
 
 def test_no_field_that_is_a_path_is_forgotten():
-    about_files = ("csv", "root", "dir", "path", "file", "folder")
+    about_files = ("csv", "root", "dir", "path", "file", "folder", "weights")
     named = {name for name in flatten(dataclasses.asdict(Config())) if any(word in name for word in about_files)}
     assert named == set(PATHS)
 
@@ -331,7 +336,7 @@ def test_a_value_of_another_type_is_refused_by_the_name_of_its_field(group, fiel
     wrong += ["3"] if isinstance(default, float) else []
     wrong += [1, "yes"] if isinstance(default, bool) else [True]
     wrong += [3] if isinstance(default, str) else []
-    wrong += ["unheard-of"] if typing.get_origin(field.type) is typing.Literal else []
+    wrong += ["unheard-of"] if get_origin(field.type) is Literal else []
     wrong += [3, [3], [None], "role"] if default == () else []
     wrong += [(0.5,), (0.5, 0.6, 0.7), ("a", "b")] if field.name == "crop_scale" else []
     for value in wrong:

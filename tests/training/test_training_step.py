@@ -154,7 +154,9 @@ def test_random_changes_and_the_key_of_the_loss_are_the_same_in_chunks(count):
             apply_fn=images_as_embeddings,
             objective=tell,
             optimizer=OPTIMIZER,
-            preprocess=lambda key, positions, images: augment(image_keys(key, positions), images, image_size=SIDE),
+            preprocess=lambda key, positions, images: augment(
+                image_keys(key, positions), images, image_size=SIDE, mean=0.0, std=1.0
+            ),
             seed=0,
             chunks=chunks,
         )

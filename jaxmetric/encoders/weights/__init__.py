@@ -1,0 +1,1 @@
+"""Reads weights that others trained, and turns them into parameters of the networks here."""
