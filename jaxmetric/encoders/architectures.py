@@ -11,6 +11,7 @@ from jaxmetric.encoders.preprocessing import CENTERED, IMAGENET, Preprocessing
 from jaxmetric.encoders.quadruplet_vgg import OVER_GRAY, quadruplet_vgg
 from jaxmetric.encoders.resnet import BasicBlock, Bottleneck, resnet
 from jaxmetric.encoders.trunk import Trunk
+from jaxmetric.encoders.vision_transformer import vision_transformer
 from jaxmetric.encoders.weights import names
 from jaxmetric.encoders.weights.names import Names
 
@@ -47,6 +48,28 @@ def _resnet(counts: tuple[int, ...], block: Callable[..., BasicBlock | Bottlenec
     )
 
 
+def _dino(features: int) -> Architecture:
+    make = partial(vision_transformer, features=features, heads=features // 64, patch=16, grid=14)
+    return Architecture(make, names.VIT, preprocessing=IMAGENET)
+
+
+def _dinov2(features: int, *, registers: int = 0) -> Architecture:
+    make = partial(
+        vision_transformer,
+        features=features,
+        heads=features // 64,
+        patch=14,
+        grid=37,
+        registers=registers,
+        layer_scale=True,
+    )
+    return Architecture(
+        make,
+        names.VIT_REGISTERS if registers else names.VIT,
+        preprocessing=dataclasses.replace(IMAGENET, image_size=518),
+    )
+
+
 ENCODERS: dict[str, Architecture] = {
     "tiny": _resnet((1, 1), BasicBlock, width=8),
     "resnet10": _resnet((1, 1, 1, 1), BasicBlock),
@@ -70,4 +93,10 @@ ENCODERS: dict[str, Architecture] = {
     "mobilenet_v2_tf": Architecture(mobilenet_v2_tf, names.MOBILENET_V2_TF),
     "bn_inception": Architecture(bn_inception, names.BN_INCEPTION, preprocessing=CAFFE),
     "quadruplet_vgg": Architecture(quadruplet_vgg, names.QUADRUPLET_VGG, preprocessing=OVER_GRAY),
+    "vit_s16": _dino(384),
+    "vit_b16": _dino(768),
+    "vit_s14": _dinov2(384),
+    "vit_s14_reg4": _dinov2(384, registers=4),
+    "vit_b14": _dinov2(768),
+    "vit_b14_reg4": _dinov2(768, registers=4),
 }

@@ -66,8 +66,8 @@ def make_encoder(
 
     Args:
       name: "tiny" (for tests), "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_lite0",
-        "efficientnet_lite2", "mobilenet_v2", "mobilenet_v2_tf", which pads as TensorFlow does, "bn_inception"
-        or "quadruplet_vgg".
+        "efficientnet_lite2", "mobilenet_v2", "mobilenet_v2_tf", which pads as TensorFlow does, "bn_inception",
+        "quadruplet_vgg", "vit_s16", "vit_b16", "vit_s14", "vit_s14_reg4", "vit_b14" or "vit_b14_reg4".
       embedding_dim: size of the embedding.
       width: channels of a ResNet's first stage; None for the network's default (64, or 8 for "tiny").
       stem: of a ResNet: "imagenet" for large images, which None stands for, or "small" for images of about 32 pixels.

@@ -16,7 +16,8 @@ class EmbeddingHead(nn.Module):
       dim: size of the embedding.
       pooling: "average", "max", their sum "average+max", or "gem": the generalized mean `mean(x^p)^(1/p)` of
         Radenović, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019, whose
-        power p is learned and starts at 3.
+        power p is learned and starts at 3. It takes negative features for 0, unless there is one position alone, whose
+        mean it is.
       normalize: whether to return vectors of norm 1. A zero vector stays zero.
     """
 
@@ -42,6 +43,8 @@ class EmbeddingHead(nn.Module):
                 return features.mean(positions) + features.max(positions)
             case "gem":
                 power = self.param("power", nn.initializers.constant(3.0), ())
+                if features.shape[1] * features.shape[2] == 1:
+                    return features[:, 0, 0]
                 # x^p and its gradient in p need x > 0.
                 return jnp.mean(jnp.maximum(features, 1e-6) ** power, positions) ** (1 / power)
         raise ValueError(f"pooling is {self.pooling!r}, expected one of {', '.join(POOLINGS)}")

@@ -36,7 +36,8 @@ class Trunk(nn.Module):
     Attributes:
       stages: the name of each stage, and what makes its module from that name. A module is called as
         `stage(x, train=train)`.
-      stride: the sides of an image divided by those of the feature map.
+      stride: the sides of an image divided by those of the last feature map with more than one position.
+      multiple: the sides of images must be multiples of it.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -53,6 +54,7 @@ class Trunk(nn.Module):
 
     stages: tuple[tuple[str, Callable[..., nn.Module]], ...]
     stride: int
+    multiple: int = 1
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,15 +72,18 @@ class Trunk(nn.Module):
           until: the stage whose result is returned; None for the last.
 
         Returns:
-          Features `[B, h, w, C]`.
+          Features `[B, h, w, C]`; between the stages of a vision transformer, tokens `[B, T, C]`.
 
         Raises:
-          ValueError: if a stage is unknown, or `until` does not come after `after`.
+          ValueError: if a stage is unknown, or `until` does not come after `after`, or the sides of the images are not
+            multiples of `multiple`.
         """
         start = 0 if after is None else self._position("after", after) + 1
         stop = len(self.stages) if until is None else self._position("until", until) + 1
         if stop < start:
             raise ValueError(f"until is {until!r}, which comes before {after!r}, the stage that x comes from")
+        if start == 0 and any(side % self.multiple for side in x.shape[1:3]):
+            raise ValueError(f"images are {x.shape[1]} x {x.shape[2]}, expected multiples of {self.multiple}")
         for name, make in self.stages[start:stop]:
             x = make(name=name)(x, train=train)
         return x

@@ -166,6 +166,12 @@ class EncoderConfig(_Typed):
         "mobilenet_v2_tf",
         "bn_inception",
         "quadruplet_vgg",
+        "vit_s16",
+        "vit_b16",
+        "vit_s14",
+        "vit_s14_reg4",
+        "vit_b14",
+        "vit_b14_reg4",
     ] = "resnet10"
     """Its architecture."""
     pretrained: bool = False
@@ -185,7 +191,7 @@ class EncoderConfig(_Typed):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's activations; weights, embeddings, losses and updates are always float32."""
     remat: bool = False
-    """Keep only the input of each residual block, and recompute the rest for the gradient."""
+    """Keep only the input of each block of layers, and recompute the rest for the gradient."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

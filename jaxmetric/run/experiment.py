@@ -148,9 +148,11 @@ def check_step(experiment: Experiment) -> None:
 
 
 def _check_image_size(experiment: Experiment) -> None:
-    side, stride = experiment.config.batch.image_size, experiment.encoder.trunk.stride
+    side, trunk = experiment.config.batch.image_size, experiment.encoder.trunk
+    network, stride = experiment.config.network.encoder, trunk.stride
+    if side % trunk.multiple:
+        raise ConfigError(f"image_size is {side}, but {network} takes multiples of {trunk.multiple}")
     if side < stride:
-        network = experiment.config.network.encoder
         raise ConfigError(f"image_size is {side}, but {network} divides sides by {stride}: expected at least {stride}")
 
 

@@ -137,8 +137,8 @@ def make_optimizer(
 
     Args:
       name: `"adamw"` decouples weight decay from the gradient, `"adam"` adds the decay to the gradient, and `"sgd"`,
-        with Nesterov momentum 0.9, adds it too. Only the encoder's kernels are decayed, not biases, scales or
-        centers.
+        with Nesterov momentum 0.9, adds it too. Only the encoder's kernels are decayed, not biases, scales,
+        tokens, position embeddings or centers.
       schedule: the encoder's learning rate.
       loss_rate: the rate of the loss's parameters, as a multiple of the encoder's.
       weight_decay: coefficient of the weight decay.
@@ -165,6 +165,6 @@ def make_optimizer(
 
 def _kernels(params: dict[str, Any]) -> dict[str, Any]:
     return {
-        "encoder": jax.tree.map(lambda x: x.ndim > 1, params["encoder"]),
+        "encoder": jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params["encoder"]),
         "loss": jax.tree.map(lambda x: False, params["loss"]),
     }

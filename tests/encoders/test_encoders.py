@@ -3,9 +3,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from jaxmetric.encoders import ENCODERS, POOLINGS, EmbeddingHead, LayerOptions, Preprocessing, make_encoder
 from jaxmetric.encoders.layers import convolution
+from jaxmetric.encoders.vision_transformer import attention, vision_transformer
 
 
 def shapes_of(encoder, images_shape):
@@ -104,13 +106,15 @@ RESNETS = [name for name in ENCODERS if ENCODERS[name].options]
 )
 def test_every_encoder_gives_float32_embeddings_of_the_requested_size(name, options):
     encoder = make_encoder(name, embedding_dim=17, dtype=jnp.bfloat16, **options)
-    variables, embeddings = shapes_of(encoder, (3, 33, 29, 3))
+    multiple = encoder.trunk.multiple
+    sides = (33, 29) if multiple == 1 else (2 * multiple, 3 * multiple)
+    variables, embeddings = shapes_of(encoder, (3, *sides, 3))
     assert embeddings.shape == (3, 17)
     assert embeddings.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", ["tiny", "mobilenet_v2", "bn_inception", "quadruplet_vgg"])
+@pytest.mark.parametrize("name", ["tiny", "mobilenet_v2", "bn_inception", "quadruplet_vgg", "vit_s16"])
 def test_rematerialized_blocks_have_the_same_parameters(name):
     plain, remat = (shapes_of(make_encoder(name, remat=remat), (1, 32, 32, 3)) for remat in (False, True))
     assert plain == remat
@@ -178,6 +182,58 @@ def test_the_network_of_the_quadruplet_code_starts_from_xavier_s_initializer_in_
     for array, variance in ((kernel, 2 / (9 * 512 + 9 * 512)), (bias, 1 / 512)):
         assert np.var(array) == pytest.approx(variance, rel=0.15)
         assert np.abs(array).max() == pytest.approx((3 * variance) ** 0.5, rel=0.02)
+
+
+SMALL_VIT = {"features": 8, "heads": 2, "patch": 4, "grid": 3, "depth": 2}
+
+
+@pytest.mark.parametrize("options", [{}, {"registers": 3, "layer_scale": True}])
+def test_the_feature_map_of_a_vision_transformer_is_its_class_token(options):
+    trunk = vision_transformer(**SMALL_VIT, **options)
+    assert trunk.names == ("embed", "block0", "block1", "norm")
+    images = random_images(2, 12, 16, 3)
+    features, variables = trunk.init_with_output(jax.random.key(0, impl="unsafe_rbg"), images, train=False)
+    assert features.shape == (2, 1, 1, 8)
+    tokens = trunk.apply(variables, images, train=False, until="block1")
+    assert tokens.shape == (2, 1 + options.get("registers", 0) + 3 * 4, 8)
+    np.testing.assert_allclose(trunk.apply(variables, tokens[:, :1], train=False, after="block1"), features, atol=1e-6)
+    assert ("scale1" in variables["params"]["block0"]) == ("layer_scale" in options)
+    for pooling in POOLINGS:
+        identity = {"projection": {"kernel": jnp.eye(8), "bias": jnp.zeros(8)}, "power": jnp.float32(3)}
+        pooled = EmbeddingHead(8, pooling).apply({"params": identity}, features)
+        np.testing.assert_allclose(pooled, EmbeddingHead(8).apply({"params": identity}, features), atol=1e-6)
+
+
+def test_attention_is_that_of_the_definition_with_its_softmax_in_float32():
+    query, key, value = (random_images(2, 5, 3, 4, seed=seed) for seed in range(3))
+    scores = np.einsum("bqhd,bkhd->bhqk", query, key) / 4**0.5
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    np.testing.assert_allclose(attention(query, key, value), np.einsum("bhqk,bkhd->bqhd", weights, value), atol=1e-5)
+    # 64.25 is 64 in bfloat16.
+    query, key = jnp.ones((1, 1, 1, 2), jnp.bfloat16), jnp.array([[64, 0], [64, 0.25]], jnp.bfloat16)
+    value = jnp.array([[0, 0], [1, 1]], jnp.bfloat16)
+    result = attention(query, key[None, :, None], value[None, :, None])
+    assert result.dtype == jnp.bfloat16
+    assert float(result[0, 0, 0, 0]) == pytest.approx(1 / (1 + np.exp(-0.25 / 2**0.5)), rel=4e-3)
+
+
+def test_rematerialized_transformer_blocks_have_the_same_gradients():
+    images = random_images(2, 8, 8, 3)
+    trunks = [vision_transformer(LayerOptions(remat=remat), **SMALL_VIT) for remat in (False, True)]
+    variables = trunks[0].init(jax.random.key(0, impl="unsafe_rbg"), images, train=False)
+    plain, remat = (
+        jax.jit(jax.grad(lambda v, trunk=trunk: trunk.apply(v, images, train=True)[..., 0].sum()))(variables)
+        for trunk in trunks
+    )
+    for path, gradient in flatten_dict(plain).items():
+        np.testing.assert_allclose(flatten_dict(remat)[path], gradient, atol=1e-6)
+    assert any(np.abs(gradient).max() > 0.01 for gradient in jax.tree.leaves(plain))
+
+
+def test_images_that_are_no_multiples_of_the_patch_are_named():
+    encoder = make_encoder("vit_s14")
+    with pytest.raises(ValueError, match="images are 224 x 225, expected multiples of 14"):
+        shapes_of(encoder, (1, 224, 225, 3))
 
 
 def test_embeddings_have_unit_length_in_bfloat16_too(tiny):

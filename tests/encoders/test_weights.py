@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxmetric.data import prepare
 from jaxmetric.encoders import (
     ENCODERS,
+    EmbeddingHead,
+    Encoder,
     LayerOptions,
     WeightsError,
     load_classifier,
@@ -22,14 +24,21 @@ from jaxmetric.encoders import (
     read_arrays,
 )
 from jaxmetric.encoders.inverted_residual import ConvolutionUnit
+from jaxmetric.encoders.vision_transformer import vision_transformer
 from tests.encoders.source_arrays import as_torch, folded_arrays, quadruplet_vgg_arrays, trunks_of
 
 SOURCES = [(name, names) for name in ("tiny", "resnet18", "efficientnet_lite2") for names in ENCODERS[name].names]
-SOURCES += [(name, names) for name in ("mobilenet_v2", "bn_inception") for names in ENCODERS[name].names]
+SOURCES += [
+    (name, names)
+    for name in ("mobilenet_v2", "bn_inception", "vit_s16", "vit_s14_reg4")
+    for names in ENCODERS[name].names
+]
 
 
 def shapes_of(name, **options):
     encoder, images = make_encoder(name, embedding_dim=4, **options), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    if encoder.trunk.multiple == 14:
+        images = jax.ShapeDtypeStruct((1, 28, 28, 3), jnp.float32)
     return jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), images)
 
 
@@ -99,6 +108,20 @@ PUBLISHED = {
         "inception_4d_1x1.weight": (96, 608, 1, 1),
         "inception_5b_pool_proj_bn.running_var": (128,),
     },
+    ("vit_s16", "DINO"): {
+        "cls_token": (1, 1, 384),
+        "pos_embed": (1, 197, 384),
+        "patch_embed.proj.weight": (384, 3, 16, 16),
+        "blocks.11.attn.qkv.weight": (1152, 384),
+        "norm.weight": (384,),
+    },
+    ("vit_b14", "DINO"): {
+        "pos_embed": (1, 1370, 768),
+        "blocks.0.ls1.gamma": (768,),
+        "blocks.0.mlp.fc1.weight": (3072, 768),
+    },
+    ("vit_b14_reg4", "DINOv2"): {"register_tokens": (1, 4, 768), "blocks.5.ls2.gamma": (768,)},
+    ("vit_b14_reg4", "timm"): {"reg_token": (1, 4, 768)},
 }
 
 
@@ -108,11 +131,11 @@ def test_published_names_have_their_published_shapes(key):
     (names,) = [names for names in ENCODERS[name].names if names.title == title]
     shapes = {names.source(path[1:]): array.shape for path, array in trunks_of(shapes_of(name)).items()}
     for array, shape in PUBLISHED[key].items():
-        height_width_in_out = tuple(shape[axis] for axis in (2, 3, 1, 0)) if len(shape) == 4 else shape
-        assert shapes[array] == height_width_in_out, array
+        axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(len(shape), range(len(shape)))
+        assert shapes[array] == tuple(shape[axis] for axis in axes), array
 
 
-# The numbers that torchvision and the EfficientNet-Lite repository publish. Their classifier has 1000 classes.
+# The numbers that torchvision, timm and the EfficientNet-Lite repository publish. Their classifier has 1000 classes.
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
@@ -120,6 +143,8 @@ def test_published_names_have_their_published_shapes(key):
         ("mobilenet_v2_tf", 3_504_872),
         ("efficientnet_lite0", 4_652_008),
         ("efficientnet_lite2", 6_092_072),
+        ("vit_s16", 22_050_664),
+        ("vit_b16", 86_567_656),
     ],
 )
 def test_networks_have_the_published_number_of_parameters(name, parameters):
@@ -202,6 +227,57 @@ def test_networks_without_batch_norm_have_no_statistics_and_their_other_variable
         )
     with pytest.raises(WeightsError, match="by the names of the authors' code: 1 is left over: beta"):
         load_weights("quadruplet_vgg", shapes, arrays | {"beta": np.ones(2)})
+
+
+@pytest.fixture(scope="module")
+def small_vit():
+    """Variables of a small version of vit_s14_reg4, and its arrays by the names of DINOv2."""
+    options = {"features": 8, "heads": 2, "patch": 14, "grid": 3, "depth": 1, "registers": 4, "layer_scale": True}
+    encoder = Encoder(vision_transformer(**options), EmbeddingHead(2))
+    images, rng = jax.ShapeDtypeStruct((1, 28, 28, 3), jnp.float32), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), images)
+    variables = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes)
+    return variables, as_torch(ENCODERS["vit_s14_reg4"].names[0], variables)
+
+
+def test_the_mask_token_is_left_out(small_vit):
+    variables, arrays = small_vit
+    assert_same(load_weights("vit_s14_reg4", variables, arrays | {"mask_token": np.ones((1, 8))}), variables)
+
+
+def test_timm_adds_the_position_of_the_class_token_to_the_token(small_vit):
+    variables, arrays = small_vit
+    arrays = dict(arrays)
+    arrays["reg_token"] = arrays.pop("register_tokens")
+    arrays["cls_token"] = arrays["cls_token"] + arrays["pos_embed"][:, :1]
+    arrays["pos_embed"] = arrays["pos_embed"][:, 1:]
+    ours, loaded = (v["params"]["trunk"]["embed"] for v in (variables, load_weights("vit_s14_reg4", variables, arrays)))
+    np.testing.assert_array_equal(loaded["positions"][:, 1:], ours["positions"][:, 1:])
+    np.testing.assert_array_equal(loaded["registers"], ours["registers"])
+    for embed in (ours, loaded):
+        np.testing.assert_array_equal(embed["class_token"] + embed["positions"][:, :1], arrays["cls_token"])
+
+
+def test_position_embeddings_of_another_grid_are_resized_and_others_refused(small_vit):
+    variables, arrays = small_vit
+    larger = np.concatenate([np.full((1, 1, 8), 2.0), np.full((1, 5 * 5, 8), 3.0)], axis=1)
+    loaded = load_weights("vit_s14_reg4", variables, arrays | {"pos_embed": larger})
+    expected = np.concatenate([np.full((1, 1, 8), 2.0), np.full((1, 3 * 3, 8), 3.0)], axis=1)
+    np.testing.assert_allclose(loaded["params"]["trunk"]["embed"]["positions"], expected, rtol=1e-6)
+    for wrong in (larger[:, :8], larger[..., :4], larger[0]):
+        message = rf"pos_embed is \({', '.join(map(str, wrong.shape))}\), expected \(1, 10, 8\)"
+        with pytest.raises(WeightsError, match=message):
+            load_weights("vit_s14_reg4", variables, arrays | {"pos_embed": wrong})
+
+
+def test_register_tokens_and_layer_scale_belong_to_their_networks(small_vit):
+    variables, arrays = small_vit
+    without = unflatten_dict({path: x for path, x in flatten_dict(variables).items() if path[-1] != "registers"})
+    with pytest.raises(WeightsError, match=r"1 is left over: register_tokens$"):
+        load_weights("vit_s14", without, arrays)
+    arrays = {name: array for name, array in arrays.items() if "gamma" not in name}
+    with pytest.raises(WeightsError, match=r"2 arrays are missing: blocks.0.ls1.gamma, blocks.0.ls2.gamma$"):
+        load_weights("vit_s14_reg4", variables, arrays)
 
 
 def test_missing_packages_and_networks_without_one_are_named(monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmetric.encoders import load_classifier, load_weights, make_encoder
+from jaxmetric.encoders.positions import ANTIALIASED, PLAIN, resized_positions
 from tests.encoders.source_arrays import folded_arrays, quadruplet_vgg_arrays
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
@@ -34,6 +35,12 @@ def randomized(network, seed=0):
             module.weight.data.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
             if module.bias is not None:
                 module.bias.data.normal_(0, 0.3, generator=generator)
+        elif isinstance(module, torch.nn.LayerNorm | networks.LayerScale):
+            for tensor in module.parameters():
+                tensor.data.uniform_(0.5, 1.5, generator=generator)
+        elif isinstance(module, networks.VisionTransformer):
+            for tensor in module.parameters(recurse=False):
+                tensor.data.normal_(0, 1, generator=generator)
     return network.eval()
 
 
@@ -52,7 +59,11 @@ def assert_same_activations(encoder, variables, network, *, shape=SHAPE, toleran
     features, before = images, None
     for stage, theirs in zip(trunk.names, expected, strict=True):
         features = trunk.apply(variables, features, train=False, after=before, until=stage)
-        ours, theirs, before = np.asarray(features), theirs.numpy().transpose(0, 2, 3, 1), stage
+        ours, theirs, before = (
+            np.asarray(features),
+            np.moveaxis(theirs.numpy(), 1, -1 if theirs.ndim == 4 else 1),
+            stage,
+        )
         assert ours.shape == theirs.shape, stage
         assert abs(theirs).max() > 0.1, stage
         assert abs(ours - theirs).max() < tolerance * abs(theirs).max(), stage
@@ -71,10 +82,17 @@ CASES = {
     "mobilenet_v2, torchvision": ("mobilenet_v2", lambda: networks.TorchvisionMobileNetV2(networks.MOBILENET_V2)),
     "mobilenet_v2, timm": ("mobilenet_v2", lambda: networks.Timm(networks.MOBILENET_V2, **TIMM["torch"])),
     "bn_inception, pretrainedmodels": ("bn_inception", networks.BNInception),
+    "vit_s16, DINO": ("vit_s16", lambda: networks.VisionTransformer(384, 6, 16, 14)),
+    "vit_s14, DINOv2": ("vit_s14", lambda: networks.VisionTransformer(384, 6, 14, 37, layer_scale=True)),
+    "vit_s14_reg4, DINOv2": (
+        "vit_s14_reg4",
+        lambda: networks.VisionTransformer(384, 6, 14, 37, registers=4, layer_scale=True),
+    ),
 }
 WIDTHS = {"resnet18": 8, "resnet50": 4}
-# Of the sizes that a network takes: its other sizes have no counterpart in torch.
-SHAPES = {"bn_inception": (2, 64, 37, 3)}
+# Sizes that the network in torch takes.
+SHAPES = {"bn_inception": (2, 64, 37, 3), "vit_s16": (2, 64, 48, 3)}
+SHAPES |= dict.fromkeys(("vit_s14", "vit_s14_reg4"), (2, 70, 42, 3))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -92,6 +110,18 @@ def test_activations_equal_those_of_torch_at_every_stage(case, zipped, tmp_path)
     last = [tensor.numpy() for tensor in list(network.state_dict().values())[-2:]]
     np.testing.assert_array_equal(kernel, last[0].T)
     np.testing.assert_array_equal(bias, last[1])
+
+
+@pytest.mark.parametrize("resizing", [PLAIN, ANTIALIASED])
+@pytest.mark.parametrize(("source", "rows", "columns"), [(14, 4, 3), (14, 24, 14), (37, 16, 38), (5, 5, 1)])
+def test_position_embeddings_are_resized_as_torch_does(resizing, source, rows, columns):
+    positions = np.random.default_rng(0).normal(size=(1, 1 + source * source, 6)).astype(np.float32)
+    patches = torch.tensor(positions[0, 1:].T.reshape(6, source, source))
+    expected = networks.interpolated(patches, rows, columns, **resizing._asdict())
+    resized = resized_positions(jnp.asarray(positions), (rows, columns), resizing)
+    np.testing.assert_array_equal(resized[:, 0], positions[:, 0])
+    ours = np.asarray(resized[0, 1:]).reshape(rows, columns, 6)
+    np.testing.assert_allclose(ours, expected.permute(1, 2, 0).numpy(), atol=2e-5)
 
 
 def test_folded_batch_norm_gives_the_same_activations_as_torch():

@@ -339,3 +339,76 @@ class QuadrupletVGG(nn.Module):
             x = (x @ self.arrays[f"{layer}/w"] + self.arrays[f"{layer}/b"]).relu()
             results.append(x[:, :, None, None])
         return results
+
+
+class LayerScale(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        return x * self.gamma
+
+
+class Attention(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads, self.qkv, self.proj = heads, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x):
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, dim, heads, layer_scale):
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(dim, eps=1e-6), Attention(dim, heads)
+        self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = nn.Sequential()
+        self.mlp.fc1, self.mlp.act, self.mlp.fc2 = nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+        self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
+
+    def forward(self, x):
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+def interpolated(patches, rows, columns, *, antialias, offset):
+    """Resizes position embeddings [D, n, n] by torch's own interpolation, as DINO and DINOv2 call it."""
+    scales = [(length + offset) / side for length, side in zip((rows, columns), patches.shape[1:], strict=True)]
+    where = {"scale_factor": scales} if offset else {"size": (rows, columns)}
+    return functional.interpolate(patches[None], mode="bicubic", antialias=antialias, **where)[0]
+
+
+class VisionTransformer(nn.Module):
+    """With the names of DINO and DINOv2."""
+
+    def __init__(self, dim, heads, patch, grid, *, depth=12, registers=0, layer_scale=False):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, dim))
+        if registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        self.patch_embed = nn.Sequential()
+        self.patch_embed.proj = nn.Conv2d(3, dim, patch, patch)
+        self.blocks = nn.ModuleList(TransformerBlock(dim, heads, layer_scale) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head = nn.Linear(dim, 10)
+        self.grid, self.registers = grid, registers
+
+    def forward(self, x):
+        x = self.patch_embed(x)
+        patches = self.pos_embed[0, 1:].T.unflatten(1, (self.grid, self.grid))
+        if x.shape[2:] != patches.shape[1:]:
+            how = {"antialias": True, "offset": 0.0} if self.registers else {"antialias": False, "offset": 0.1}
+            patches = interpolated(patches, *x.shape[2:], **how)
+        x = (x + patches).flatten(2).transpose(1, 2)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        between = [self.register_tokens.expand(len(x), -1, -1)] if self.registers else []
+        results = [torch.cat([first, *between, x], 1)]
+        for block in self.blocks:
+            results.append(block(results[-1]))
+        return [*results, self.norm(results[-1])[:, 0, :, None, None]]

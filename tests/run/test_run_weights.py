@@ -144,3 +144,9 @@ def test_images_smaller_than_the_stride_of_the_network_are_refused_before_the_fi
     message = f"image_size is 16, but {network['encoder']} divides sides by 32: expected at least 32"
     with pytest.raises(ConfigError, match=message):
         check_step(experiment)
+
+
+def test_image_sizes_that_a_network_does_not_take_are_refused_before_the_first_step():
+    experiment = load_experiment(debug(encoder="vit_s14"))
+    with pytest.raises(ConfigError, match=r"image_size is 16, but vit_s14 takes multiples of 14$"):
+        check_step(experiment)

@@ -8,7 +8,7 @@ import pytest
 
 from jaxmetric.encoders import make_encoder
 from jaxmetric.training import create_state, make_optimizer
-from jaxmetric.training.state import make_schedule
+from jaxmetric.training.state import _kernels, make_schedule
 
 
 def _params():
@@ -37,6 +37,15 @@ def test_adamw_decays_kernels_only():
     np.testing.assert_allclose(updates["encoder"]["kernel"], -0.1 * 0.5 * 1.0, rtol=1e-6)
     np.testing.assert_array_equal(updates["encoder"]["bias"], 0)
     np.testing.assert_array_equal(updates["loss"]["centers"], 0)
+
+
+def test_tokens_and_position_embeddings_are_not_decayed():
+    encoder = make_encoder("vit_s16")
+    shapes = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), jnp.zeros((1, 16, 16, 3)))
+    decayed = _kernels({"encoder": shapes["params"], "loss": {}})["encoder"]["trunk"]
+    patches = {"kernel": True, "bias": False}
+    assert decayed["embed"] == {"class_token": False, "positions": False, "patches": patches}
+    assert decayed["block3"]["fc1"] == {"kernel": True, "bias": False}
 
 
 def test_adam_adds_the_decay_to_the_gradient():

@@ -1,18 +1,28 @@
 """Where the sources of weights keep the arrays of each network: tables of names and the order of a kernel's axes."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+
 from jaxmetric.encoders.efficientnet_lite import LITE0, LITE2
 from jaxmetric.encoders.inverted_residual import StageSizes
 from jaxmetric.encoders.mobilenet_v2 import STAGES, TF_EPSILON
+from jaxmetric.encoders.positions import ANTIALIASED, PLAIN, Resizing, resized_positions
 
 Module = tuple[str, ...]  # the path of a layer in a trunk, such as ("stage1", "block0", "depthwise")
 
 Leaves = Mapping[str, str | float]
 
 _TORCH: Leaves = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_VIT: Leaves = {
+    **{"kernel": "weight", "scale": "weight", "bias": "bias"},
+    **{"scale1": "ls1.gamma", "scale2": "ls2.gamma"},
+    **{"class_token": "cls_token", "positions": "pos_embed", "registers": "register_tokens"},
+}
 _COUNTER = ".num_batches_tracked"
 # Batch norm that is part of the convolution before it: what is left of it has no effect but to add the bias.
 _FOLDED: Leaves = {"kernel": "w", "bias": "b", "scale": 1.0, "mean": 0.0, "var": 1.0 - TF_EPSILON}
@@ -32,6 +42,8 @@ class Names(NamedTuple):
       classifier: the name of the layer behind the trunk, which is left out.
       separator: what stands between the name of a layer and the last part.
       left_out: other names that are left out.
+      fits: by name in the source, what makes an array of the shape that the network has from one of another shape. It
+        returns an array that it cannot fit as it is.
     """
 
     title: str
@@ -41,6 +53,7 @@ class Names(NamedTuple):
     axes: tuple[int, ...] = (2, 3, 1, 0)
     separator: str = "."
     left_out: tuple[str, ...] = ()
+    fits: Mapping[str, Callable[[np.ndarray, tuple[int, ...]], np.ndarray]] = {}
 
     @property
     def has_statistics(self) -> bool:
@@ -50,7 +63,9 @@ class Names(NamedTuple):
     def source(self, path: Module) -> str | float:
         """Returns the name of an array, given its path in the trunk, or the constant that stands for it."""
         leaf = self.leaves[path[-1]]
-        return self.separator.join((self.module(path[:-1]), leaf)) if isinstance(leaf, str) else leaf
+        if not isinstance(leaf, str):
+            return leaf
+        return self.separator.join(filter(None, (self.module(path[:-1]), leaf)))
 
     def transposition(self, dimensions: int) -> tuple[int, ...]:
         """Returns, for each axis of an array here, its position in the source.
@@ -155,6 +170,31 @@ def _quadruplet_vgg(module: Module) -> str:
     return f"model_definition/{module[-1] if module[-1] != 'dense' else module[0]}"
 
 
+def _vit(module: Module) -> str:
+    match module:
+        case ("embed",):
+            return ""
+        case ("embed", "patches"):
+            return "patch_embed.proj"
+        case ("norm", "norm"):
+            return "norm"
+    number = f"blocks.{module[0].removeprefix('block')}"
+    parts = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    return ".".join([number, *(parts.get(part, part) for part in module[1:])])
+
+
+def _fitted_positions(array: np.ndarray, shape: tuple[int, ...], *, resizing: Resizing) -> np.ndarray:
+    """Resizes position embeddings; where the class token has none, which timm has added to it, they are 0."""
+    if array.ndim != 3 or array.shape[0] != 1 or array.shape[2] != shape[2]:
+        return array
+    if array.shape[1] == math.isqrt(array.shape[1]) ** 2:
+        array = np.concatenate([np.zeros_like(array[:, :1]), array], axis=1)
+    if array.shape[1] != 1 + math.isqrt(array.shape[1] - 1) ** 2:
+        return array
+    side = math.isqrt(shape[1] - 1)
+    return np.asarray(resized_positions(jnp.asarray(array, jnp.float32), (side, side), resizing))
+
+
 RESNET = (Names("torchvision", _torchvision_resnet, "fc"),)
 EFFICIENTNET_LITE0, EFFICIENTNET_LITE2 = (
     (
@@ -179,4 +219,21 @@ QUADRUPLET_VGG = (
         separator="/",
         left_out=("Variable",),  # the number of the epoch
     ),
+)
+VIT, VIT_REGISTERS = (
+    tuple(
+        Names(
+            title,
+            _vit,
+            "head",
+            leaves={**_VIT, "registers": registers},
+            left_out=("mask_token",),
+            fits={"pos_embed": partial(_fitted_positions, resizing=resizing)},
+        )
+        for title, registers in sources
+    )
+    for sources, resizing in (
+        ([("DINO", "register_tokens")], PLAIN),
+        ([("DINOv2", "register_tokens"), ("timm", "reg_token")], ANTIALIASED),
+    )
 )

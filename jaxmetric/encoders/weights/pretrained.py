@@ -37,8 +37,9 @@ class Classifier(NamedTuple):
 def load_weights(encoder: str, variables: Mapping[str, Any], source: Source) -> dict[str, Any]:
     """Replaces the parameters and batch statistics of a trunk by weights from a file.
 
-    Names of arrays are recognized with prefixes such as `module.` or `backbone.`. A classifier and
-    `num_batches_tracked` are left out. All other arrays must be those of the network, no more and no less.
+    Names of arrays are recognized with prefixes such as `module.` or `backbone.`. A classifier,
+    `num_batches_tracked` and a `mask_token` are left out. All other arrays must be those of the network, no more and no
+    less. Position embeddings of another grid are resized.
 
     Args:
       encoder: the name of the encoder in `ENCODERS`.
@@ -73,6 +74,7 @@ def load_weights(encoder: str, variables: Mapping[str, Any], source: Source) -> 
     }
     paths = [path for trunk in trunks.values() for path in trunk]
     names = _recognized(encoder, paths, given)
+    given = _fitted(names, trunks, given)
     _check(encoder, names, trunks, given, title)
     loaded = {
         kind: traverse_util.unflatten_dict(
@@ -152,6 +154,15 @@ def _architecture(encoder: str) -> Architecture:
 def _recognized(encoder: str, paths: Sequence[tuple[str, ...]], given: Arrays) -> Names:
     """Returns the names of the source that has most of the arrays."""
     return max(_architecture(encoder).names, key=lambda names: len({names.source(path) for path in paths} & set(given)))
+
+
+def _fitted(names: Names, trunks: Mapping[str, Mapping[tuple[str, ...], Any]], given: Arrays) -> Arrays:
+    """Returns the arrays, with those in the shape of the network that the source may have in another."""
+    shapes = {names.source(path): shape.shape for trunk in trunks.values() for path, shape in trunk.items()}
+    fitted = {
+        name: fit(given[name], shapes[name]) for name, fit in names.fits.items() if name in given and name in shapes
+    }
+    return given | fitted
 
 
 def _check(
