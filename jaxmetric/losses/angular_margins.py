@@ -24,7 +24,16 @@ from jaxmetric.losses._engine.class_softmax import (
     sum_over_classes,
 )
 from jaxmetric.losses._engine.reduction import LossResult
-from jaxmetric.losses._engine.types import ClassCenters, ClassLabels, ClassProxies, ClassWeights, Reduction, ScalarLike
+from jaxmetric.losses._engine.types import (
+    ClassCenters,
+    ClassLabels,
+    ClassProxies,
+    ClassWeights,
+    LimitedScalar,
+    PositiveScalar,
+    Reduction,
+    ScalarLike,
+)
 from jaxmetric.numerics import safe_normalize, safe_sqrt
 
 
@@ -33,8 +42,8 @@ def arcface_loss(
     labels: ClassLabels,
     proxies: ClassProxies,
     *,
-    scale: ScalarLike = 64.0,
-    margin: ScalarLike = 0.5,
+    scale: PositiveScalar = 64.0,
+    margin: LimitedScalar = 0.5,
     class_weights: ClassWeights | None = None,
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
@@ -91,8 +100,8 @@ def sub_center_arcface_loss(
     labels: ClassLabels,
     centers: ClassCenters,
     *,
-    scale: ScalarLike = 64.0,
-    margin: ScalarLike = 0.5,
+    scale: PositiveScalar = 64.0,
+    margin: LimitedScalar = 0.5,
     class_weights: ClassWeights | None = None,
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
@@ -161,7 +170,7 @@ def cosface_loss(
     labels: ClassLabels,
     proxies: ClassProxies,
     *,
-    scale: ScalarLike = 64.0,
+    scale: PositiveScalar = 64.0,
     margin: ScalarLike = 0.35,
     class_weights: ClassWeights | None = None,
     where: ArrayLike | None = None,
@@ -216,7 +225,7 @@ def sphereface_loss(
     labels: ClassLabels,
     proxies: ClassProxies,
     *,
-    scale: ScalarLike = 1.0,
+    scale: PositiveScalar = 1.0,
     margin: int = 4,
     class_weights: ClassWeights | None = None,
     where: ArrayLike | None = None,
@@ -272,7 +281,7 @@ def large_margin_softmax_loss(
     labels: ClassLabels,
     proxies: ClassProxies,
     *,
-    scale: ScalarLike = 1.0,
+    scale: PositiveScalar = 1.0,
     margin: int = 4,
     class_weights: ClassWeights | None = None,
     where: ArrayLike | None = None,

@@ -26,7 +26,14 @@ from jaxmetric.losses._engine.comparison import Examples, MaskedExamples, check_
 from jaxmetric.losses._engine.ordered_hinge import level_sums, ordered_hinge
 from jaxmetric.losses._engine.pairs_of_pairs import all_pairs, entries_of_pairs, sample_ordered
 from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, reduce_anchors, reduce_stats
-from jaxmetric.losses._engine.types import Agreement, Balance, LabelColumns, Reduction, ReductionToScalar, ScalarLike
+from jaxmetric.losses._engine.types import (
+    Agreement,
+    Balance,
+    LabelColumns,
+    Reduction,
+    ReductionToScalar,
+    ScalarLike,
+)
 from jaxmetric.numerics import safe_divide
 
 

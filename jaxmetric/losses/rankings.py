@@ -22,7 +22,14 @@ from jaxmetric import _checks as checks
 from jaxmetric.losses._engine.comparison import Comparison, check_pairs, pair_loss, pair_weights
 from jaxmetric.losses._engine.positive_sums import PositivePair, Term, sum_over_positives
 from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, each_pair
-from jaxmetric.losses._engine.types import ClassLabels, Distance, Reduction, ScalarLike, Similarity
+from jaxmetric.losses._engine.types import (
+    ClassLabels,
+    Distance,
+    PositiveScalar,
+    Reduction,
+    ScalarLike,
+    Similarity,
+)
 from jaxmetric.numerics import safe_divide
 from jaxmetric.references import PairMasks, References
 
@@ -33,7 +40,7 @@ def smooth_ap_loss(
     embeddings: ArrayLike | None,
     labels: ClassLabels | None,
     *,
-    temperature: ScalarLike = 0.01,
+    temperature: PositiveScalar = 0.01,
     similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
@@ -97,9 +104,9 @@ def pnp_loss(
     labels: ClassLabels | None,
     *,
     variant: PnpVariant = "O",
-    alpha: ScalarLike = 1.0,
-    b: ScalarLike = 2.0,
-    temperature: ScalarLike = 0.01,
+    alpha: PositiveScalar = 1.0,
+    b: PositiveScalar = 2.0,
+    temperature: PositiveScalar = 0.01,
     similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,
@@ -172,8 +179,8 @@ def recall_at_k_loss(
     labels: ClassLabels | None,
     *,
     ks: Sequence[int] = (1, 2, 4, 8, 16),
-    temperature: ScalarLike = 0.01,
-    rank_temperature: ScalarLike = 1.0,
+    temperature: PositiveScalar = 0.01,
+    rank_temperature: PositiveScalar = 1.0,
     similarity: Similarity = "cosine",
     references: References | None = None,
     pairs: PairMasks | None = None,

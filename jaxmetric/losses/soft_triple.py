@@ -24,7 +24,15 @@ from jaxmetric.losses._engine.class_softmax import (
     sum_over_classes,
 )
 from jaxmetric.losses._engine.reduction import LossResult
-from jaxmetric.losses._engine.types import ClassCenters, ClassLabels, ClassWeights, Reduction, ScalarLike
+from jaxmetric.losses._engine.types import (
+    ClassCenters,
+    ClassLabels,
+    ClassWeights,
+    LimitedScalar,
+    PositiveScalar,
+    Reduction,
+    ScalarLike,
+)
 from jaxmetric.numerics import excess, safe_normalize, safe_sqrt
 
 
@@ -33,10 +41,10 @@ def soft_triple_loss(
     labels: ClassLabels,
     centers: ClassCenters,
     *,
-    scale: ScalarLike = 20.0,
-    gamma: ScalarLike = 0.1,
+    scale: PositiveScalar = 20.0,
+    gamma: PositiveScalar = 0.1,
     margin: ScalarLike = 0.01,
-    tau: ScalarLike = 0.2,
+    tau: LimitedScalar = 0.2,
     class_weights: ClassWeights | None = None,
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
@@ -128,7 +136,7 @@ def hard_triple_loss(
     labels: ClassLabels,
     centers: ClassCenters,
     *,
-    scale: ScalarLike = 20.0,
+    scale: PositiveScalar = 20.0,
     margin: ScalarLike = 0.01,
     class_weights: ClassWeights | None = None,
     where: ArrayLike | None = None,

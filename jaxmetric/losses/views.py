@@ -8,7 +8,11 @@ from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 from jaxmetric.losses._engine.reduction import LossResult, LossStats, reduce_stats
-from jaxmetric.losses._engine.types import ReductionToScalar, ScalarLike
+from jaxmetric.losses._engine.types import (
+    LimitedScalar,
+    ReductionToScalar,
+    ScalarLike,
+)
 from jaxmetric.numerics import safe_divide, safe_sqrt
 
 
@@ -16,10 +20,10 @@ def vicreg_loss(
     embeddings: ArrayLike,
     other: ArrayLike,
     *,
-    invariance: ScalarLike = 25.0,
-    variance: ScalarLike = 25.0,
-    covariance: ScalarLike = 1.0,
-    eps: ScalarLike = 1e-4,
+    invariance: LimitedScalar = 25.0,
+    variance: LimitedScalar = 25.0,
+    covariance: LimitedScalar = 1.0,
+    eps: LimitedScalar = 1e-4,
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     reduction: ReductionToScalar = "mean",

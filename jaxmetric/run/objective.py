@@ -21,7 +21,7 @@ import numpy as np
 from jaxmetric import losses, memory, mining
 from jaxmetric.data import LabelColumn
 from jaxmetric.losses._engine.comparison import named_function
-from jaxmetric.losses._engine.types import declared_shape
+from jaxmetric.losses._engine.types import declared_range, declared_shape
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.names import nearest_or_all
 from jaxmetric.run.terms import Miner, Term, class_vectors_of, parameters, parse_miner, parse_terms, takes_columns
@@ -83,6 +83,8 @@ class WeightedSum:
         Args:
           key: a `jax.random` key.
           dim: D of the embeddings.
+
+        Of a number that must be above 0, such as a scale, the parameter is the logarithm.
         """
         params: dict[str, jax.Array] = {}
         names = [(placed, t, name) for placed in self.terms for t, name in _vector_names(placed).items()]
@@ -93,8 +95,8 @@ class WeightedSum:
             params[name] = centers if per_class else centers[:, 0]
         for placed in self.terms:
             for option in placed.term.learn:
-                start = placed.options.get(option, parameters(placed.term.loss)[option].default)
-                params[f"{placed.key}.{option}"] = jnp.asarray(start, jnp.float32)
+                start = jnp.asarray(_start_of(placed, option), jnp.float32)
+                params[f"{placed.key}.{option}"] = jnp.log(start) if _is_positive(placed, option) else start
         return params
 
     def init_memory(self, *, dim: int) -> dict[str, Any]:
@@ -177,7 +179,10 @@ class WeightedSum:
         self, placed: PlacedTerm, params: Mapping[str, jax.Array], classes: Mapping[int, _Classes]
     ) -> dict[str, Any]:
         """Returns the learned arguments of a term's loss."""
-        learned: dict[str, Any] = {option: params[f"{placed.key}.{option}"] for option in placed.term.learn}
+        learned: dict[str, Any] = {}
+        for option in placed.term.learn:
+            number = params[f"{placed.key}.{option}"]
+            learned[option] = jnp.exp(number) if _is_positive(placed, option) else number
         vectors: list[Any] = []
         for t, name in _vector_names(placed).items():
             used = params[name] if classes[t].rows is None else params[name][classes[t].rows]
@@ -277,6 +282,14 @@ def _place(key: str, term: Term, columns: Sequence[LabelColumn], axis_name: str 
     if "axis_name" in parameters(term.loss):
         options["axis_name"] = axis_name
     return PlacedTerm(key, term, places, options)
+
+
+def _start_of(placed: PlacedTerm, option: str) -> Any:
+    return placed.options.get(option, parameters(placed.term.loss)[option].default)
+
+
+def _is_positive(placed: PlacedTerm, option: str) -> bool:
+    return declared_range(placed.term.loss, option) == "> 0"
 
 
 def _vector_names(placed: PlacedTerm) -> dict[int, str]:

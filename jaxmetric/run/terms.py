@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from jaxmetric import losses, mining
-from jaxmetric.losses._engine.types import DistanceName, ScalarLike, declared_shape
+from jaxmetric.losses._engine.types import DistanceName, declared_range, declared_shape
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.names import nearest_or_all
 
@@ -44,7 +44,7 @@ class Term:
       on: the label columns. If empty: all columns for a loss that orders or grades pairs by several, else the first.
       pairs: the expression of a miner, such as `"multi_similarity(epsilon=0.1)"`; empty for all pairs.
       memory: the number of past embeddings that the batch is also compared with.
-      learn: options of the loss that the run learns, starting from their values.
+      learn: options of the loss that the run learns, starting from their values; those above 0 by their logarithm.
       centers_per_class: K of a loss that takes centers `[C, K, D]`, by default the SoftTriple paper's 10; 0 for others.
       options: the other options of the loss, by name: numbers, words, None, and tuples of these. The constructor takes
         them as keywords too.
@@ -357,8 +357,8 @@ def _check_fields(term: Term, known: Mapping[str, inspect.Parameter]) -> None:
 
 
 def learnable(loss: Callable[..., Any]) -> tuple[str, ...]:
-    """Returns the options of a loss that may be traced numbers."""
-    return tuple(name for name, each in options_of(loss).items() if each.annotation == ScalarLike)
+    """Returns the options of a loss that a run can learn: numbers that may have any value, or any above 0."""
+    return tuple(name for name in options_of(loss) if declared_range(loss, name) in ("all", "> 0"))
 
 
 def options_of(loss: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -1,5 +1,6 @@
 """Every loss as a term of an objective, and what the objective tells of how much each term found to compare."""
 
+import dataclasses
 import inspect
 import itertools
 from functools import cache, partial
@@ -14,12 +15,12 @@ from jax.sharding import PartitionSpec as P
 import jaxmetric
 from jaxmetric import mining
 from jaxmetric.data import LabelColumn
-from jaxmetric.losses._engine.types import declared_shape
+from jaxmetric.losses._engine.types import declared_range, declared_shape
 from jaxmetric.parallel import AXIS_NAME
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.objective import objective
 from jaxmetric.run.progress import watch_comparisons
-from jaxmetric.run.terms import Term, loss_names, miner_names
+from jaxmetric.run.terms import Term, find_loss, learnable, loss_names, miner_names, options_of, parse_terms
 
 COLUMNS = (LabelColumn("person", tuple("abcd")), LabelColumn("side", ("left", "right")))
 LABELS = np.array([[0, 0], [0, 1], [1, -1], [1, 0], [2, 1], [-1, 1], [3, 0], [3, 0]], np.int32)
@@ -241,10 +242,42 @@ def test_a_term_alone_is_an_objective():
 def test_numbers_that_are_learned_are_parameters_with_a_gradient():
     total = objective("siglip(scale=5.0, learn=('scale', 'bias'))", COLUMNS)
     params = total.init_params(jax.random.key(0), dim=DIM)
-    assert {name: float(value) for name, value in params.items()} == {"siglip.scale": 5, "siglip.bias": -10}
+    assert params.keys() == {"siglip.scale", "siglip.bias"}
+    np.testing.assert_allclose([params["siglip.scale"], params["siglip.bias"]], [np.log(5), -10], rtol=1e-6)
     embeddings = np.random.default_rng(0).normal(size=(len(LABELS), DIM)).astype(np.float32)
     gradients = jax.grad(lambda params: step(total, params, {}, embeddings, LABELS)[0])(params)
     assert all(np.abs(gradient) > 0 for gradient in gradients.values())
+    known = LABELS[:, 0] >= 0
+    expected = jaxmetric.siglip_loss(embeddings, LABELS[:, 0], scale=5.0, bias=-10.0, where=known)
+    alone = objective("siglip(scale=5.0, learn=('scale', 'bias'), on='person')", COLUMNS)
+    np.testing.assert_allclose(step(alone, params, {}, embeddings, LABELS)[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", loss_names())
+def test_the_declared_range_of_a_number_is_the_one_that_the_loss_checks(name):
+    needs = {"sampled_quadruplet": "num_quadruplets=9", "anchored_quadruplet": "num_anchors=3"}
+    embeddings = jax.ShapeDtypeStruct((len(LABELS), DIM), np.float32)
+
+    def is_accepted(option, value):
+        (term,) = parse_terms(f"{name}({needs.get(name, '')})")
+        term = dataclasses.replace(term, options={**dict(term.options), option: value}.items())
+        total = objective(term, COLUMNS)
+        params = jax.eval_shape(lambda: total.init_params(jax.random.key(0), dim=DIM))
+        try:
+            jax.eval_shape(total, jax.random.key(1), params, total.init_memory(dim=DIM), embeddings, LABELS)
+        except ValueError:
+            return False
+        return True
+
+    for option in options_of(find_loss(name)):
+        declared = declared_range(find_loss(name), option)
+        if declared is not None:
+            accepted = [is_accepted(option, value) for value in (-1.0, 0.0, 1e-3, 1e3)]
+            expected = {"all": [True] * 4, "> 0": [False, False, True, True]}.get(declared)
+            assert accepted == expected if expected else accepted not in ([True] * 4, [False, False, True, True]), (
+                option
+            )
+            assert (option in learnable(find_loss(name))) == (declared != "limited")
 
 
 def test_a_loss_over_class_vectors_has_a_set_for_each_of_its_columns():

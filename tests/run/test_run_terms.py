@@ -89,6 +89,8 @@ def test_formatted_terms_parse_to_the_same_terms(terms):
         ("triplet(margin=1, margin=1, margin=2)", "margin twice"),
         *((f"triplet({field}=1)", f"triplet has no option {field!r}") for field in ("name", "self", "options")),
         ("sphereface(learn='margin')", "learn names 'margin', which is not a number that it can learn"),
+        ("margin(learn='nu')", "learn names 'nu', which is not a number that it can learn"),
+        ("ranked_list(learn='neg_weight')", "learn names 'neg_weight', which is not a number that it can learn"),
         ("histogram(learn='num_bins')", "learn names 'num_bins', which is not a number that it can learn"),
         (
             "triplet(pairs='distance_weighted(dim=4)')",

@@ -1,4 +1,4 @@
-"""The types of the arguments of losses. Array types name a shape, which `declared_shape` reads."""
+"""The types of the arguments of losses. An array's type names a shape, see `declared_shape`, a number's its range."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
@@ -14,6 +14,8 @@ Reduction: TypeAlias = Literal["mean", "mean_active", "sum", "none"]
 ReductionToScalar: TypeAlias = Literal["mean", "mean_active", "sum"]
 # A number of Python or NumPy, or a scalar array, which may be traced.
 ScalarLike: TypeAlias = float | np.number[Any] | jax.Array
+PositiveScalar: TypeAlias = Annotated[ScalarLike, "> 0"]
+LimitedScalar: TypeAlias = Annotated[ScalarLike, "limited"]  # to other values, such as those >= 0 or in (0, 1)
 
 ClassLabels: TypeAlias = Annotated[ArrayLike, "[B]"]
 LabelColumns: TypeAlias = Annotated[ArrayLike, "[B, T]"]
@@ -47,3 +49,17 @@ def declared_shape(function: Callable[..., Any], argument: str) -> str | None:
         if shapes := [each for each in getattr(part, "__metadata__", ()) if isinstance(each, str)]:
             return shapes[0]
     return None
+
+
+def declared_range(function: Callable[..., Any], argument: str) -> str | None:
+    """Returns the range in the type of a number: `"all"`, `"> 0"` or `"limited"`; None if it is not such a number.
+
+    Example:
+      >>> import jaxmetric
+      >>> [declared_range(jaxmetric.siglip_loss, argument) for argument in ("bias", "scale", "similarity")]
+      ['all', '> 0', None]
+    """
+    annotation: Any = get_type_hints(function, include_extras=True).get(argument)
+    if annotation == ScalarLike:
+        return "all"
+    return annotation.__metadata__[0] if getattr(annotation, "__origin__", None) == ScalarLike else None
