@@ -1,7 +1,7 @@
 """Checks of the arguments of losses, miners and regularizers. They run at trace time and raise one-line errors."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -24,13 +24,13 @@ def check_array(name: str, value: Any, expected: str, kind: Any = None) -> jax.A
       expected: the expected value in messages.
       kind: a dtype, or an abstract one such as `jnp.floating`; None for any number or boolean.
     """
-    array = value if isinstance(value, jax.Array) else _array_from_host(name, value, expected)
+    array = value if isinstance(value, jax.Array) else _array_from_host(name, value, expected, kind)
     if jnp.issubdtype(array.dtype, jax.dtypes.extended) or not (kind is None or jnp.issubdtype(array.dtype, kind)):
         raise TypeError(f"{name} has dtype {given_dtype(value, array)}, expected {expected}")
     return replicated(array)
 
 
-def _array_from_host(name: str, value: Any, expected: str) -> jax.Array:
+def _array_from_host(name: str, value: Any, expected: str, kind: Any) -> jax.Array:
     if value is None or is_dataclass(value):
         raise TypeError(f"{name} is {'None' if value is None else f'a {type(value).__name__}'}, expected {expected}")
     if isinstance(value, np.ma.MaskedArray):
@@ -43,7 +43,15 @@ def _array_from_host(name: str, value: Any, expected: str) -> jax.Array:
         raise TypeError(f"{name} is a {type(value).__name__} of unequal rows, expected {expected}") from None
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
         raise TypeError(f"{name} has dtype {array.dtype}, expected {expected}")
+    if kind is None and array.dtype.kind in "iu" and not _fits(array, label_dtype()):
+        array = array.astype(np.float64)  # JAX would keep their low 32 bits
     return jnp.asarray(array)
+
+
+def _fits(integers: np.ndarray, dtype: np.dtype) -> bool:
+    """Returns whether a dtype holds all of the integers."""
+    limits = np.iinfo(dtype)
+    return not integers.size or bool(limits.min <= integers.min() and integers.max() <= limits.max)
 
 
 def given_dtype(value: Any, array: jax.Array) -> Any:
@@ -205,13 +213,19 @@ def check_scalar(
     most: float | None = None,
     unit: str = "a finite number",
 ) -> Any:
-    """Raises unless `value` is a finite scalar in range; a traced scalar is only checked for its shape."""
-    if np.ndim(value) != 0:
-        raise ValueError(f"{name} has shape {np.shape(value)}, expected a scalar")
+    """Returns `value`, a finite scalar in range; a traced scalar is only checked for its shape and dtype.
+
+    An integer of Python or NumPy becomes a float, because `jit` takes no integers of 2^31 and more.
+    """
     if isinstance(value, (bool, str, np.bool_)) or not isinstance(
         value, (int, float, np.number, jax.Array, np.ndarray)
     ):
-        raise TypeError(f"{name} is {value!r}, expected a number")
+        raise TypeError(f"{name} is {shown(value)}, expected a number")
+    if np.ndim(value) != 0:
+        raise ValueError(f"{name} has shape {np.shape(value)}, expected a scalar")
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"{name} has dtype {dtype}, expected a number")
     if isinstance(value, jax.core.Tracer):
         return value
     # Losses are computed in float32, or in float64 where that is enabled.
@@ -232,37 +246,72 @@ def check_scalar(
         is_lost = (number == 0 and value != 0) or (math.isinf(number) and abs(value) != math.inf)
         rounded = f", which is {number:g} in float32" if is_lost else ""
         raise ValueError(f"{name} is {given}{rounded}, expected {' '.join([unit, ' and '.join(asked)]).rstrip()}")
-    return value
+    whole = isinstance(value, int) or (isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "iu")
+    return float(value) if whole else value
 
 
 def check_static_integer(name: str, value: Any, *, least: int) -> int:
     """Returns an integer of at least `least`, known before tracing."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} is {value!r}, expected a static integer")
+        raise TypeError(f"{name} is {shown(value)}, expected a static integer")
     if value < least:
         raise ValueError(f"{name} is {value}, expected a static integer of at least {least}")
     return int(value)
 
 
+def check_static_sequence(name: str, value: Any, expected: str) -> tuple[Any, ...]:
+    """Returns the entries of a list, a tuple or another sequence whose order and length are known before tracing."""
+    is_array = isinstance(value, (np.ndarray, jax.Array))
+    if isinstance(value, (str, bytes)) or not (isinstance(value, Sequence) or (is_array and np.ndim(value) == 1)):
+        raise TypeError(f"{name} is {shown(value)}, expected {expected}")
+    return tuple(value)
+
+
+def shown(value: Any) -> str:
+    """Returns what an error message shows of a value, on one line."""
+    return " ".join(repr(value).split())
+
+
+def check_floating_dtype(name: str, value: Any) -> None:
+    """Raises unless `value` is a floating-point dtype or the name of one."""
+    try:
+        is_given = value is not None and not isinstance(value, (np.ndarray, jax.Array))
+        is_floating = is_given and jnp.issubdtype(jnp.dtype(value), jnp.floating)
+    except TypeError:
+        is_floating = False
+    if not is_floating:
+        raise TypeError(f"{name} is {shown(value)}, expected a floating-point dtype")
+
+
+def check_static_number(name: str, value: Any, **bounds: Any) -> float:
+    """Returns a number known before tracing; the bounds are those of `check_scalar`."""
+    number = check_scalar(name, value, **bounds)
+    if isinstance(number, jax.core.Tracer):
+        raise TypeError(f"{name} is traced, expected a static number")
+    return float(number)
+
+
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Raises unless `value` is one of the names in `choices`."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r}, expected one of {', '.join(choices)}, static")
+        raise TypeError(f"{name} is {shown(value)}, expected one of {', '.join(choices)}, static")
     if value not in choices:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
 
 
-def check_reduction(reduction: Any, *, unreduced: bool) -> None:
-    """Raises unless `reduction` is the name of a reduction; `"none"` is one if a loss can be `unreduced`."""
+def check_result(reduction: Any, has_aux: Any, *, unreduced: bool) -> None:
+    """Raises unless the options of a loss's result are valid; `reduction="none"` is if a loss can be `unreduced`."""
     reductions = ("mean", "mean_active", "sum", "none") if unreduced else ("mean", "mean_active", "sum")
-    if reduction not in reductions:
-        raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(reductions)}")
+    if not isinstance(reduction, str) or reduction not in reductions:
+        raise ValueError(f"reduction is {shown(reduction)}, expected one of {', '.join(reductions)}")
+    if not isinstance(has_aux, bool):
+        raise TypeError(f"has_aux is {shown(has_aux)}, expected True or False, static")
 
 
 def check_flag(name: str, value: Any) -> None:
     """Raises unless `value` is True or False, static."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, expected True or False, static")
+        raise TypeError(f"{name} is {shown(value)}, expected True or False, static")
 
 
 def leave_out(embeddings: jax.Array, weights: jax.Array) -> jax.Array:

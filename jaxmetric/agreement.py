@@ -5,6 +5,7 @@ the disagreement phi of a pair (0 = agrees on everything), and returns the lowes
 can have. The two differ only if a label is missing.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -214,21 +215,32 @@ def column_scale(
     ordinal: Sequence[int | bool | None] | None,
 ) -> list[tuple[float, int | bool]]:
     """Returns the weight of each column and its entry of `ordinal` (0 for a categorical column)."""
-    weights = [1] * num_columns if label_weights is None else list(label_weights)
-    largest = [0] * num_columns if ordinal is None else [0 if entry is None else entry for entry in ordinal]
+    weights = [1] * num_columns if label_weights is None else _static_numbers("label_weights", label_weights)
+    largest = [0] * num_columns if ordinal is None else _static_numbers("ordinal", ordinal)
     for name, given in (("label_weights", weights), ("ordinal", largest)):
         if len(given) != num_columns:
             raise ValueError(f"{name} has {len(given)} entries, expected one for each of {num_columns} columns")
-        if not all(isinstance(entry, (bool, int, float, np.number)) for entry in given):
-            raise TypeError(f"{name} is {given}, expected static numbers (a tuple, not a traced array)")
     with np.errstate(over="ignore"):
-        rounded = np.asarray(weights, np.float32)
+        rounded = np.asarray([min(weight, sys.float_info.max) for weight in weights], np.float32)
         if not np.all(np.isfinite(rounded) & (rounded > 0)):
             raise ValueError(f"label_weights is {tuple(weights)}, expected finite numbers above 0 in float32")
     weights = [int(weight) if isinstance(weight, (int, np.integer)) else float(weight) for weight in weights]
-    if not all(entry is True or (entry >= 0 and float(entry).is_integer()) for entry in largest):
+    if not all(
+        entry is True or (entry >= 0 and (isinstance(entry, int) or float(entry).is_integer())) for entry in largest
+    ):
         raise ValueError(f"ordinal is {tuple(largest)}, expected the largest |a - b| of a column, or 0")
     return list(zip(weights, largest, strict=True))
+
+
+def _static_numbers(name: str, given: Any) -> list[Any]:
+    """Returns the entries of `label_weights` or `ordinal`, with 0 for None."""
+    entries = [
+        0 if entry is None and name == "ordinal" else entry
+        for entry in checks.check_static_sequence(name, given, "a sequence of static numbers")
+    ]
+    if not all(isinstance(entry, (bool, int, float, np.integer, np.floating)) for entry in entries):
+        raise TypeError(f"{name} is {checks.shown(entries)}, expected static numbers (a tuple, not a traced array)")
+    return entries
 
 
 def _sum_dtype(scale: list[tuple[float, int | bool]]) -> np.dtype:

@@ -6,11 +6,13 @@ than the distances that metric learning has to order.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxmetric import _checks as checks
 from jaxmetric.numerics import as_float, equally_varying, replicated, safe_abs, safe_divide, safe_normalize, safe_sqrt
 
 
@@ -127,10 +129,7 @@ def pairwise_lp(x: ArrayLike, y: ArrayLike | None = None, *, p: float, power: fl
       >>> pairwise_lp(points, p=1).tolist(), pairwise_lp(points, p=math.inf).tolist()
       ([[0.0, 7.0], [7.0, 0.0]], [[0.0, 4.0], [4.0, 0.0]])
     """
-    if not p >= 1:
-        raise ValueError(f"p is {p}, expected a number of at least 1")
-    if not 0 < power < math.inf:
-        raise ValueError(f"power is {power}, expected a finite number above 0")
+    p, power = check_norm(p, power)
     x, y = _matrices(x, y)
     if p == 2:
         return pairwise_squared_euclidean(x, y) if power == 2 else _power(pairwise_euclidean(x, y), power)
@@ -141,6 +140,14 @@ def pairwise_lp(x: ArrayLike, y: ArrayLike | None = None, *, p: float, power: fl
         return _power(_lp_norms(anchor[:, None] - columns, p), power)
 
     return jax.lax.map(jax.checkpoint(anchor_distances), anchors)
+
+
+def check_norm(p: Any, power: Any) -> tuple[float, float]:
+    """Returns the static numbers `p`, at least 1, and `power`, finite and above 0."""
+    if isinstance(p, float) and p == math.inf:
+        return math.inf, checks.check_static_number("power", power, above=0)
+    p = checks.check_static_number("p", p, least=1, unit="a number")
+    return p, checks.check_static_number("power", power, above=0)
 
 
 def _lp_norms(differences: jax.Array, p: float) -> jax.Array:

@@ -51,16 +51,19 @@ def init(size: int, dim: int, *, num_labels: int | None = None, dtype: jax.typin
 
     Raises:
       ValueError: if a size is below 1.
+      TypeError: if a size is not a static integer, or `dtype` not a floating-point one.
 
     Example:
       >>> memory = init(4096, 128)
       >>> memory.embeddings.shape, memory.labels.shape, int(memory.where.sum())
       ((4096, 128), (4096,), 0)
     """
-    for name, value in (("size", size), ("dim", dim), ("num_labels", num_labels)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
-    shape = (size,) if num_labels is None else (size, num_labels)
+    size = checks.check_static_integer("size", size, least=1)
+    dim = checks.check_static_integer("dim", dim, least=1)
+    shape: tuple[int, ...] = (size,)
+    if num_labels is not None:
+        shape = size, checks.check_static_integer("num_labels", num_labels, least=1)
+    checks.check_floating_dtype("dtype", dtype)
     return Memory(
         jnp.zeros((size, dim), dtype),
         jnp.zeros(shape, checks.label_dtype()),

@@ -191,7 +191,7 @@ def triplet_margin(
       [[True, True, True, False]]
     """
     distances, positives, negatives = _check(distances, positives, negatives)
-    checks.check_scalar("margin", margin, least=0)
+    margin = checks.check_scalar("margin", margin, least=0)
     intervals = {"all": (-jnp.inf, margin), "hard": (-jnp.inf, 0), "semi-hard": (0, margin), "easy": (margin, jnp.inf)}
     checks.check_choice("kind", kind, intervals)
     return _pairs_with_gap(distances, positives, negatives, *intervals[kind])
@@ -269,9 +269,9 @@ def distance_weighted(
       C.-Y. Wu, R. Manmatha, A. J. Smola, P. Krähenbühl, Sampling Matters in Deep Embedding Learning, ICCV 2017.
     """
     distances, positives, negatives = _check(distances, positives, negatives)
-    checks.check_scalar("dim", dim, least=1)
-    checks.check_scalar("cutoff", cutoff, above=0, below=2)
-    checks.check_scalar("nonzero_loss_cutoff", nonzero_loss_cutoff, above=0, most=2)
+    dim = checks.check_scalar("dim", dim, least=1)
+    cutoff = checks.check_scalar("cutoff", cutoff, above=0, below=2)
+    nonzero_loss_cutoff = checks.check_scalar("nonzero_loss_cutoff", nonzero_loss_cutoff, above=0, most=2)
     return _draw_by_distance(key, distances, positives, negatives, dim, cutoff, nonzero_loss_cutoff)
 
 
@@ -307,7 +307,7 @@ def multi_similarity(
       Learning, CVPR 2019.
     """
     distances, positives, negatives = _check(distances, positives, negatives)
-    checks.check_scalar("epsilon", epsilon)
+    epsilon = checks.check_scalar("epsilon", epsilon)
     nearest = jnp.min(jnp.where(negatives, distances, jnp.inf), axis=1, keepdims=True, initial=jnp.inf)
     farthest = jnp.max(jnp.where(positives, distances, -jnp.inf), axis=1, keepdims=True, initial=-jnp.inf)
     kept = (positives & (distances + epsilon > nearest)) | (negatives & (distances - epsilon < farthest))
@@ -345,8 +345,8 @@ def pair_margin(
       [[False, True, True, False]]
     """
     distances, positives, negatives = _check(distances, positives, negatives)
-    checks.check_scalar("pos_margin", pos_margin)
-    checks.check_scalar("neg_margin", neg_margin)
+    pos_margin = checks.check_scalar("pos_margin", pos_margin)
+    neg_margin = checks.check_scalar("neg_margin", neg_margin)
     kept = (positives & (distances > pos_margin)) | (negatives & (distances < neg_margin))
     return _keep_nan(kept, distances, positives | negatives)
 
@@ -377,7 +377,7 @@ def hard_aware(distances: ArrayLike, positives: ArrayLike, negatives: ArrayLike,
       Y. Yuan, K. Yang, C. Zhang, Hard-Aware Deeply Cascaded Embedding, ICCV 2017.
     """
     distances, positives, negatives = _check(distances, positives, negatives)
-    checks.check_scalar("share", share, least=0, most=1)
+    share = checks.check_scalar("share", share, least=0, most=1)
     return _share_of_the_hardest(distances, positives, negatives, share)
 
 
@@ -419,8 +419,9 @@ def uniform_histogram(
       (40, 10)
     """
     distances, positives, negatives = _check(distances, positives, negatives)
-    for name, value in (("num_bins", num_bins), ("pos_per_bin", pos_per_bin), ("neg_per_bin", neg_per_bin)):
-        checks.check_static_integer(name, value, least=1)
+    num_bins = checks.check_static_integer("num_bins", num_bins, least=1)
+    pos_per_bin = checks.check_static_integer("pos_per_bin", pos_per_bin, least=1)
+    neg_per_bin = checks.check_static_integer("neg_per_bin", neg_per_bin, least=1)
     return _draw_from_bins(key, distances, positives, negatives, pos_per_bin, neg_per_bin, num_bins=num_bins)
 
 
@@ -461,7 +462,7 @@ def angular(
     References:
       J. Wang, F. Zhou, S. Wen, X. Liu, Y. Lin, Deep Metric Learning with Angular Loss, ICCV 2017.
     """
-    checks.check_scalar("angle", angle, above=0, below=math.pi / 2, unit="radians")
+    angle = checks.check_scalar("angle", angle, above=0, below=math.pi / 2, unit="radians")
     check_references(references)
     embeddings = checks.check_embeddings(embeddings)
     others = (

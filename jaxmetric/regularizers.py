@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
-from jaxmetric.distances import pairwise_lp
+from jaxmetric.distances import check_norm, pairwise_lp
 from jaxmetric.losses._engine.reduction import each_anchor, reduce_anchors
 from jaxmetric.numerics import safe_abs, safe_normalize
 
@@ -51,6 +51,7 @@ def lp_regularizer(
       >>> float(lp_regularizer(jnp.array([[3.0, 4.0], [0.0, -1.0]])))  # (5 + 1) / 2
       3.0
     """
+    p, power = check_norm(p, power)
     embeddings = checks.check_embeddings(embeddings)
     weights = checks.example_weights(embeddings, where, weights)
     return _mean_norm(checks.leave_out(embeddings, weights), weights, p=p, power=power)

@@ -21,6 +21,8 @@ def view_labels(batch: int, num_views: int) -> jax.Array:
       >>> view_labels(3, 2).tolist()
       [0, 1, 2, 0, 1, 2]
     """
+    batch = checks.check_static_integer("batch", batch, least=0)
+    num_views = checks.check_static_integer("num_views", num_views, least=1)
     return jnp.tile(jnp.arange(batch), num_views)
 
 
@@ -54,6 +56,8 @@ def self_supervised(loss: Callable[..., Any], *, symmetric: bool = True) -> Call
       T. Chen, S. Kornblith, M. Norouzi, G. Hinton, A Simple Framework for Contrastive Learning of Visual
       Representations, ICML 2020 (symmetric, with `ntxent_loss`).
     """
+
+    checks.check_flag("symmetric", symmetric)
 
     def loss_of_views(*views: jax.Array, where: Any = None, weights: Any = None, **options: Any) -> Any:
         views = _check_views(views)

@@ -1,21 +1,27 @@
 """What every function that takes labels or other arrays owes its users before it computes anything."""
 
+import inspect
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loss_rows import ONE_OF_EACH_ENGINE, ROWS, example
 
 import jaxmetric
 from jaxmetric import _checks as checks
-from jaxmetric import memory, mining
+from jaxmetric import memory, mining, views
 from jaxmetric.references import References
 
 KEY = jax.random.key(0)
 EMBEDDINGS = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 LABELS = np.arange(4) % 2
 MEMORY = memory.init(4, 3)
+LOSSES = {row.loss: name for name, row in reversed(ROWS.items())}.values()  # one row of each
 
 # Outside the losses, every function that takes integers: (name of the argument, function of it).
 TAKE_INTEGERS = {
@@ -150,3 +156,152 @@ def test_contradictory_masks_give_nan_if_traced(loss):
     if loss is jaxmetric.contrastive_loss:
         shares = np.where(mask, np.float32(3), 0)
         assert np.isnan(jax.jit(lambda p, n: loss(EMBEDDINGS, None, pairs=(p, n)))(shares, -shares))
+
+
+POSITIVES, NEGATIVES = mining.label_pairs(LABELS)
+ARRAYS = {
+    "key": KEY,
+    "embeddings": EMBEDDINGS,
+    "distances": jaxmetric.pairwise_euclidean(EMBEDDINGS),
+    "positives": POSITIVES,
+    "negatives": NEGATIVES,
+    "labels": LABELS,
+    "x": EMBEDDINGS,
+    "embeddings4": EMBEDDINGS,
+    "labels4": LABELS,
+    "centers": np.ones((2, 2, 3), np.float32),
+    "loss": jaxmetric.supcon_loss,
+}
+SIZES = {"dim": 3, "p": 1, "size": 4, "num_classes": 8, "num_sampled": 6, "centers_per_class": 2, "batch": 3}
+SIZES |= {"num_views": 2, "num_quadruplets": 8, "num_anchors": 2}
+FUNCTIONS = {
+    function.__name__: function
+    for function in (
+        *(f for f in vars(mining).values() if inspect.isfunction(f) and f.__module__ == mining.__name__),
+        *(jaxmetric.lp_regularizer, jaxmetric.pairwise_lp, jaxmetric.label_agreement, jaxmetric.quadruplet_hinge),
+        *(jaxmetric.sampled_quadruplet_loss, jaxmetric.anchored_quadruplet_loss),
+        *(jaxmetric.sample_classes, jaxmetric.init_centers, jaxmetric.effective_centers),
+        *(memory.init, views.view_labels, views.self_supervised),
+    )
+    if not function.__name__.startswith("_")
+}
+OF_ARRAYS = {*ARRAYS, "other", "other_where", "references", "where", "weights", "pairs", "triplets", "y"}
+NONSENSE = {
+    "a set": {3, 1},
+    "an object": object(),
+    "unequal rows": [[1], [2, 3]],
+    "a key": KEY,
+    "text": np.array("x"),
+    "an array of objects": np.array(None),
+    "a complex number": np.complex64(2),
+    "a list": [np.ones(2)],
+}
+
+
+def assert_refuses_nonsense(call, option):
+    for value in NONSENSE.values():
+        with pytest.raises((TypeError, ValueError), match=rf"^{option}(\[\d\])? (is|has) .*expected") as raised:
+            call(**{option: value})
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_no_option_is_named_in_one_line(name):
+    arguments = inspect.signature(FUNCTIONS[name]).parameters
+    given = {key: value for key, value in (ARRAYS | SIZES).items() if key in arguments}
+    for option in arguments.keys() - OF_ARRAYS:
+        assert_refuses_nonsense(partial(lambda name, **more: FUNCTIONS[name](**more), name, **given), option)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_no_option_of_a_loss_is_named_in_one_line(name):
+    call = partial(ROWS[name].call, *example(name))
+    keywords = {p.name for p in inspect.signature(ROWS[name].loss).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for option in keywords - OF_ARRAYS - SIZES.keys() - {"class_weights"}:
+        assert_refuses_nonsense(call, option)
+    for value in ("no", 1, np.True_):
+        with pytest.raises(TypeError, match=r"^has_aux is .*, expected True or False, static"):
+            call(has_aux=value)
+
+
+def refusal(name, option, number):
+    """The message of the error that a number raises; "" if the loss takes it."""
+    try:
+        jax.eval_shape(partial(ROWS[name].call, *example(name), **{option: number}))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_integers_beyond_32_bits_are_taken_as_floats_or_refused_by_name(name):
+    keywords = inspect.signature(ROWS[name].loss).parameters.values()
+    taken = {}
+    for option in (p.name for p in keywords if p.kind is p.KEYWORD_ONLY and isinstance(p.default, float)):
+        refusals = [refusal(name, option, number) for number in (10**10, np.int64(10**10), np.array(10**10))]
+        if refusals == [""] * 3:
+            taken[option] = 10**10
+        assert option in taken or all(
+            re.match(f"{option} is (10000000000|1e.10), expected (a finite number|radians)", each) for each in refusals
+        )
+    if taken and name in ONE_OF_EACH_ENGINE:
+        floats = {option: float(number) for option, number in taken.items()}
+        value, expected = (ROWS[name].call(*example(name), **options) for options in (taken, floats))
+        np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize("number", [10**10, np.int64(10**10)])
+def test_miners_take_integers_beyond_32_bits(number):
+    masks = POSITIVES, NEGATIVES
+    for miner, option in (
+        (mining.triplet_margin, "margin"),
+        (mining.multi_similarity, "epsilon"),
+        (mining.pair_margin, "neg_margin"),
+    ):
+        kept, expected = (miner(ARRAYS["distances"], *masks, **{option: each}) for each in (number, 1e10))
+        np.testing.assert_array_equal(kept, expected)
+    kept = mining.distance_weighted(KEY, ARRAYS["distances"], *masks, dim=number)
+    assert kept.shape == POSITIVES.shape
+
+
+def test_weights_and_boundaries_beyond_32_bits_keep_their_value():
+    large = np.array([2**33, 1, 2**33, 1])
+    for integers in (large, large.tolist()):
+        loss = jaxmetric.contrastive_loss(EMBEDDINGS, LABELS, weights=integers)
+        np.testing.assert_array_equal(loss, jaxmetric.contrastive_loss(EMBEDDINGS, LABELS, weights=np.float64(large)))
+        loss = jaxmetric.margin_loss(EMBEDDINGS, LABELS, integers[:2])
+        np.testing.assert_array_equal(loss, jaxmetric.margin_loss(EMBEDDINGS, LABELS, np.float64(large[:2])))
+
+
+@pytest.mark.parametrize("power", [1, 2, 2.0, np.int64(1), np.array(2), np.float32(1)])
+def test_a_power_may_be_any_number_that_is_1_or_2(power):
+    loss = jaxmetric.contrastive_loss(EMBEDDINGS, LABELS, power=power)
+    np.testing.assert_array_equal(loss, jaxmetric.contrastive_loss(EMBEDDINGS, LABELS, power=int(power)))
+
+
+def test_numbers_may_be_arrays_made_outside_of_jit():
+    power, tau = jnp.asarray(2), jnp.float32(0.2)
+
+    def loss(embeddings):
+        squared = jaxmetric.contrastive_loss(embeddings, LABELS, power=power)
+        return squared + jaxmetric.soft_triple_loss(embeddings, LABELS, ARRAYS["centers"], tau=tau)
+
+    np.testing.assert_allclose(jax.jit(loss)(EMBEDDINGS), loss(EMBEDDINGS), rtol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["label_weights", "ordinal"])
+def test_options_of_columns_are_sequences_of_numbers(option):
+    columns = np.stack([LABELS] * 2, axis=1)
+    for wrong in (3, {3, 1}, {3: 1, 1: 3}, "31", (3, None, 1)[:1] * 2 + ("x",), iter((3, 1))):
+        for call in (jaxmetric.label_agreement, partial(jaxmetric.quadruplet_loss, EMBEDDINGS)):
+            with pytest.raises((TypeError, ValueError), match=f"^{option} (is|has) .*expected"):
+                call(columns, **{option: wrong})
+    for right in ((3, 1), [3, 1], np.array([3, 1]), (np.int64(3), np.float32(1))):
+        agreement = jaxmetric.label_agreement(columns, **{option: right})
+        np.testing.assert_array_equal(agreement, jaxmetric.label_agreement(columns, **{option: (3, 1)}))
+
+
+def test_cutoffs_of_recall_may_be_integers_of_numpy():
+    call = partial(jaxmetric.recall_at_k_loss, EMBEDDINGS, LABELS)
+    for ks in ((np.int64(1), 2), [1, 2], np.array([1, 2])):
+        np.testing.assert_array_equal(call(ks=ks), call(ks=(1, 2)))

@@ -144,7 +144,7 @@ def test_a_memory_in_half_precision_gives_references_in_float32():
 
 @pytest.mark.parametrize("sizes", [(0, 3, None), (4, 0, None), (4, 3, 0)])
 def test_sizes_below_1_are_named(sizes):
-    with pytest.raises(ValueError, match=r"(size|dim|num_labels) is 0, expected at least 1"):
+    with pytest.raises(ValueError, match=r"(size|dim|num_labels) is 0, expected a static integer of at least 1"):
         xbm.init(*sizes[:2], num_labels=sizes[2])
 
 

@@ -89,8 +89,8 @@ def arcface_loss(
       J. Deng, J. Guo, N. Xue, S. Zafeiriou, ArcFace: Additive Angular Margin Loss for Deep Face Recognition, CVPR 2019,
       arXiv 1801.07698.
     """
-    checks.check_scalar("scale", scale, above=0)
-    checks.check_scalar("margin", margin, least=0, most=math.pi, unit="radians")
+    scale = checks.check_scalar("scale", scale, above=0)
+    margin = checks.check_scalar("margin", margin, least=0, most=math.pi, unit="radians")
     batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
     return class_loss(_arcface, batch, scale, margin)
 
@@ -148,8 +148,8 @@ def sub_center_arcface_loss(
       J. Deng, J. Guo, T. Liu, M. Gong, S. Zafeiriou, Sub-center ArcFace: Boosting Face Recognition by Large-Scale Noisy
       Web Faces, ECCV 2020.
     """
-    checks.check_scalar("scale", scale, above=0)
-    checks.check_scalar("margin", margin, least=0, most=math.pi, unit="radians")
+    scale = checks.check_scalar("scale", scale, above=0)
+    margin = checks.check_scalar("margin", margin, least=0, most=math.pi, unit="radians")
     batch = check_classes(
         "centers",
         centers,
@@ -214,8 +214,8 @@ def cosface_loss(
       H. Wang, Y. Wang, Z. Zhou, X. Ji, D. Gong, J. Zhou, Z. Li, W. Liu, CosFace: Large Margin Cosine Loss for Deep Face
       Recognition, CVPR 2018, arXiv 1801.09414.
     """
-    checks.check_scalar("scale", scale, above=0)
-    checks.check_scalar("margin", margin)
+    scale = checks.check_scalar("scale", scale, above=0)
+    margin = checks.check_scalar("margin", margin)
     batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
     return class_loss(_cosface, batch, scale, margin)
 
@@ -270,10 +270,10 @@ def sphereface_loss(
       W. Liu, Y. Wen, Z. Yu, M. Li, B. Raj, L. Song, SphereFace: Deep Hypersphere Embedding for Face Recognition, CVPR
       2017, arXiv 1704.08063.
     """
-    checks.check_scalar("scale", scale, above=0)
-    checks.check_static_integer("margin", margin, least=1)
+    scale = checks.check_scalar("scale", scale, above=0)
+    margin = checks.check_static_integer("margin", margin, least=1)
     batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
-    return class_loss(_sphereface, batch, scale, margin=int(margin))
+    return class_loss(_sphereface, batch, scale, margin=margin)
 
 
 def large_margin_softmax_loss(
@@ -326,10 +326,10 @@ def large_margin_softmax_loss(
       W. Liu, Y. Wen, Z. Yu, M. Yang, Large-Margin Softmax Loss for Convolutional Neural Networks, ICML 2016, arXiv
       1612.02295.
     """
-    checks.check_scalar("scale", scale, above=0)
-    checks.check_static_integer("margin", margin, least=1)
+    scale = checks.check_scalar("scale", scale, above=0)
+    margin = checks.check_static_integer("margin", margin, least=1)
     batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
-    return class_loss(_large_margin_softmax, batch, scale, margin=int(margin))
+    return class_loss(_large_margin_softmax, batch, scale, margin=margin)
 
 
 def p2sgrad_loss(

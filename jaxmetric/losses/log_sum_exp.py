@@ -97,7 +97,7 @@ def ntxent_loss(
       Representations, ICML 2020. A. van den Oord, Y. Li, O. Vinyals, Representation Learning with Contrastive
       Predictive Coding, 2018.
     """
-    checks.check_scalar("temperature", temperature, above=0)
+    temperature = checks.check_scalar("temperature", temperature, above=0)
     batch = check_graded_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, similarity=similarity
     )
@@ -216,8 +216,8 @@ def tuplet_margin_loss(
     References:
       B. Yu, D. Tao, Deep Metric Learning with Tuplet Margin Loss, ICCV 2019.
     """
-    checks.check_scalar("margin", margin, least=0, below=math.pi / 2, unit="radians")
-    checks.check_scalar("scale", scale, above=0)
+    margin = checks.check_scalar("margin", margin, least=0, below=math.pi / 2, unit="radians")
+    scale = checks.check_scalar("scale", scale, above=0)
     batch = check_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
@@ -281,7 +281,7 @@ def supcon_loss(
       P. Khosla, P. Teterwak, C. Wang, A. Sarna, Y. Tian, P. Isola, A. Maschinot, C. Liu, D. Krishnan, Supervised
       Contrastive Learning, NeurIPS 2020.
     """
-    checks.check_scalar("temperature", temperature, above=0)
+    temperature = checks.check_scalar("temperature", temperature, above=0)
     batch = check_graded_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, similarity=similarity
     )
@@ -338,7 +338,7 @@ def nca_loss(
     References:
       J. Goldberger, S. Roweis, G. Hinton, R. Salakhutdinov, Neighbourhood Components Analysis, NeurIPS 2004.
     """
-    checks.check_scalar("softmax_scale", softmax_scale, above=0)
+    softmax_scale = checks.check_scalar("softmax_scale", softmax_scale, above=0)
     batch = check_pairs(embeddings, labels, references, pairs, where, weights, reduction, has_aux, distance=distance)
     return pair_loss(_nca, batch, softmax_scale)
 
@@ -398,7 +398,7 @@ def instance_loss(
       Z. Zheng, L. Zheng, M. Garrett, Y. Yang, M. Xu, Y.-D. Shen, Dual-Path Convolutional Image-Text Embeddings with
       Instance Loss, ACM TOMM 2020.
     """
-    checks.check_scalar("gamma", gamma, above=0)
+    gamma = checks.check_scalar("gamma", gamma, above=0)
     batch = check_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
@@ -515,9 +515,9 @@ def multi_similarity_loss(
       X. Wang, X. Han, W. Huang, D. Dong, M. R. Scott, Multi-Similarity Loss with General Pair Weighting for Deep Metric
       Learning, CVPR 2019.
     """
-    checks.check_scalar("alpha", alpha, above=0)
-    checks.check_scalar("beta", beta, above=0)
-    checks.check_scalar("base", base)
+    alpha = checks.check_scalar("alpha", alpha, above=0)
+    beta = checks.check_scalar("beta", beta, above=0)
+    base = checks.check_scalar("base", base)
     batch = check_graded_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, similarity=similarity
     )
@@ -580,8 +580,8 @@ def circle_loss(
       Y. Sun, C. Cheng, Y. Zhang, C. Zhang, L. Zheng, Z. Wang, Y. Wei, Circle Loss: A Unified Perspective of Pair
       Similarity Optimization, CVPR 2020.
     """
-    checks.check_scalar("margin", margin)
-    checks.check_scalar("gamma", gamma, above=0)
+    margin = checks.check_scalar("margin", margin)
+    gamma = checks.check_scalar("gamma", gamma, above=0)
     batch = check_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
@@ -644,7 +644,7 @@ def lifted_structure_loss(
       H. Oh Song, Y. Xiang, S. Jegelka, S. Savarese, Deep Metric Learning via Lifted Structured Feature Embedding, CVPR
       2016.
     """
-    checks.check_scalar("margin", margin)
+    margin = checks.check_scalar("margin", margin)
     batch = check_pairs(
         embeddings,
         labels,
@@ -711,7 +711,7 @@ def generalized_lifted_structure_loss(
     References:
       A. Hermans, L. Beyer, B. Leibe, In Defense of the Triplet Loss for Person Re-Identification, 2017.
     """
-    checks.check_scalar("margin", margin)
+    margin = checks.check_scalar("margin", margin)
     batch = check_pairs(embeddings, labels, references, pairs, where, weights, reduction, has_aux, distance=distance)
     return pair_loss(_generalized_lifted_structure, batch, margin)
 

@@ -100,10 +100,12 @@ def contrastive_loss(
     References:
       R. Hadsell, S. Chopra, Y. LeCun, Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006.
     """
-    checks.check_scalar("pos_margin", pos_margin)
-    checks.check_scalar("neg_margin", neg_margin)
-    if isinstance(checks.check_scalar("power", power), jax.core.Tracer) or power not in (1, 2):
-        raise ValueError(f"power is {power!r}, expected 1 or 2")
+    pos_margin = checks.check_scalar("pos_margin", pos_margin)
+    neg_margin = checks.check_scalar("neg_margin", neg_margin)
+    given = checks.check_scalar("power", power)
+    if isinstance(given, jax.core.Tracer) or float(given) not in (1, 2):
+        raise ValueError(f"power is {checks.shown(power)}, expected 1 or 2")
+    power = 2 if float(given) == 2 else 1
     # `pairwise_euclidean` rounds tiny distances to 0; squared distances keep their gradient.
     squared = power == 2 and isinstance(distance, str) and distance == "euclidean"
     distance = "squared_euclidean" if squared else distance
@@ -181,9 +183,9 @@ def snr_contrastive_loss(
       T. Yuan, W. Deng, J. Tang, Y. Tang, B. Chen, Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric
       Learning, CVPR 2019, arXiv 1904.02616.
     """
-    checks.check_scalar("pos_margin", pos_margin)
-    checks.check_scalar("neg_margin", neg_margin)
-    checks.check_scalar("zero_mean", zero_mean, least=0)
+    pos_margin = checks.check_scalar("pos_margin", pos_margin)
+    neg_margin = checks.check_scalar("neg_margin", neg_margin)
+    zero_mean = checks.check_scalar("zero_mean", zero_mean, least=0)
     batch = check_graded_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, distance="snr"
     )
@@ -256,8 +258,8 @@ def siglip_loss(
       X. Zhai, B. Mustafa, A. Kolesnikov, L. Beyer, Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv
       2303.15343.
     """
-    checks.check_scalar("scale", scale, above=0)
-    checks.check_scalar("bias", bias)
+    scale = checks.check_scalar("scale", scale, above=0)
+    bias = checks.check_scalar("bias", bias)
     batch = check_graded_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, label_weights, similarity=similarity
     )
@@ -336,8 +338,8 @@ def margin_loss(
       C.-Y. Wu, R. Manmatha, A. J. Smola, P. Krähenbühl, Sampling Matters in Deep Embedding Learning, ICCV 2017, arXiv
       1706.07567.
     """
-    checks.check_scalar("margin", margin, least=0)
-    checks.check_scalar("nu", nu, least=0)
+    margin = checks.check_scalar("margin", margin, least=0)
+    nu = checks.check_scalar("nu", nu, least=0)
     beta = _check_beta(beta)
     batch = check_pairs(
         embeddings,
@@ -455,8 +457,8 @@ def intra_pair_variance_loss(
     References:
       B. Yu, D. Tao, Deep Metric Learning With Tuplet Margin Loss, ICCV 2019.
     """
-    checks.check_scalar("pos_eps", pos_eps, least=0)
-    checks.check_scalar("neg_eps", neg_eps, least=0)
+    pos_eps = checks.check_scalar("pos_eps", pos_eps, least=0)
+    neg_eps = checks.check_scalar("neg_eps", neg_eps, least=0)
     batch = check_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
@@ -529,10 +531,10 @@ def threshold_consistent_margin_loss(
       Q. Zhang, L. Xu, Q. Tang, J. Fang, Y. N. Wu, J. Tighe, Y. Xing, Threshold-Consistent Margin Loss for Open-World
       Deep Metric Learning, ICLR 2024, arXiv 2307.04047.
     """
-    checks.check_scalar("pos_margin", pos_margin)
-    checks.check_scalar("neg_margin", neg_margin)
-    checks.check_scalar("pos_weight", pos_weight, least=0)
-    checks.check_scalar("neg_weight", neg_weight, least=0)
+    pos_margin = checks.check_scalar("pos_margin", pos_margin)
+    neg_margin = checks.check_scalar("neg_margin", neg_margin)
+    pos_weight = checks.check_scalar("pos_weight", pos_weight, least=0)
+    neg_weight = checks.check_scalar("neg_weight", neg_weight, least=0)
     batch = check_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
@@ -606,9 +608,9 @@ def binomial_deviance_loss(
     References:
       D. Yi, Z. Lei, S. Liao, S. Z. Li, Deep Metric Learning for Person Re-Identification, ICPR 2014.
     """
-    checks.check_scalar("alpha", alpha, above=0)
-    checks.check_scalar("beta", beta)
-    checks.check_scalar("neg_cost", neg_cost, above=0)
+    alpha = checks.check_scalar("alpha", alpha, above=0)
+    beta = checks.check_scalar("beta", beta)
+    neg_cost = checks.check_scalar("neg_cost", neg_cost, above=0)
     batch = check_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
@@ -684,11 +686,11 @@ def ranked_list_loss(
       X. Wang, Y. Hua, E. Kodirov, G. Hu, R. Garnier, N. M. Robertson, Ranked List Loss for Deep Metric Learning, CVPR
       2019, arXiv 1903.03238. The weights of positives: the extended version, IEEE TPAMI 2021.
     """
-    checks.check_scalar("margin", margin, least=0)
+    margin = checks.check_scalar("margin", margin, least=0)
     alpha = 1 + margin / 2 if alpha is None else checks.check_scalar("alpha", alpha)
-    checks.check_scalar("pos_temperature", pos_temperature, least=0)
-    checks.check_scalar("neg_temperature", neg_temperature, least=0)
-    checks.check_scalar("neg_weight", neg_weight, least=0, most=1)
+    pos_temperature = checks.check_scalar("pos_temperature", pos_temperature, least=0)
+    neg_temperature = checks.check_scalar("neg_temperature", neg_temperature, least=0)
+    neg_weight = checks.check_scalar("neg_weight", neg_weight, least=0, most=1)
     batch = check_pairs(embeddings, labels, references, pairs, where, weights, reduction, has_aux, distance=distance)
     return pair_loss(_ranked_list, batch, margin, alpha, pos_temperature, neg_temperature, neg_weight)
 

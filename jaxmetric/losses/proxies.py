@@ -83,8 +83,8 @@ def normalized_softmax_loss(
     References:
       A. Zhai, H.-Y. Wu, Classification is a Strong Baseline for Deep Metric Learning, BMVC 2019, arXiv 1811.12649.
     """
-    checks.check_scalar("scale", scale, above=0)
-    checks.check_scalar("margin", margin)
+    scale = checks.check_scalar("scale", scale, above=0)
+    margin = checks.check_scalar("margin", margin)
     batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
     return class_loss(_normalized_softmax, batch, scale, margin)
 
@@ -152,7 +152,7 @@ def proxy_nca_loss(
       ICCV 2017, arXiv 1703.07464. E. W. Teh, T. DeVries, G. W. Taylor, ProxyNCA++: Revisiting and Revitalizing Proxy
       Neighborhood Component Analysis, ECCV 2020, arXiv 2004.01113.
     """
-    checks.check_scalar("temperature", temperature, above=0)
+    temperature = checks.check_scalar("temperature", temperature, above=0)
     checks.check_flag("positive_in_denominator", positive_in_denominator)
     batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
     return class_loss(_proxy_nca_plus_plus if positive_in_denominator else _proxy_nca, batch, temperature)
@@ -228,8 +228,8 @@ def proxy_anchor_loss(
     References:
       S. Kim, D. Kim, M. Cho, S. Kwak, Proxy Anchor Loss for Deep Metric Learning, CVPR 2020, arXiv 2003.13911.
     """
-    checks.check_scalar("scale", scale, above=0)
-    checks.check_scalar("margin", margin)
+    scale = checks.check_scalar("scale", scale, above=0)
+    margin = checks.check_scalar("margin", margin)
     batch = check_classes(
         "proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux, per_example=False
     )
@@ -396,9 +396,9 @@ def manifold_loss(
     References:
       N. Aziere, S. Todorovic, Ensemble Deep Manifold Similarity Learning using Hard Proxies, CVPR 2019.
     """
-    checks.check_scalar("context_weight", context_weight, least=0)
-    checks.check_scalar("margin", margin)
-    checks.check_scalar("alpha", alpha, above=0, below=1)
+    context_weight = checks.check_scalar("context_weight", context_weight, least=0)
+    margin = checks.check_scalar("margin", margin)
+    alpha = checks.check_scalar("alpha", alpha, above=0, below=1)
     batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
     return class_loss(_manifold, batch, context_weight, alpha, margin)
 

@@ -22,6 +22,7 @@ from jaxmetric import _checks as checks
 from jaxmetric.agreement import Disagreement, PairLevels, check_disagreement, disagreement_levels, known_labels
 from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.losses._engine.anchored_pairs import anchored_stats, draw_anchors
+from jaxmetric.losses._engine.class_shard import axis_size
 from jaxmetric.losses._engine.comparison import Examples, MaskedExamples, check_examples, masked_examples
 from jaxmetric.losses._engine.ordered_hinge import level_sums, ordered_hinge
 from jaxmetric.losses._engine.pairs_of_pairs import all_pairs, entries_of_pairs, sample_ordered
@@ -104,8 +105,8 @@ def quadruplet_loss(
       H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
       Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
     """
-    checks.check_reduction(reduction, unreduced=False)
-    checks.check_scalar("margin", margin)
+    checks.check_result(reduction, has_aux, unreduced=False)
+    margin = checks.check_scalar("margin", margin)
     checks.check_choice("balance", balance, get_args(Balance))
     checks.check_flag("self_pairs", self_pairs)
     examples = check_examples(embeddings, labels, where, weights, multi_output=True)
@@ -166,9 +167,9 @@ def sampled_quadruplet_loss(
       H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
       Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
     """
-    checks.check_reduction(reduction, unreduced=True)
-    checks.check_scalar("margin", margin)
-    checks.check_static_integer("num_quadruplets", num_quadruplets, least=1)
+    checks.check_result(reduction, has_aux, unreduced=True)
+    margin = checks.check_scalar("margin", margin)
+    num_quadruplets = checks.check_static_integer("num_quadruplets", num_quadruplets, least=1)
     examples = _check_complete_examples(embeddings, labels, where, weights)
     loss, stats = _sampled_quadruplet(key, examples, margin, num_quadruplets=num_quadruplets, reduction=reduction)
     return (loss, stats) if has_aux else loss
@@ -212,6 +213,7 @@ def quadruplet_hinge(embeddings4: ArrayLike, labels4: ArrayLike, *, margin: Scal
       H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
       Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
     """
+    margin = checks.check_scalar("margin", margin)
     embeddings = checks.check_embeddings(embeddings4, "embeddings4")
     labels, _ = known_labels(labels4, None, "labels4")
     if embeddings.shape[0] != 4 or labels.shape[0] != 4:
@@ -374,10 +376,12 @@ def anchored_quadruplet_loss(
       H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
       Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
     """
-    checks.check_reduction(reduction, unreduced=False)
-    checks.check_scalar("margin", margin)
+    checks.check_result(reduction, has_aux, unreduced=False)
+    margin = checks.check_scalar("margin", margin)
     checks.check_choice("balance", balance, get_args(Balance))
-    checks.check_static_integer("num_anchors", num_anchors, least=2)
+    num_anchors = checks.check_static_integer("num_anchors", num_anchors, least=2)
+    if axis_name is not None:
+        axis_size(axis_name)  # raises if it is not mapped
     examples = check_examples(embeddings, labels, where, weights, multi_output=True)
     disagreement = check_disagreement(examples.labels.shape[1], agreement, label_weights, ordinal)
     loss, stats = _anchored_quadruplet(

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
@@ -92,7 +93,7 @@ def smooth_ap_loss(
       A. Brown, W. Xie, V. Kalogeiton, A. Zisserman, Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval,
       ECCV 2020, arXiv 2007.12163.
     """
-    checks.check_scalar("temperature", temperature, above=0)
+    temperature = checks.check_scalar("temperature", temperature, above=0)
     batch = check_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
@@ -166,8 +167,9 @@ def pnp_loss(
       Precision: Only Penalizing Negative Instances before Positive Ones is Enough, AAAI 2022, arXiv 2102.04640.
     """
     checks.check_choice("variant", variant, _PNP_TERMS)
-    for name, value in (("alpha", alpha), ("b", b), ("temperature", temperature)):
-        checks.check_scalar(name, value, above=0)
+    alpha = checks.check_scalar("alpha", alpha, above=0)
+    b = checks.check_scalar("b", b, above=0)
+    temperature = checks.check_scalar("temperature", temperature, above=0)
     batch = check_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
@@ -231,8 +233,8 @@ def recall_at_k_loss(
       Y. Patel, G. Tolias, J. Matas, Recall@k Surrogate Loss with Large Batches and Similarity Mixup, CVPR 2022, arXiv
       2108.11179.
     """
-    checks.check_scalar("temperature", temperature, above=0)
-    checks.check_scalar("rank_temperature", rank_temperature, above=0)
+    temperature = checks.check_scalar("temperature", temperature, above=0)
+    rank_temperature = checks.check_scalar("rank_temperature", rank_temperature, above=0)
     batch = check_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
@@ -292,7 +294,7 @@ def fast_ap_loss(
     References:
       F. Cakir, K. He, X. Xia, B. Kulis, S. Sclaroff, Deep Metric Learning to Rank, CVPR 2019.
     """
-    checks.check_static_integer("num_bins", num_bins, least=1)
+    num_bins = checks.check_static_integer("num_bins", num_bins, least=1)
     batch = check_pairs(embeddings, labels, references, pairs, where, weights, reduction, has_aux, distance=distance)
     return pair_loss(_fast_ap, batch, num_bins=num_bins)
 
@@ -403,14 +405,13 @@ def _recall_lost(
 
 
 def _check_ks(ks: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(ks, Sequence) or isinstance(ks, str):
-        raise TypeError(f"ks is {ks!r}, expected a sequence of static integers")
+    ks = checks.check_static_sequence("ks", ks, "a sequence of static integers")
     if not ks:
         raise ValueError(f"ks is {ks!r}, expected at least one static number")
     for k in ks:
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"ks has {k!r}, expected static integers of at least 1")
-    return tuple(ks)
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise ValueError(f"ks has {checks.shown(k)}, expected static integers of at least 1")
+    return tuple(int(k) for k in ks)
 
 
 def _fast_ap(comparison: Comparison, *, num_bins: int) -> LossStats:
@@ -489,7 +490,7 @@ def histogram_loss(
     References:
       E. Ustinova, V. Lempitsky, Learning Deep Embeddings with Histogram Loss, NeurIPS 2016, arXiv 1611.00822.
     """
-    checks.check_static_integer("num_bins", num_bins, least=1)
+    num_bins = checks.check_static_integer("num_bins", num_bins, least=1)
     batch = check_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )

@@ -95,11 +95,11 @@ def soft_triple_loss(
       Q. Qian, L. Shang, B. Sun, J. Hu, H. Li, R. Jin, SoftTriple Loss: Deep Metric Learning Without Triplet Sampling,
       ICCV 2019, arXiv 1909.05235.
     """
-    checks.check_scalar("scale", scale, above=0)
-    checks.check_scalar("gamma", gamma, above=0)
-    checks.check_scalar("margin", margin)
-    checks.check_scalar("tau", tau, least=0)
-    leave_out = not isinstance(tau, jax.core.Tracer) and tau == 0
+    scale = checks.check_scalar("scale", scale, above=0)
+    gamma = checks.check_scalar("gamma", gamma, above=0)
+    margin = checks.check_scalar("margin", margin)
+    tau = checks.check_scalar("tau", tau, least=0)
+    leave_out = not isinstance(tau, jax.core.Tracer) and float(tau) == 0
     batch = check_classes(
         "centers",
         centers,
@@ -181,8 +181,8 @@ def hard_triple_loss(
       Q. Qian, L. Shang, B. Sun, J. Hu, H. Li, R. Jin, SoftTriple Loss: Deep Metric Learning Without Triplet Sampling,
       ICCV 2019, arXiv 1909.05235.
     """
-    checks.check_scalar("scale", scale, above=0)
-    checks.check_scalar("margin", margin)
+    scale = checks.check_scalar("scale", scale, above=0)
+    margin = checks.check_scalar("margin", margin)
     batch = check_classes(
         "centers",
         centers,
@@ -267,6 +267,7 @@ def init_centers(key: jax.Array, num_classes: int, centers_per_class: int, dim: 
 
     Raises:
       ValueError: if a size is below 1.
+      TypeError: if a size is not a static integer.
 
     Example:
       >>> import jax
@@ -277,11 +278,11 @@ def init_centers(key: jax.Array, num_classes: int, centers_per_class: int, dim: 
       Q. Qian, L. Shang, B. Sun, J. Hu, H. Li, R. Jin, SoftTriple Loss: Deep Metric Learning Without Triplet Sampling,
       ICCV 2019, arXiv 1909.05235.
     """
-    shape = (num_classes, centers_per_class, dim)
-    if min(shape) < 1:
-        raise ValueError(f"centers [num_classes, centers_per_class, dim] of {list(shape)}, expected at least 1 of each")
+    num_classes = checks.check_static_integer("num_classes", num_classes, least=1)
+    centers_per_class = checks.check_static_integer("centers_per_class", centers_per_class, least=1)
+    dim = checks.check_static_integer("dim", dim, least=1)
     bound = 1 / math.sqrt(num_classes * centers_per_class)
-    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+    return jax.random.uniform(key, (num_classes, centers_per_class, dim), jnp.float32, -bound, bound)
 
 
 def effective_centers(centers: ArrayLike, *, tolerance: float = 0.1) -> jax.Array:
@@ -304,7 +305,7 @@ def effective_centers(centers: ArrayLike, *, tolerance: float = 0.1) -> jax.Arra
       >>> effective_centers(centers).tolist()  # the first two point the same way
       [2]
     """
-    checks.check_scalar("tolerance", tolerance, least=0)
+    tolerance = checks.check_scalar("tolerance", tolerance, least=0)
     centers = safe_normalize(checks.check_class_parameters("centers", centers, 3))
     return jax.lax.map(lambda class_centers: _num_clusters(class_centers, tolerance), centers)
 

@@ -146,14 +146,14 @@ def triplet_loss(
       (`"hard"`, `soft_margin`). V. Balntas, E. Riba, D. Ponsa, K. Mikolajczyk, Learning Local Feature Descriptors with
       Triplets and Shallow Convolutional Neural Networks, BMVC 2016 (`swap`).
     """
-    checks.check_scalar("margin", margin)
+    margin = checks.check_scalar("margin", margin)
     checks.check_choice("mining", mining, get_args(Mining))
     checks.check_flag("soft_margin", soft_margin)
     checks.check_flag("swap", swap)
     if mining in _GAPS:
-        checks.check_scalar("margin", margin, least=0)
+        margin = checks.check_scalar("margin", margin, least=0)
     if triplets is not None:
-        checks.check_reduction(reduction, unreduced=True)
+        checks.check_result(reduction, has_aux, unreduced=True)
         _check_alone(labels, pairs, mining)
         given = triplet_distances(embeddings, triplets, references, where, weights, distance=distance, between=swap)
         loss, stats = _given_triplets(given, margin, soft_margin=soft_margin, reduction=reduction)
@@ -294,8 +294,8 @@ def chen_quadruplet_loss(
       W. Chen, X. Chen, J. Zhang, K. Huang, Beyond Triplet Loss: A Deep Quadruplet Network for Person
       Re-identification, CVPR 2017.
     """
-    checks.check_scalar("margin", margin)
-    checks.check_scalar("second_margin", second_margin)
+    margin = checks.check_scalar("margin", margin)
+    second_margin = checks.check_scalar("second_margin", second_margin)
     batch = check_pairs(
         embeddings,
         labels,
@@ -417,7 +417,7 @@ def angular_loss(
     References:
       J. Wang, F. Zhou, S. Wen, X. Liu, Y. Lin, Deep Metric Learning with Angular Loss, ICCV 2017.
     """
-    checks.check_scalar("angle", angle, above=0, below=math.pi / 2, unit="radians")
+    angle = checks.check_scalar("angle", angle, above=0, below=math.pi / 2, unit="radians")
     batch = check_pairs(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity, between=True
     )
@@ -494,7 +494,7 @@ def centroid_triplet_loss(
       M. Wieczorek, B. Rychalska, J. Dąbrowski, On the Unreasonable Effectiveness of Centroids in Image Retrieval,
       ICONIP 2021, arXiv 2104.13643.
     """
-    checks.check_scalar("margin", margin)
+    margin = checks.check_scalar("margin", margin)
     checks.check_choice("mining", mining, get_args(HardOrAll))
     if not isinstance(distance, str) and not callable(distance):
         raise TypeError(f"distance is {type(distance).__name__}, expected a name or a function: it is of centroids")
@@ -648,8 +648,8 @@ def dynamic_soft_margin_loss(
     References:
       L. Zhang, S. Rusinkiewicz, Learning Local Descriptors with a CDF-Based Dynamic Soft Margin, ICCV 2019.
     """
-    checks.check_scalar("momentum", momentum, least=0, most=1)
-    checks.check_scalar("largest", largest, above=0)
+    momentum = checks.check_scalar("momentum", momentum, least=0, most=1)
+    largest = checks.check_scalar("largest", largest, above=0)
     checks.check_choice("mining", mining, get_args(HardOrAll))
     past = _check_histogram(histogram, num_bins)
     batch = check_pairs(
@@ -669,7 +669,7 @@ def dynamic_soft_margin_loss(
 
 
 def _check_histogram(histogram: ArrayLike | None, num_bins: int) -> jax.Array | None:
-    checks.check_static_integer("num_bins", num_bins, least=2)
+    num_bins = checks.check_static_integer("num_bins", num_bins, least=2)
     if histogram is None:
         return None
     histogram = checks.check_floats("histogram", histogram)

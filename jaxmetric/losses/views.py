@@ -72,9 +72,11 @@ def vicreg_loss(
       A. Bardes, J. Ponce, Y. LeCun, VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning,
       ICLR 2022, arXiv 2105.04906.
     """
-    for name, value in (("invariance", invariance), ("variance", variance), ("covariance", covariance), ("eps", eps)):
-        checks.check_scalar(name, value, least=0)
-    checks.check_reduction(reduction, unreduced=False)
+    invariance = checks.check_scalar("invariance", invariance, least=0)
+    variance = checks.check_scalar("variance", variance, least=0)
+    covariance = checks.check_scalar("covariance", covariance, least=0)
+    eps = checks.check_scalar("eps", eps, least=0)
+    checks.check_result(reduction, has_aux, unreduced=False)
     embeddings, other = checks.check_embeddings(embeddings), checks.check_embeddings(other, "other")
     if other.shape != embeddings.shape:
         raise ValueError(f"other has shape {other.shape}, expected {embeddings.shape} as embeddings")

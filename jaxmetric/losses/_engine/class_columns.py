@@ -188,7 +188,7 @@ def check_classes(
       ValueError: if a shape does not fit or a name is unknown.
       TypeError: if a dtype does not fit.
     """
-    checks.check_reduction(reduction, unreduced=per_example)
+    checks.check_result(reduction, has_aux, unreduced=per_example)
     embeddings = checks.check_embeddings(embeddings)
     options, num_axes = _Options(class_weights, where, weights), 3 if centers_per_class else 2
     several = isinstance(vectors, (tuple, list))

@@ -96,7 +96,7 @@ def _draw(key: jax.Array, kept: jax.Array, is_padding: jax.Array, count: int) ->
 
 
 def _check_labels(labels: ArrayLike, where: ArrayLike | None, num_classes: int) -> tuple[jax.Array, jax.Array]:
-    checks.check_static_integer("num_classes", num_classes, least=1)
+    num_classes = checks.check_static_integer("num_classes", num_classes, least=1)
     columns, valid = known_labels(labels, where)
     if columns.shape[1] != 1:
         raise ValueError(f"labels has shape {columns.shape}, expected one column, [B] or [B, 1]")
@@ -107,7 +107,7 @@ def _check_labels(labels: ArrayLike, where: ArrayLike | None, num_classes: int) 
 
 def _check_count(num_sampled: int, num_classes: int, devices: int, batch: int) -> int:
     """Returns the number of classes that each device draws."""
-    checks.check_static_integer("num_sampled", num_sampled, least=1)
+    num_sampled = checks.check_static_integer("num_sampled", num_sampled, least=1)
     size = shard_size(num_classes, devices)
     if num_sampled == num_classes:
         return size

@@ -80,8 +80,8 @@ def axis_size(axis_name: str, name: str = "axis_name") -> int:
     """Returns the number of devices of a mapped axis; raises ValueError if it is not mapped."""
     try:
         return jax.lax.axis_size(axis_name)
-    except NameError:
-        message = f"{name} is {axis_name!r}, expected an axis of the pmap, shard_map or vmap around it"
+    except (NameError, TypeError):
+        message = f"{name} is {checks.shown(axis_name)}, expected an axis of the pmap, shard_map or vmap around it"
         raise ValueError(message) from None
 
 

@@ -212,7 +212,7 @@ def check_pairs(
       ValueError: if a shape does not fit or a name is unknown.
       TypeError: if a dtype does not fit.
     """
-    checks.check_reduction(reduction, unreduced=unreduced)
+    checks.check_result(reduction, has_aux, unreduced=unreduced)
     name, pairwise = ("similarity", similarity) if distance is None else ("distance", distance)
     if pairwise is None and needs_values:
         raise TypeError("distance or similarity is None, expected a name, a function or an array")
