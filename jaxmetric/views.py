@@ -56,7 +56,6 @@ def self_supervised(loss: Callable[..., Any], *, symmetric: bool = True) -> Call
       T. Chen, S. Kornblith, M. Norouzi, G. Hinton, A Simple Framework for Contrastive Learning of Visual
       Representations, ICML 2020 (symmetric, with `ntxent_loss`).
     """
-
     checks.check_flag("symmetric", symmetric)
 
     def loss_of_views(*views: jax.Array, where: Any = None, weights: Any = None, **options: Any) -> Any:
