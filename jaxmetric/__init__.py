@@ -5,7 +5,7 @@ Losses, distances, neighbors and metrics are pure functions of arrays and need o
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxmetric import memory, mining, regularizers, views
 from jaxmetric.agreement import label_agreement
@@ -20,6 +20,7 @@ from jaxmetric.distances import (
 )
 from jaxmetric.losses import (
     ClassShard,
+    DynamicMarginStats,
     LossStats,
     SampledClasses,
     anchored_quadruplet_loss,
@@ -86,11 +87,22 @@ __version__ = "0.1.0"
 # Imported on first use, such as `jaxmetric.metrics`; the last five need the extra.
 _LAZY = frozenset({"metrics", "parallel", "search", "data", "encoders", "report", "run", "training"})
 
+if TYPE_CHECKING:
+    # A type checker sees the modules, and no `__getattr__`, which would make every misspelled name valid.
+    from jaxmetric import data as data
+    from jaxmetric import encoders as encoders
+    from jaxmetric import metrics as metrics
+    from jaxmetric import parallel as parallel
+    from jaxmetric import report as report
+    from jaxmetric import run as run
+    from jaxmetric import search as search
+    from jaxmetric import training as training
+else:
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"{__name__}.{name}")
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module(f"{__name__}.{name}")
 
 
 def __dir__() -> list[str]:
@@ -99,6 +111,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "ClassShard",
+    "DynamicMarginStats",
     "LossStats",
     "References",
     "SampledClasses",

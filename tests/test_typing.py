@@ -60,11 +60,15 @@ others: list[jax.Array] = [
     memory.update(memory.init(16, 4), host, y).labels,
 ]
 loss, stats = jaxmetric.supcon_loss(x, y, has_aux=True)
+neighbors = jaxmetric.search.nearest_neighbors(x, x, k=3)
 share: jax.Array = stats.active / stats.valid
 _, dynamic = jaxmetric.dynamic_soft_margin_loss(x, y, has_aux=True)
 histogram: jax.Array = dynamic.histogram
 """
 BAD = {
+    "jaxmetric.tripet_loss(x, y)": "tripet_loss",
+    "jaxmetric.search.nearest_neighbour(x, x, k=3)": "nearest_neighbour",
+    "jaxmetric.search.nearest_neighbors(x, x, kk=3)": "nearest_neighbors",
     'jaxmetric.supcon_loss(x, y, reduction="men")': "supcon_loss",
     'jaxmetric.triplet_loss(x, y, mining="hardest")': "triplet_loss",
     'jaxmetric.quadruplet_loss(x, y, reduction="none")': "quadruplet_loss",

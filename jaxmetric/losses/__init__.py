@@ -58,6 +58,7 @@ from jaxmetric.losses.soft_triple import (
     soft_triple_regularizer,
 )
 from jaxmetric.losses.triplets import (
+    DynamicMarginStats,
     angular_loss,
     centroid_triplet_loss,
     chen_quadruplet_loss,
@@ -68,6 +69,7 @@ from jaxmetric.losses.views import vicreg_loss
 
 __all__ = [
     "ClassShard",
+    "DynamicMarginStats",
     "LossStats",
     "SampledClasses",
     "anchored_quadruplet_loss",

@@ -34,11 +34,13 @@ from jaxmetric.losses.rankings import PnpVariant
 from jaxmetric.losses.soft_triple import effective_centers as effective_centers
 from jaxmetric.losses.soft_triple import init_centers as init_centers
 from jaxmetric.losses.soft_triple import soft_triple_regularizer as soft_triple_regularizer
-from jaxmetric.losses.triplets import DynamicMarginStats, HardOrAll, Mining
+from jaxmetric.losses.triplets import DynamicMarginStats as DynamicMarginStats
+from jaxmetric.losses.triplets import HardOrAll, Mining
 from jaxmetric.references import PairMasks, References
 
 __all__ = [
     "ClassShard",
+    "DynamicMarginStats",
     "LossStats",
     "SampledClasses",
     "anchored_quadruplet_loss",
