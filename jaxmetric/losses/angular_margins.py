@@ -95,6 +95,10 @@ def arcface_loss(
     return class_loss(_arcface, batch, scale, margin)
 
 
+def _arcface(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
+    return _arcface_of_score(normalized_dot_product, embeddings, column, scale, margin)
+
+
 def sub_center_arcface_loss(
     embeddings: ArrayLike,
     labels: ClassLabels,
@@ -165,6 +169,10 @@ def sub_center_arcface_loss(
     return class_loss(_sub_center_arcface, batch, scale, margin)
 
 
+def _sub_center_arcface(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
+    return _arcface_of_score(nearest_center, embeddings, column, scale, margin)
+
+
 def cosface_loss(
     embeddings: ArrayLike,
     labels: ClassLabels,
@@ -218,6 +226,12 @@ def cosface_loss(
     margin = checks.check_scalar("margin", margin)
     batch = check_classes("proxies", proxies, embeddings, labels, class_weights, where, weights, reduction, has_aux)
     return class_loss(_cosface, batch, scale, margin)
+
+
+def _cosface(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
+    logits = scale * safe_normalize(embeddings)
+    right, others = right_and_others(normalized_dot_product, column.vectors, column.labels, logits)
+    return per_example_loss(cross_entropy(right - scale * margin, others), column)
 
 
 def sphereface_loss(
@@ -276,6 +290,12 @@ def sphereface_loss(
     return class_loss(_sphereface, batch, scale, margin=margin)
 
 
+def _sphereface(embeddings: jax.Array, column: Column, scale: ScalarLike, *, margin: int) -> ColumnResult:
+    _, others = right_and_others(normalized_dot_product, column.vectors, column.labels, scale * embeddings)
+    right = scale * _length(embeddings) * _psi(_cosines(embeddings, column), margin)
+    return per_example_loss(cross_entropy(right, others), column)
+
+
 def large_margin_softmax_loss(
     embeddings: ArrayLike,
     labels: ClassLabels,
@@ -332,6 +352,13 @@ def large_margin_softmax_loss(
     return class_loss(_large_margin_softmax, batch, scale, margin=margin)
 
 
+def _large_margin_softmax(embeddings: jax.Array, column: Column, scale: ScalarLike, *, margin: int) -> ColumnResult:
+    _, others = right_and_others(dot_product, column.vectors, column.labels, scale * embeddings)
+    length = _length(embeddings) * _length(gather_class_rows(column.vectors, column.labels))
+    right = scale * length * _psi(_cosines(embeddings, column), margin)
+    return per_example_loss(cross_entropy(right, others), column)
+
+
 def p2sgrad_loss(
     embeddings: ArrayLike,
     labels: ClassLabels,
@@ -381,12 +408,16 @@ def p2sgrad_loss(
     return class_loss(_p2sgrad, batch)
 
 
-def _arcface(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
-    return _arcface_of_score(normalized_dot_product, embeddings, column, scale, margin)
+def _p2sgrad(embeddings: jax.Array, column: Column) -> ColumnResult:
+    values, _ = sum_over_classes(
+        _halved_squares, column.vectors, safe_normalize(embeddings), column.labels, rows=column.labels.size
+    )
+    return per_example_loss(values, column)
 
 
-def _sub_center_arcface(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
-    return _arcface_of_score(nearest_center, embeddings, column, scale, margin)
+def _halved_squares(vectors: jax.Array, index: jax.Array, embeddings: jax.Array, labels: jax.Array) -> jax.Array:
+    cosine = normalized_dot_product(vectors, embeddings)
+    return jnp.square(cosine - (index[:, None] == labels[None, :]).astype(cosine.dtype)) / 2
 
 
 def _arcface_of_score(
@@ -401,25 +432,6 @@ def _cos_of_sum(cosine: jax.Array, margin: ScalarLike) -> jax.Array:
     sine = safe_sqrt((1 - cosine) * (1 + cosine))
     rises = cosine < -jnp.cos(margin)
     return jnp.where(rises, cosine - margin * jnp.sin(margin), cosine * jnp.cos(margin) - sine * jnp.sin(margin))
-
-
-def _cosface(embeddings: jax.Array, column: Column, scale: ScalarLike, margin: ScalarLike) -> ColumnResult:
-    logits = scale * safe_normalize(embeddings)
-    right, others = right_and_others(normalized_dot_product, column.vectors, column.labels, logits)
-    return per_example_loss(cross_entropy(right - scale * margin, others), column)
-
-
-def _sphereface(embeddings: jax.Array, column: Column, scale: ScalarLike, *, margin: int) -> ColumnResult:
-    _, others = right_and_others(normalized_dot_product, column.vectors, column.labels, scale * embeddings)
-    right = scale * _length(embeddings) * _psi(_cosines(embeddings, column), margin)
-    return per_example_loss(cross_entropy(right, others), column)
-
-
-def _large_margin_softmax(embeddings: jax.Array, column: Column, scale: ScalarLike, *, margin: int) -> ColumnResult:
-    _, others = right_and_others(dot_product, column.vectors, column.labels, scale * embeddings)
-    length = _length(embeddings) * _length(gather_class_rows(column.vectors, column.labels))
-    right = scale * length * _psi(_cosines(embeddings, column), margin)
-    return per_example_loss(cross_entropy(right, others), column)
 
 
 def _cosines(embeddings: jax.Array, column: Column) -> jax.Array:
@@ -442,15 +454,3 @@ def _psi(cosine: jax.Array, m: int) -> jax.Array:
 def _length(vectors: jax.Array) -> jax.Array:
     """Returns `[B]` lengths, scaled so that no square overflows or underflows; gradient 0 at 0."""
     return jnp.sum(vectors * safe_normalize(vectors), axis=-1)
-
-
-def _p2sgrad(embeddings: jax.Array, column: Column) -> ColumnResult:
-    values, _ = sum_over_classes(
-        _halved_squares, column.vectors, safe_normalize(embeddings), column.labels, rows=column.labels.size
-    )
-    return per_example_loss(values, column)
-
-
-def _halved_squares(vectors: jax.Array, index: jax.Array, embeddings: jax.Array, labels: jax.Array) -> jax.Array:
-    cosine = normalized_dot_product(vectors, embeddings)
-    return jnp.square(cosine - (index[:, None] == labels[None, :]).astype(cosine.dtype)) / 2

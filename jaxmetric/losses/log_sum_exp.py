@@ -104,6 +104,15 @@ def ntxent_loss(
     return pair_loss(_ntxent, batch, temperature)
 
 
+def _ntxent(c: Comparison, temperature: ScalarLike) -> LossStats:
+    logits = c.values / temperature
+    against = masked_logsumexp(logits, c.negatives > 0, weights=c.negatives)
+    # A pair that is positive with the share pi is also among its own negatives with 1 - pi; adding pi gives 1.
+    log_share = jnp.log(jnp.where(c.positives > 0, c.positives, 1))
+    losses = softplus(against[:, None] - logits - log_share) + log_share
+    return each_pair(losses, pair_weights(c, c.positives))
+
+
 def n_pairs_loss(
     embeddings: ArrayLike | None,
     labels: ClassLabels | None,
@@ -160,6 +169,10 @@ def n_pairs_loss(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
     return pair_loss(_n_pairs, batch)
+
+
+def _n_pairs(c: Comparison) -> LossStats:
+    return _each_positive_against_negatives(c, c.values, c.values)
 
 
 def tuplet_margin_loss(
@@ -222,6 +235,13 @@ def tuplet_margin_loss(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
     return pair_loss(_tuplet_margin, batch, margin, scale)
+
+
+def _tuplet_margin(c: Comparison, margin: ScalarLike, scale: ScalarLike) -> LossStats:
+    # cos(theta - margin) by the addition theorem, because the gradient of an arc cosine is infinite at 1.
+    sines = safe_sqrt((1 - c.values) * (1 + c.values))
+    slack = c.values * jnp.cos(margin) + sines * jnp.sin(margin)
+    return _each_positive_against_negatives(c, scale * slack, scale * c.values)
 
 
 def supcon_loss(
@@ -288,6 +308,14 @@ def supcon_loss(
     return pair_loss(_supcon, batch, temperature)
 
 
+def _supcon(c: Comparison, temperature: ScalarLike) -> LossStats:
+    logits = c.values / temperature
+    shares = c.positives * c.reference_weights[None, :]
+    mean_positive = safe_divide(jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1), jnp.sum(shares, axis=1))
+    losses = masked_logsumexp(logits, c.positives + c.negatives > 0) - mean_positive
+    return each_anchor(losses, weights_of_complete_anchors(c))
+
+
 def nca_loss(
     embeddings: ArrayLike | None,
     labels: ClassLabels | None,
@@ -341,6 +369,14 @@ def nca_loss(
     softmax_scale = checks.check_scalar("softmax_scale", softmax_scale, above=0)
     batch = check_pairs(embeddings, labels, references, pairs, where, weights, reduction, has_aux, distance=distance)
     return pair_loss(_nca, batch, softmax_scale)
+
+
+def _nca(c: Comparison, softmax_scale: ScalarLike) -> LossStats:
+    logits = -softmax_scale * c.values
+    exists = jnp.any(c.positives, axis=1)
+    alike = jnp.where(exists, masked_logsumexp(logits, c.positives), 0)
+    losses = softplus(masked_logsumexp(logits, c.negatives) - alike)
+    return each_anchor(losses, jnp.where(exists, c.anchor_weights, 0))
 
 
 def instance_loss(
@@ -403,48 +439,6 @@ def instance_loss(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
     return pair_loss(_instance, batch, gamma)
-
-
-def _ntxent(c: Comparison, temperature: ScalarLike) -> LossStats:
-    logits = c.values / temperature
-    against = masked_logsumexp(logits, c.negatives > 0, weights=c.negatives)
-    # A pair that is positive with the share pi is also among its own negatives with 1 - pi; adding pi gives 1.
-    log_share = jnp.log(jnp.where(c.positives > 0, c.positives, 1))
-    losses = softplus(against[:, None] - logits - log_share) + log_share
-    return each_pair(losses, pair_weights(c, c.positives))
-
-
-def _n_pairs(c: Comparison) -> LossStats:
-    return _each_positive_against_negatives(c, c.values, c.values)
-
-
-def _tuplet_margin(c: Comparison, margin: ScalarLike, scale: ScalarLike) -> LossStats:
-    # cos(theta - margin) by the addition theorem, because the gradient of an arc cosine is infinite at 1.
-    sines = safe_sqrt((1 - c.values) * (1 + c.values))
-    slack = c.values * jnp.cos(margin) + sines * jnp.sin(margin)
-    return _each_positive_against_negatives(c, scale * slack, scale * c.values)
-
-
-def _each_positive_against_negatives(c: Comparison, positive: jax.Array, negative: jax.Array) -> LossStats:
-    """Sums log(1 + sum over n of exp(negative[a, n] - positive[a, p])) over the pairs (a, p)."""
-    against = masked_logsumexp(negative, c.negatives)
-    return each_pair(softplus(against[:, None] - positive), pair_weights(c, c.positives))
-
-
-def _supcon(c: Comparison, temperature: ScalarLike) -> LossStats:
-    logits = c.values / temperature
-    shares = c.positives * c.reference_weights[None, :]
-    mean_positive = safe_divide(jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1), jnp.sum(shares, axis=1))
-    losses = masked_logsumexp(logits, c.positives + c.negatives > 0) - mean_positive
-    return each_anchor(losses, weights_of_complete_anchors(c))
-
-
-def _nca(c: Comparison, softmax_scale: ScalarLike) -> LossStats:
-    logits = -softmax_scale * c.values
-    exists = jnp.any(c.positives, axis=1)
-    alike = jnp.where(exists, masked_logsumexp(logits, c.positives), 0)
-    losses = softplus(masked_logsumexp(logits, c.negatives) - alike)
-    return each_anchor(losses, jnp.where(exists, c.anchor_weights, 0))
 
 
 def _instance(c: Comparison, gamma: ScalarLike) -> LossStats:
@@ -524,6 +518,14 @@ def multi_similarity_loss(
     return pair_loss(_multi_similarity, batch, alpha, beta, base)
 
 
+def _multi_similarity(c: Comparison, alpha: ScalarLike, beta: ScalarLike, base: ScalarLike) -> LossStats:
+    beyond = c.values - base
+    alike = masked_logsumexp(-alpha * beyond, c.positives > 0, weights=c.positives)
+    unlike = masked_logsumexp(beta * beyond, c.negatives > 0, weights=c.negatives)
+    losses = softplus(alike) / alpha + softplus(unlike) / beta
+    return each_anchor(losses, weights_of_complete_anchors(c))
+
+
 def circle_loss(
     embeddings: ArrayLike | None,
     labels: ClassLabels | None,
@@ -586,6 +588,14 @@ def circle_loss(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
     return pair_loss(_circle, batch, margin, gamma)
+
+
+def _circle(c: Comparison, margin: ScalarLike, gamma: ScalarLike) -> LossStats:
+    constant = jax.lax.stop_gradient(c.values)
+    pull, push = jax.nn.relu(1 + margin - constant), jax.nn.relu(constant + margin)
+    alike = masked_logsumexp(-gamma * pull * (c.values - (1 - margin)), c.positives)
+    unlike = masked_logsumexp(gamma * push * (c.values - margin), c.negatives)
+    return each_anchor(softplus(alike + unlike), weights_of_complete_anchors(c))
 
 
 def lifted_structure_loss(
@@ -661,6 +671,14 @@ def lifted_structure_loss(
     return pair_loss(_lifted_structure, batch, margin)
 
 
+def _lifted_structure(c: Comparison, margin: ScalarLike) -> LossStats:
+    against_anchors = against_positives = masked_logsumexp(margin - c.values, c.negatives)
+    if c.between is not None:
+        against_positives = masked_logsumexp(margin - c.between, negatives_between_references(c))
+    losses = jax.nn.relu(c.values + jnp.logaddexp(against_anchors[:, None], against_positives[None, :]))
+    return each_pair(jnp.square(losses) / 2, pair_weights(c, c.positives))
+
+
 def generalized_lifted_structure_loss(
     embeddings: ArrayLike | None,
     labels: ClassLabels | None,
@@ -716,31 +734,13 @@ def generalized_lifted_structure_loss(
     return pair_loss(_generalized_lifted_structure, batch, margin)
 
 
-def _multi_similarity(c: Comparison, alpha: ScalarLike, beta: ScalarLike, base: ScalarLike) -> LossStats:
-    beyond = c.values - base
-    alike = masked_logsumexp(-alpha * beyond, c.positives > 0, weights=c.positives)
-    unlike = masked_logsumexp(beta * beyond, c.negatives > 0, weights=c.negatives)
-    losses = softplus(alike) / alpha + softplus(unlike) / beta
-    return each_anchor(losses, weights_of_complete_anchors(c))
-
-
-def _circle(c: Comparison, margin: ScalarLike, gamma: ScalarLike) -> LossStats:
-    constant = jax.lax.stop_gradient(c.values)
-    pull, push = jax.nn.relu(1 + margin - constant), jax.nn.relu(constant + margin)
-    alike = masked_logsumexp(-gamma * pull * (c.values - (1 - margin)), c.positives)
-    unlike = masked_logsumexp(gamma * push * (c.values - margin), c.negatives)
-    return each_anchor(softplus(alike + unlike), weights_of_complete_anchors(c))
-
-
-def _lifted_structure(c: Comparison, margin: ScalarLike) -> LossStats:
-    against_anchors = against_positives = masked_logsumexp(margin - c.values, c.negatives)
-    if c.between is not None:
-        against_positives = masked_logsumexp(margin - c.between, negatives_between_references(c))
-    losses = jax.nn.relu(c.values + jnp.logaddexp(against_anchors[:, None], against_positives[None, :]))
-    return each_pair(jnp.square(losses) / 2, pair_weights(c, c.positives))
-
-
 def _generalized_lifted_structure(c: Comparison, margin: ScalarLike) -> LossStats:
     alike = masked_logsumexp(c.values, c.positives)
     unlike = masked_logsumexp(margin - c.values, c.negatives)
     return each_anchor(jax.nn.relu(alike + unlike), weights_of_complete_anchors(c))
+
+
+def _each_positive_against_negatives(c: Comparison, positive: jax.Array, negative: jax.Array) -> LossStats:
+    """Sums log(1 + sum over n of exp(negative[a, n] - positive[a, p])) over the pairs (a, p)."""
+    against = masked_logsumexp(negative, c.negatives)
+    return each_pair(softplus(against[:, None] - positive), pair_weights(c, c.positives))

@@ -397,13 +397,6 @@ def _boundaries(c: Comparison, beta: jax.Array) -> jax.Array:
     return jnp.where((labels >= 0) & (labels < beta.size), beta[jnp.clip(labels, 0, beta.size - 1)], jnp.nan)
 
 
-def _positive_and_negative_sums(close: jax.Array, apart: jax.Array, c: Comparison) -> LossStats:
-    """Sums `close` over the positive pairs and `apart` over the negative pairs."""
-    alike = each_pair(close, pair_weights(c, c.positives))
-    unlike = each_pair(apart, pair_weights(c, c.negatives))
-    return LossStats(*(jnp.add(*sums) for sums in zip(alike, unlike, strict=True)))
-
-
 def intra_pair_variance_loss(
     embeddings: ArrayLike | None,
     labels: ClassLabels | None,
@@ -717,6 +710,13 @@ def _worst_first(beyond: jax.Array, selected: jax.Array, weights: jax.Array, tem
     largest = jnp.max(constant, axis=1, keepdims=True, initial=0)
     shares = jnp.where(wrong, weights[None, :] * jnp.exp(temperature * excess(constant, largest)), 0)
     return safe_divide(jnp.sum(shares * beyond, axis=1), jnp.sum(shares, axis=1))
+
+
+def _positive_and_negative_sums(close: jax.Array, apart: jax.Array, c: Comparison) -> LossStats:
+    """Sums `close` over the positive pairs and `apart` over the negative pairs."""
+    alike = each_pair(close, pair_weights(c, c.positives))
+    unlike = each_pair(apart, pair_weights(c, c.negatives))
+    return LossStats(*(jnp.add(*sums) for sums in zip(alike, unlike, strict=True)))
 
 
 def _average(values: jax.Array, weights: jax.Array) -> jax.Array:

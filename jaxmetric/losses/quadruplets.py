@@ -117,6 +117,37 @@ def quadruplet_loss(
     return (loss, stats) if has_aux else loss
 
 
+@partial(jax.jit, static_argnames=("disagreement", "self_pairs", "balance", "reduction"))
+def _quadruplet(
+    examples: Examples,
+    margin: ScalarLike,
+    *,
+    disagreement: Disagreement,
+    self_pairs: bool,
+    balance: str,
+    reduction: str,
+) -> tuple[jax.Array, LossStats]:
+    batch = masked_examples(examples)
+    lower, upper, num_levels = _pair_levels(batch, disagreement)
+    pair_weights = _pair_weights(batch)
+    distances = entries_of_pairs(pairwise_squared_euclidean(batch.embeddings))
+    if self_pairs:  # at distance 0, on level 0
+        distances, lower, upper = (jnp.pad(x, (0, batch.size)) for x in (distances, lower, upper))
+        pair_weights = jnp.append(pair_weights, jnp.square(batch.weights) / 2)
+    near_weights = far_weights = pair_weights
+    if balance == "levels":
+        near_weights = _share_of_level(pair_weights, upper, num_levels)
+        far_weights = _share_of_level(pair_weights, lower, num_levels)
+    sums = ordered_hinge(distances, lower, upper, near_weights, far_weights, margin=margin, num_levels=num_levels)
+    stats = LossStats(*sums)
+    return reduce_stats(stats, reduction), stats
+
+
+def _share_of_level(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
+    """Returns the weights divided by the sum over their level, so that each level sums to 1."""
+    return safe_divide(weights, level_sums(weights, levels, num_levels)[levels])
+
+
 def sampled_quadruplet_loss(
     key: jax.Array,
     embeddings: ArrayLike,
@@ -183,76 +214,6 @@ def _check_complete_examples(embeddings: ArrayLike, labels: ArrayLike, where: An
     return examples._replace(where=None if complete is None else complete[:, None], weights=weights)
 
 
-def quadruplet_hinge(embeddings4: ArrayLike, labels4: ArrayLike, *, margin: ScalarLike = 0.1) -> jax.Array:
-    r"""Computes the quadruplet loss of four examples i, j, p, q; use `vmap` for many quadruplets.
-
-    :math:`[\,|f_i - f_j|^2 - |f_p - f_q|^2 + \alpha\,]_+` if :math:`\phi(i, j) < \phi(p, q)`. If
-    :math:`\phi(i, j) > \phi(p, q)`, the two pairs are exchanged. The loss is 0 if both pairs disagree on equally many
-    labels.
-
-    Args:
-      embeddings4: `[4, D]` embeddings of i, j, p, q.
-      labels4: `[4, T]` or `[4]` integer labels.
-      margin: alpha, in squared distance.
-
-    Returns:
-      A scalar >= 0.
-
-    Raises:
-      ValueError: if a shape is not one of the above.
-      TypeError: if a dtype is not.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> embeddings = jnp.array([[0.0], [1.0], [0.0], [0.5]])
-      >>> labels = jnp.array([[7, 0], [7, 0], [7, 0], [4, 0]])  # (i, j) agree on both labels, (p, q) on one
-      >>> round(float(quadruplet_hinge(embeddings, labels, margin=0.1)), 6)  # 1 - 0.25 + 0.1
-      0.85
-
-    References:
-      H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
-      Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
-    """
-    margin = checks.check_scalar("margin", margin)
-    embeddings = checks.check_embeddings(embeddings4, "embeddings4")
-    labels, _ = known_labels(labels4, None, "labels4")
-    if embeddings.shape[0] != 4 or labels.shape[0] != 4:
-        raise ValueError(
-            f"embeddings4 and labels4 have {embeddings.shape[0]} and {labels.shape[0]} rows, expected 4 and 4"
-        )
-    (i, j, p, q), (y_i, y_j, y_p, y_q) = embeddings, labels
-    phi_ij, phi_pq = jnp.sum(y_i != y_j), jnp.sum(y_p != y_q)
-    difference = jnp.sum(jnp.square(i - j)) - jnp.sum(jnp.square(p - q))
-    sign = jnp.sign(phi_pq - phi_ij).astype(difference.dtype)
-    return jnp.where(sign == 0, 0, jax.nn.relu(sign * difference + margin))
-
-
-@partial(jax.jit, static_argnames=("disagreement", "self_pairs", "balance", "reduction"))
-def _quadruplet(
-    examples: Examples,
-    margin: ScalarLike,
-    *,
-    disagreement: Disagreement,
-    self_pairs: bool,
-    balance: str,
-    reduction: str,
-) -> tuple[jax.Array, LossStats]:
-    batch = masked_examples(examples)
-    lower, upper, num_levels = _pair_levels(batch, disagreement)
-    pair_weights = _pair_weights(batch)
-    distances = entries_of_pairs(pairwise_squared_euclidean(batch.embeddings))
-    if self_pairs:  # at distance 0, on level 0
-        distances, lower, upper = (jnp.pad(x, (0, batch.size)) for x in (distances, lower, upper))
-        pair_weights = jnp.append(pair_weights, jnp.square(batch.weights) / 2)
-    near_weights = far_weights = pair_weights
-    if balance == "levels":
-        near_weights = _share_of_level(pair_weights, upper, num_levels)
-        far_weights = _share_of_level(pair_weights, lower, num_levels)
-    sums = ordered_hinge(distances, lower, upper, near_weights, far_weights, margin=margin, num_levels=num_levels)
-    stats = LossStats(*sums)
-    return reduce_stats(stats, reduction), stats
-
-
 @partial(jax.jit, static_argnames=("num_quadruplets", "reduction"))
 def _sampled_quadruplet(
     key: jax.Array, examples: Examples, margin: ScalarLike, *, num_quadruplets: int, reduction: str
@@ -285,26 +246,6 @@ def _drawn_losses(
     quadruplets = jnp.stack([pairs.first[near], pairs.second[near], pairs.first[far], pairs.second[far]], axis=1)
     losses = jax.vmap(lambda four: quadruplet_hinge(embeddings[four], labels[four], margin=margin))(quadruplets)
     return losses, jnp.broadcast_to(exists, losses.shape).astype(losses.dtype)
-
-
-def _pair_levels(batch: MaskedExamples, disagreement: Disagreement) -> PairLevels:
-    lower, upper, num_levels = disagreement_levels(
-        batch.labels[:, None],
-        batch.labels[None],
-        first_known=batch.known[:, None],
-        second_known=batch.known[None],
-        **disagreement._asdict(),
-    )
-    return PairLevels(entries_of_pairs(lower), entries_of_pairs(upper), num_levels)
-
-
-def _pair_weights(batch: MaskedExamples) -> jax.Array:
-    return entries_of_pairs(batch.weights[:, None] * batch.weights[None])
-
-
-def _share_of_level(weights: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
-    """Returns the weights divided by the sum over their level, so that each level sums to 1."""
-    return safe_divide(weights, level_sums(weights, levels, num_levels)[levels])
 
 
 def anchored_quadruplet_loss(
@@ -416,3 +357,62 @@ def _anchored_quadruplet(
         anchors = draw_anchors(key, batch.weights > 0, num_anchors, axis_name)
         stats = anchored_stats(batch, anchors, margin, disagreement=disagreement, balance=balance, axis_name=axis_name)
     return reduce_stats(stats, reduction), stats
+
+
+def quadruplet_hinge(embeddings4: ArrayLike, labels4: ArrayLike, *, margin: ScalarLike = 0.1) -> jax.Array:
+    r"""Computes the quadruplet loss of four examples i, j, p, q; use `vmap` for many quadruplets.
+
+    :math:`[\,|f_i - f_j|^2 - |f_p - f_q|^2 + \alpha\,]_+` if :math:`\phi(i, j) < \phi(p, q)`. If
+    :math:`\phi(i, j) > \phi(p, q)`, the two pairs are exchanged. The loss is 0 if both pairs disagree on equally many
+    labels.
+
+    Args:
+      embeddings4: `[4, D]` embeddings of i, j, p, q.
+      labels4: `[4, T]` or `[4]` integer labels.
+      margin: alpha, in squared distance.
+
+    Returns:
+      A scalar >= 0.
+
+    Raises:
+      ValueError: if a shape is not one of the above.
+      TypeError: if a dtype is not.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> embeddings = jnp.array([[0.0], [1.0], [0.0], [0.5]])
+      >>> labels = jnp.array([[7, 0], [7, 0], [7, 0], [4, 0]])  # (i, j) agree on both labels, (p, q) on one
+      >>> round(float(quadruplet_hinge(embeddings, labels, margin=0.1)), 6)  # 1 - 0.25 + 0.1
+      0.85
+
+    References:
+      H. Proença, E. Yaghoubi, P. Alirezazadeh, A Quadruplet Loss for Enforcing Semantically Coherent Embeddings in
+      Multi-output Classification Problems, IEEE TIFS 2020, arXiv 2002.11644.
+    """
+    margin = checks.check_scalar("margin", margin)
+    embeddings = checks.check_embeddings(embeddings4, "embeddings4")
+    labels, _ = known_labels(labels4, None, "labels4")
+    if embeddings.shape[0] != 4 or labels.shape[0] != 4:
+        raise ValueError(
+            f"embeddings4 and labels4 have {embeddings.shape[0]} and {labels.shape[0]} rows, expected 4 and 4"
+        )
+    (i, j, p, q), (y_i, y_j, y_p, y_q) = embeddings, labels
+    phi_ij, phi_pq = jnp.sum(y_i != y_j), jnp.sum(y_p != y_q)
+    difference = jnp.sum(jnp.square(i - j)) - jnp.sum(jnp.square(p - q))
+    sign = jnp.sign(phi_pq - phi_ij).astype(difference.dtype)
+    return jnp.where(sign == 0, 0, jax.nn.relu(sign * difference + margin))
+
+
+def _pair_levels(batch: MaskedExamples, disagreement: Disagreement) -> PairLevels:
+    lower, upper, num_levels = disagreement_levels(
+        batch.labels[:, None],
+        batch.labels[None],
+        first_known=batch.known[:, None],
+        second_known=batch.known[None],
+        **disagreement._asdict(),
+    )
+    return PairLevels(entries_of_pairs(lower), entries_of_pairs(upper), num_levels)
+
+
+def _pair_weights(batch: MaskedExamples) -> jax.Array:
+    return entries_of_pairs(batch.weights[:, None] * batch.weights[None])

@@ -37,6 +37,21 @@ from jaxmetric.references import PairMasks, References
 PnpVariant: TypeAlias = Literal["O", "Ds", "Dq", "Iu", "Ib"]
 
 
+class _Masks(NamedTuple):
+    """The masks of a query that a term takes."""
+
+    positives: jax.Array  # [R]
+    negatives: jax.Array  # [R]
+
+
+class _Constants(NamedTuple):
+    """The constants that all terms take."""
+
+    reference_weights: jax.Array  # [R]
+    temperature: jax.Array
+    hyper: tuple[jax.Array, ...]
+
+
 def smooth_ap_loss(
     embeddings: ArrayLike | None,
     labels: ClassLabels | None,
@@ -98,6 +113,13 @@ def smooth_ap_loss(
         embeddings, labels, references, pairs, where, weights, reduction, has_aux, similarity=similarity
     )
     return pair_loss(_mean_over_positives, batch, temperature, term=_precision_lost)
+
+
+def _precision_lost(pair: PositivePair, masks: _Masks, constants: _Constants) -> jax.Array:
+    negatives = _before(pair, masks.negatives, constants.temperature)
+    positives = 1 + _before(pair, masks.positives, constants.temperature)
+    # One minus the precision at the positive: exactly 0 if no negative is ranked.
+    return _weight(pair, constants) * negatives / (positives + negatives)
 
 
 def pnp_loss(
@@ -176,6 +198,23 @@ def pnp_loss(
     return pair_loss(_mean_over_positives, batch, temperature, alpha, b, term=_PNP_TERMS[variant])
 
 
+def _pnp_term(curve: Callable[..., jax.Array], pair: PositivePair, masks: _Masks, constants: _Constants) -> jax.Array:
+    negatives = _before(pair, masks.negatives, constants.temperature)
+    return _weight(pair, constants) * curve(negatives, *constants.hyper)
+
+
+_PNP_CURVES: dict[str, Callable[..., jax.Array]] = {
+    "O": lambda r, alpha, b: r,
+    "Ds": lambda r, alpha, b: jnp.log1p(r),
+    "Dq": lambda r, alpha, b: -jnp.expm1(-alpha * jnp.log1p(r)),
+    "Iu": lambda r, alpha, b: (1 + r) * jnp.log1p(r),
+    "Ib": lambda r, alpha, b: (b * r - jnp.log1p(b * r)) / b**2,
+}
+
+
+_PNP_TERMS: dict[str, Term] = {name: partial(_pnp_term, curve) for name, curve in _PNP_CURVES.items()}
+
+
 def recall_at_k_loss(
     embeddings: ArrayLike | None,
     labels: ClassLabels | None,
@@ -241,6 +280,43 @@ def recall_at_k_loss(
     return pair_loss(_recall_lost, batch, temperature, rank_temperature, ks=_check_ks(ks))
 
 
+def _check_ks(ks: Sequence[int]) -> tuple[int, ...]:
+    ks = checks.check_static_sequence("ks", ks, "a sequence of static integers")
+    if not ks:
+        raise ValueError(f"ks is {ks!r}, expected at least one static number")
+    for k in ks:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise ValueError(f"ks has {checks.shown(k)}, expected static integers of at least 1")
+    return tuple(int(k) for k in ks)
+
+
+def _recall_lost(
+    c: Comparison, temperature: ScalarLike, rank_temperature: ScalarLike, *, ks: tuple[int, ...]
+) -> LossStats:
+    similarities, positives, negatives, query_weights, weights = _ranking(c)
+    dtype = similarities.dtype
+    first = jnp.asarray(ks, dtype)
+    hyper = (jnp.asarray(rank_temperature, dtype), *first)
+    constants = _Constants(weights, jnp.asarray(temperature, dtype), hyper)
+    found = sum_over_positives(_among_first, similarities, None, positives, positives | negatives, constants)
+    found = jnp.stack(found, axis=1)
+    positive_weight = jnp.sum(jnp.where(positives, weights[None, :], 0), axis=1, keepdims=True)
+    num_positives = jnp.sum(positives.astype(dtype), axis=1, keepdims=True)
+    # Weights do not change the number of positives of a query; they only make some count more than others.
+    found = found * safe_divide(num_positives, positive_weight)
+    recall = safe_divide(jnp.minimum(first[None, :], found), jnp.minimum(first[None, :], num_positives))
+    valid = jnp.any(negatives, axis=1)
+    return each_anchor(1 - jnp.mean(recall, axis=1), jnp.where(valid, query_weights, 0))
+
+
+def _among_first(pair: PositivePair, ranked: jax.Array, constants: _Constants) -> tuple[jax.Array, ...]:
+    """Returns for each k a smooth indicator that the positive is among the first k."""
+    rank_temperature, *ks = constants.hyper
+    rank = 1 + _before(pair, ranked, constants.temperature)
+    weight = _weight(pair, constants)
+    return tuple(weight * jax.nn.sigmoid((k - rank) / rank_temperature) for k in ks)
+
+
 def fast_ap_loss(
     embeddings: ArrayLike | None,
     labels: ClassLabels | None,
@@ -297,121 +373,6 @@ def fast_ap_loss(
     num_bins = checks.check_static_integer("num_bins", num_bins, least=1)
     batch = check_pairs(embeddings, labels, references, pairs, where, weights, reduction, has_aux, distance=distance)
     return pair_loss(_fast_ap, batch, num_bins=num_bins)
-
-
-class _Ranking(NamedTuple):
-    """The references that each query ranks. The query itself may be one of its positives."""
-
-    similarities: jax.Array  # [A, R]
-    positives: jax.Array  # [A, R] booleans
-    negatives: jax.Array  # [A, R] booleans
-    query_weights: jax.Array  # [A], 0 for a query without another positive
-    reference_weights: jax.Array  # [R]
-
-
-def _ranking(comparison: Comparison, own: jax.Array | None = None) -> _Ranking:
-    positives = comparison.positives
-    weights = jnp.where(jnp.any(positives, axis=1), comparison.anchor_weights, 0)
-    positives = positives if own is None else positives | own
-    values = jnp.where(positives | comparison.negatives, comparison.all_values, 0)
-    return _Ranking(values, positives, comparison.negatives, weights, comparison.reference_weights)
-
-
-class _Masks(NamedTuple):
-    """The masks of a query that a term takes."""
-
-    positives: jax.Array  # [R]
-    negatives: jax.Array  # [R]
-
-
-class _Constants(NamedTuple):
-    """The constants that all terms take."""
-
-    reference_weights: jax.Array  # [R]
-    temperature: jax.Array
-    hyper: tuple[jax.Array, ...]
-
-
-def _before(pair: PositivePair, of: jax.Array, temperature: jax.Array) -> jax.Array:
-    """Returns the smooth count of the references `of` `[R]` ranked before the positive, without the positive itself."""
-    others = of & (jnp.arange(of.size) != pair.positive)
-    return jnp.sum(jnp.where(others, jax.nn.sigmoid((pair.anchor_row - pair.value) / temperature), 0))
-
-
-def _weight(pair: PositivePair, constants: _Constants) -> jax.Array:
-    # A masked sum instead of an index, so that it also works without references.
-    weights = constants.reference_weights
-    return jnp.sum(jnp.where(jnp.arange(weights.size) == pair.positive, weights, 0))
-
-
-def _precision_lost(pair: PositivePair, masks: _Masks, constants: _Constants) -> jax.Array:
-    negatives = _before(pair, masks.negatives, constants.temperature)
-    positives = 1 + _before(pair, masks.positives, constants.temperature)
-    # One minus the precision at the positive: exactly 0 if no negative is ranked.
-    return _weight(pair, constants) * negatives / (positives + negatives)
-
-
-def _pnp_term(curve: Callable[..., jax.Array], pair: PositivePair, masks: _Masks, constants: _Constants) -> jax.Array:
-    negatives = _before(pair, masks.negatives, constants.temperature)
-    return _weight(pair, constants) * curve(negatives, *constants.hyper)
-
-
-_PNP_CURVES: dict[str, Callable[..., jax.Array]] = {
-    "O": lambda r, alpha, b: r,
-    "Ds": lambda r, alpha, b: jnp.log1p(r),
-    "Dq": lambda r, alpha, b: -jnp.expm1(-alpha * jnp.log1p(r)),
-    "Iu": lambda r, alpha, b: (1 + r) * jnp.log1p(r),
-    "Ib": lambda r, alpha, b: (b * r - jnp.log1p(b * r)) / b**2,
-}
-_PNP_TERMS: dict[str, Term] = {name: partial(_pnp_term, curve) for name, curve in _PNP_CURVES.items()}
-
-
-def _mean_over_positives(c: Comparison, temperature: ScalarLike, *hyper: ScalarLike, term: Term) -> LossStats:
-    """Returns the weighted mean of a term over the positives of each query."""
-    ranking = _ranking(c, c.own)
-    weights, dtype = ranking.reference_weights, ranking.similarities.dtype
-    constants = _Constants(weights, jnp.asarray(temperature, dtype), tuple(jnp.asarray(each, dtype) for each in hyper))
-    masks = _Masks(ranking.positives, ranking.negatives)
-    sums = sum_over_positives(term, ranking.similarities, None, ranking.positives, masks, constants)
-    positive_weight = jnp.sum(jnp.where(ranking.positives, weights[None, :], 0), axis=1)
-    return each_anchor(safe_divide(sums, positive_weight), ranking.query_weights)
-
-
-def _among_first(pair: PositivePair, ranked: jax.Array, constants: _Constants) -> tuple[jax.Array, ...]:
-    """Returns for each k a smooth indicator that the positive is among the first k."""
-    rank_temperature, *ks = constants.hyper
-    rank = 1 + _before(pair, ranked, constants.temperature)
-    weight = _weight(pair, constants)
-    return tuple(weight * jax.nn.sigmoid((k - rank) / rank_temperature) for k in ks)
-
-
-def _recall_lost(
-    c: Comparison, temperature: ScalarLike, rank_temperature: ScalarLike, *, ks: tuple[int, ...]
-) -> LossStats:
-    similarities, positives, negatives, query_weights, weights = _ranking(c)
-    dtype = similarities.dtype
-    first = jnp.asarray(ks, dtype)
-    hyper = (jnp.asarray(rank_temperature, dtype), *first)
-    constants = _Constants(weights, jnp.asarray(temperature, dtype), hyper)
-    found = sum_over_positives(_among_first, similarities, None, positives, positives | negatives, constants)
-    found = jnp.stack(found, axis=1)
-    positive_weight = jnp.sum(jnp.where(positives, weights[None, :], 0), axis=1, keepdims=True)
-    num_positives = jnp.sum(positives.astype(dtype), axis=1, keepdims=True)
-    # Weights do not change the number of positives of a query; they only make some count more than others.
-    found = found * safe_divide(num_positives, positive_weight)
-    recall = safe_divide(jnp.minimum(first[None, :], found), jnp.minimum(first[None, :], num_positives))
-    valid = jnp.any(negatives, axis=1)
-    return each_anchor(1 - jnp.mean(recall, axis=1), jnp.where(valid, query_weights, 0))
-
-
-def _check_ks(ks: Sequence[int]) -> tuple[int, ...]:
-    ks = checks.check_static_sequence("ks", ks, "a sequence of static integers")
-    if not ks:
-        raise ValueError(f"ks is {ks!r}, expected at least one static number")
-    for k in ks:
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise ValueError(f"ks has {checks.shown(k)}, expected static integers of at least 1")
-    return tuple(int(k) for k in ks)
 
 
 def _fast_ap(comparison: Comparison, *, num_bins: int) -> LossStats:
@@ -534,3 +495,44 @@ def _interpolate(table: jax.Array, bins: _SoftBins) -> jax.Array:
     tables = jnp.tile(table, bins.below.shape[0])
     lower, upper = tables[bins.below], tables[bins.below + 1]
     return lower + bins.share * (upper - lower)
+
+
+def _mean_over_positives(c: Comparison, temperature: ScalarLike, *hyper: ScalarLike, term: Term) -> LossStats:
+    """Returns the weighted mean of a term over the positives of each query."""
+    ranking = _ranking(c, c.own)
+    weights, dtype = ranking.reference_weights, ranking.similarities.dtype
+    constants = _Constants(weights, jnp.asarray(temperature, dtype), tuple(jnp.asarray(each, dtype) for each in hyper))
+    masks = _Masks(ranking.positives, ranking.negatives)
+    sums = sum_over_positives(term, ranking.similarities, None, ranking.positives, masks, constants)
+    positive_weight = jnp.sum(jnp.where(ranking.positives, weights[None, :], 0), axis=1)
+    return each_anchor(safe_divide(sums, positive_weight), ranking.query_weights)
+
+
+class _Ranking(NamedTuple):
+    """The references that each query ranks. The query itself may be one of its positives."""
+
+    similarities: jax.Array  # [A, R]
+    positives: jax.Array  # [A, R] booleans
+    negatives: jax.Array  # [A, R] booleans
+    query_weights: jax.Array  # [A], 0 for a query without another positive
+    reference_weights: jax.Array  # [R]
+
+
+def _ranking(comparison: Comparison, own: jax.Array | None = None) -> _Ranking:
+    positives = comparison.positives
+    weights = jnp.where(jnp.any(positives, axis=1), comparison.anchor_weights, 0)
+    positives = positives if own is None else positives | own
+    values = jnp.where(positives | comparison.negatives, comparison.all_values, 0)
+    return _Ranking(values, positives, comparison.negatives, weights, comparison.reference_weights)
+
+
+def _before(pair: PositivePair, of: jax.Array, temperature: jax.Array) -> jax.Array:
+    """Returns the smooth count of the references `of` `[R]` ranked before the positive, without the positive itself."""
+    others = of & (jnp.arange(of.size) != pair.positive)
+    return jnp.sum(jnp.where(others, jax.nn.sigmoid((pair.anchor_row - pair.value) / temperature), 0))
+
+
+def _weight(pair: PositivePair, constants: _Constants) -> jax.Array:
+    # A masked sum instead of an index, so that it also works without references.
+    weights = constants.reference_weights
+    return jnp.sum(jnp.where(jnp.arange(weights.size) == pair.positive, weights, 0))

@@ -131,6 +131,42 @@ def _soft_triple(
     return per_example_loss(cross_entropy(right - scale * margin, others) + penalty, column)
 
 
+def _relaxed_similarity(centers: jax.Array, embeddings: jax.Array, gamma: jax.Array) -> jax.Array:
+    """Returns `[c, B]`: the mean similarity to the centers of each class, weighted by their softmax at gamma."""
+    return _relaxed_max(normalized_dot_product(centers, embeddings), gamma)
+
+
+@jax.custom_vjp
+def _relaxed_max(similarity: jax.Array, gamma: jax.Array) -> jax.Array:
+    """Returns `[c, B]`: the means of `[c, K, B]` similarities over K centers, weighted by their softmax at gamma."""
+    return _relaxed_max_fwd(similarity, gamma)[0]
+
+
+def _relaxed_max_fwd(similarity: jax.Array, gamma: jax.Array) -> Any:
+    # One center at a time, which XLA compiles to one loop.
+    by_center = [similarity[:, k] for k in range(similarity.shape[1])]
+    nearest = reduce(jnp.maximum, by_center)
+    total = excess_sum = jnp.zeros_like(nearest)
+    for similarities in by_center:
+        # Relative to the nearest center, which avoids cancellation when gamma is small.
+        relative = excess(similarities, nearest)
+        share = jnp.exp(relative / gamma)
+        total, excess_sum = total + share, excess_sum + share * relative
+    excess_mean = excess_sum / total
+    return nearest + excess_mean, (similarity, gamma, nearest, excess_mean, total)
+
+
+def _relaxed_max_bwd(saved: Any, cotangent: jax.Array) -> Any:
+    similarity, gamma, nearest, excess_mean, total = saved
+    relative = excess(similarity, nearest[:, None])
+    share = jnp.exp(relative / gamma) * (cotangent / total)[:, None]
+    deviation = (relative - excess_mean[:, None]) / gamma
+    return share * (1 + deviation), -jnp.sum(share * deviation * deviation)
+
+
+_relaxed_max.defvjp(_relaxed_max_fwd, _relaxed_max_bwd)
+
+
 def hard_triple_loss(
     embeddings: ArrayLike,
     labels: ClassLabels,
@@ -308,42 +344,6 @@ def effective_centers(centers: ArrayLike, *, tolerance: float = 0.1) -> jax.Arra
     tolerance = checks.check_scalar("tolerance", tolerance, least=0)
     centers = safe_normalize(checks.check_class_parameters("centers", centers, 3))
     return jax.lax.map(lambda class_centers: _num_clusters(class_centers, tolerance), centers)
-
-
-def _relaxed_similarity(centers: jax.Array, embeddings: jax.Array, gamma: jax.Array) -> jax.Array:
-    """Returns `[c, B]`: the mean similarity to the centers of each class, weighted by their softmax at gamma."""
-    return _relaxed_max(normalized_dot_product(centers, embeddings), gamma)
-
-
-@jax.custom_vjp
-def _relaxed_max(similarity: jax.Array, gamma: jax.Array) -> jax.Array:
-    """Returns `[c, B]`: the means of `[c, K, B]` similarities over K centers, weighted by their softmax at gamma."""
-    return _relaxed_max_fwd(similarity, gamma)[0]
-
-
-def _relaxed_max_fwd(similarity: jax.Array, gamma: jax.Array) -> Any:
-    # One center at a time, which XLA compiles to one loop.
-    by_center = [similarity[:, k] for k in range(similarity.shape[1])]
-    nearest = reduce(jnp.maximum, by_center)
-    total = excess_sum = jnp.zeros_like(nearest)
-    for similarities in by_center:
-        # Relative to the nearest center, which avoids cancellation when gamma is small.
-        relative = excess(similarities, nearest)
-        share = jnp.exp(relative / gamma)
-        total, excess_sum = total + share, excess_sum + share * relative
-    excess_mean = excess_sum / total
-    return nearest + excess_mean, (similarity, gamma, nearest, excess_mean, total)
-
-
-def _relaxed_max_bwd(saved: Any, cotangent: jax.Array) -> Any:
-    similarity, gamma, nearest, excess_mean, total = saved
-    relative = excess(similarity, nearest[:, None])
-    share = jnp.exp(relative / gamma) * (cotangent / total)[:, None]
-    deviation = (relative - excess_mean[:, None]) / gamma
-    return share * (1 + deviation), -jnp.sum(share * deviation * deviation)
-
-
-_relaxed_max.defvjp(_relaxed_max_fwd, _relaxed_max_bwd)
 
 
 def _num_clusters(centers: jax.Array, tolerance: float) -> jax.Array:
