@@ -68,7 +68,6 @@ histogram: jax.Array = dynamic.histogram
 BAD = {
     "jaxmetric.tripet_loss(x, y)": "tripet_loss",
     "jaxmetric.search.nearest_neighbour(x, x, k=3)": "nearest_neighbour",
-    "jaxmetric.search.nearest_neighbors(x, x, kk=3)": "nearest_neighbors",
     'jaxmetric.supcon_loss(x, y, reduction="men")': "supcon_loss",
     'jaxmetric.triplet_loss(x, y, mining="hardest")': "triplet_loss",
     'jaxmetric.quadruplet_loss(x, y, reduction="none")': "quadruplet_loss",

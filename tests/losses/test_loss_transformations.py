@@ -1,6 +1,8 @@
 """All losses with all of their options inside `shard_map` and under the strict settings of JAX."""
 
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -265,3 +267,27 @@ def test_miners_memories_and_regularizers_need_no_promotion_of_ranks_or_dtypes(n
     function, batch = beside(name)
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         jax.eval_shape(function, *batch)
+
+
+@pytest.mark.slow
+def test_losses_without_forward_mode_or_second_derivatives_are_those_of_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "pitfalls.md").read_text()
+    section = page.partition("### Forward-mode and second derivatives")[2].partition("\n## ")[0]
+    forward, second = (set(re.findall(r"\w+_loss", part)) for part in section.split("A second reverse derivative"))
+    found = {"forward": set(), "second": set()}
+    for name, row in ROWS.items():
+        parameters, embeddings, labels = example(name)
+
+        def loss(x, row=row, parameters=parameters, labels=labels):
+            return jnp.sum(row.call(parameters, x, labels))
+
+        derivatives = {
+            "forward": lambda x, loss=loss: jax.jvp(loss, (x,), (x,)),
+            "second": jax.grad(lambda x, loss=loss: jnp.sum(jax.grad(loss)(x) ** 2)),
+        }
+        for kind, derivative in derivatives.items():
+            try:
+                jax.jit(derivative).lower(embeddings)
+            except (TypeError, ValueError):
+                found[kind].add(row.loss.__name__)
+    assert found == {"forward": forward, "second": second}
