@@ -13,7 +13,6 @@ import termios
 import threading
 import time
 from contextlib import redirect_stdout
-from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -191,10 +190,13 @@ def test_a_run_whose_terminal_is_closed_saves(tmp_path):
     master, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 120))
     words = [*SMALL, "--steps", "100000", "--checkpoint-every", "100000", "--evaluate-every", "0"]
-    command = [sys.executable, "-m", "experiments.train", *words, "--workdir", str(tmp_path / "run")]
-    hear = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    # These tests may run under nohup, whose children ignore the signal.
+    hear = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    )
+    train = [sys.executable, "-m", "experiments.train", *words, "--workdir", str(tmp_path / "run")]
     ends = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
-    with subprocess.Popen(command, cwd=ROOT, preexec_fn=hear, **ends) as process:
+    with subprocess.Popen([sys.executable, "-c", hear, *train], cwd=ROOT, **ends) as process:
         os.close(terminal)
         shown = b""
         while b"images/s" not in shown:
