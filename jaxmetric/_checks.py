@@ -25,7 +25,7 @@ def check_array(name: str, value: Any, expected: str, kind: Any = None) -> jax.A
       kind: a dtype, or an abstract one such as `jnp.floating`; None for any number or boolean.
     """
     array = value if isinstance(value, jax.Array) else _array_from_host(name, value, expected, kind)
-    if jnp.issubdtype(array.dtype, jax.dtypes.extended) or not (kind is None or jnp.issubdtype(array.dtype, kind)):
+    if not (_is_real(array.dtype) and (kind is None or jnp.issubdtype(array.dtype, kind))):
         raise TypeError(f"{name} has dtype {given_dtype(value, array)}, expected {expected}")
     return replicated(array)
 
@@ -35,17 +35,22 @@ def _array_from_host(name: str, value: Any, expected: str, kind: Any) -> jax.Arr
         raise TypeError(f"{name} is {'None' if value is None else f'a {type(value).__name__}'}, expected {expected}")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, expected {expected} and which of them are valid as `where`")
-    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)):
-        return jnp.asarray(value)
     try:
+        if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)):
+            return jnp.asarray(value)
         array = np.asarray(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} is a {type(value).__name__} of unequal rows, expected {expected}") from None
-    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+    if not _is_real(array.dtype):
         raise TypeError(f"{name} has dtype {array.dtype}, expected {expected}")
     if kind is None and array.dtype.kind in "iu" and not _fits(array, label_dtype()):
         array = array.astype(np.float64)  # JAX would keep their low 32 bits
     return jnp.asarray(array)
+
+
+def _is_real(dtype: Any) -> bool:
+    """Returns whether a dtype is one of real numbers or booleans."""
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
 
 
 def _fits(integers: np.ndarray, dtype: np.dtype) -> bool:
@@ -184,7 +189,8 @@ def check_numbers(name: str, value: Any, dtype: DTypeLike) -> jax.Array:
     rounded = array.astype(dtype)
     if not isinstance(array, jax.core.Tracer):
         given = np.asarray(value)
-        vanishing = given[(given != 0) & (np.asarray(rounded) == 0)]
+        with np.errstate(over="ignore"):  # on the host: inside `jit`, `rounded` is traced if JAX had to convert it
+            vanishing = given[(given != 0) & (given.astype(rounded.dtype) == 0)]
         if vanishing.size:
             raise ValueError(f"{name} has {vanishing[0]:g}, which is 0 in {rounded.dtype}, expected larger numbers")
     return rounded
@@ -256,6 +262,8 @@ def check_static_integer(name: str, value: Any, *, least: int) -> int:
         raise TypeError(f"{name} is {shown(value)}, expected a static integer")
     if value < least:
         raise ValueError(f"{name} is {value}, expected a static integer of at least {least}")
+    if value > np.iinfo(label_dtype()).max:
+        raise ValueError(f"{name} is {value}, expected a static integer that fits {label_dtype()}")
     return int(value)
 
 

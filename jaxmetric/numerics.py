@@ -8,11 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 
 def as_float(x: ArrayLike) -> jax.Array:
     """Returns `x` in float32, or in float64 if it is float64: the precision in which losses are computed."""
+    if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
+        x = x.astype(np.float32)  # JAX would keep the low 32 bits of large integers
     x = jnp.asarray(x)
     wide = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits >= 32
     return x if wide else x.astype(jnp.float32)

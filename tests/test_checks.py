@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from loss_rows import ONE_OF_EACH_ENGINE, ROWS, example
+from option_kinds import CALLS, every_option
 
 import jaxmetric
 from jaxmetric import _checks as checks
@@ -305,3 +306,35 @@ def test_cutoffs_of_recall_may_be_integers_of_numpy():
     call = partial(jaxmetric.recall_at_k_loss, EMBEDDINGS, LABELS)
     for ks in ((np.int64(1), 2), [1, 2], np.array([1, 2])):
         np.testing.assert_array_equal(call(ks=ks), call(ks=(1, 2)))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_distances_of_integers_beyond_32_bits_are_those_of_the_floats(dtype):
+    large = np.array([[2**32], [1], [2**33]], dtype)
+    for function in (
+        jaxmetric.pairwise_euclidean,
+        jaxmetric.pairwise_squared_euclidean,
+        jaxmetric.pairwise_dot_product,
+    ):
+        np.testing.assert_array_equal(function(large), function(large.astype(np.float32)))
+
+
+# None of them is a value of any option, or else the function takes it.
+ODD_VALUES = [
+    *("no", True, 3, 2.5, None, -1, 10**400, float("nan"), object(), {3, 1}, {3: 1}, (1, "x"), [[1], [1, 2]], range(3)),
+    *(np.array(2), np.array(True), np.array("x"), np.array(None), np.bool_(True), np.complex64(1), np.ones((30, 30))),
+    *(jnp.array(2), jnp.array(True), jnp.ones(3), jax.random.key(0)),
+]
+
+
+@pytest.mark.parametrize(("name", "option"), every_option())
+def test_an_odd_value_of_an_option_is_taken_or_named_in_one_line(name, option):
+    for value in ODD_VALUES:
+        try:
+            jax.eval_shape(lambda: CALLS[name](**{option: value}))  # noqa: B023
+        except (TypeError, ValueError) as error:
+            message = f"{type(error).__name__}: {error}"
+            if "\n" in message or not re.search(rf"\b{option}\b", message):
+                raise AssertionError(f"{option}={value!r}: {message}") from error
+        except Exception as error:
+            raise AssertionError(f"{option}={value!r}") from error

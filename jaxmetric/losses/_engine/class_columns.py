@@ -249,11 +249,19 @@ def _check_column(
             counted = positive if counted is None else counted & positive
         checks.check_class_range(np.asarray(labels).reshape(-1), counted, num_classes, name)
     if class_weights is not None:
-        if np.shape(class_weights) != (num_classes,):
+        if _shape_if_any(class_weights) not in (None, (num_classes,)):
             raise ValueError(f"class_weights is {_describe(class_weights)}, expected {(num_classes,)}, as {name}")
         class_weights = checks.check_numbers("class_weights", class_weights, embeddings.dtype)
         class_weights = checks.check_weights("class_weights", class_weights)
     return CheckedColumn(column.reshape(-1), vectors, where, weights, class_weights)
+
+
+def _shape_if_any(array: Any) -> tuple[int, ...] | None:
+    """Returns the shape of an array or a sequence; None for unequal rows, which `check_numbers` names."""
+    try:
+        return np.shape(array)
+    except ValueError:
+        return None
 
 
 def _describe(class_weights: Any) -> str:

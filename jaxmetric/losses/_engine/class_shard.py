@@ -8,6 +8,7 @@ with `check_vma=True`, both are N times as large. Differentiating the average of
 gradients there.
 """
 
+import contextlib
 import dataclasses
 from functools import partial
 from typing import Any, TypeAlias
@@ -78,11 +79,11 @@ def check_class_vectors(name: str, vectors: Any, num_axes: int, dim: int | None 
 
 def axis_size(axis_name: str, name: str = "axis_name") -> int:
     """Returns the number of devices of a mapped axis; raises ValueError if it is not mapped."""
-    try:
-        return jax.lax.axis_size(axis_name)
-    except (NameError, TypeError):
-        message = f"{name} is {checks.shown(axis_name)}, expected an axis of the pmap, shard_map or vmap around it"
-        raise ValueError(message) from None
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if all(isinstance(each, str) for each in names):  # JAX would take an integer for the axis of an array
+        with contextlib.suppress(NameError):
+            return jax.lax.axis_size(axis_name)
+    raise ValueError(f"{name} is {checks.shown(axis_name)}, expected an axis of the pmap, shard_map or vmap around it")
 
 
 def shard_size(num_classes: int, devices: int) -> int:
