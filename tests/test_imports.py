@@ -32,9 +32,13 @@ LIGHT = {room for layer in LAYERS[:CORE] for room in layer}
 
 
 def imported_modules(path):
-    """Absolute names of what a file imports, wherever in it."""
+    """Absolute names of what a file imports, wherever in it, except for type checkers alone."""
     package = ["jaxmetric", *path.relative_to(PACKAGE).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -96,9 +96,9 @@ def claim_workdir(config: Config, source: LabeledImages, workdir: Path) -> None:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Reads a `data.json`."""
-    facts: dict[str, Any] = read_json(path)
-    return facts
+    """Reads a `data.json`. Older files call the number of images "pictures"."""
+    facts = read_json(path)
+    return {"images": facts.get("pictures"), **facts}
 
 
 def _facts_of(source: LabeledImages) -> dict[str, Any]:
@@ -118,12 +118,14 @@ def _facts_of(source: LabeledImages) -> dict[str, Any]:
 
 
 def _changed_data(began: dict[str, Any], now: dict[str, Any]) -> str:
-    """Describes what has changed in the data since a run began; "" if nothing."""
+    """Describes what has changed in the data since a run began; "" if nothing. Older files have no `parts`."""
     if all(began.get(name) == now[name] for name in ("images", "labels", "digest")):
         return ""
     if began["labels"] != now["labels"]:
         return f"the label columns were {', '.join(began['labels'])} then and are {', '.join(now['labels'])} now"
-    what = " and ".join(name for name, part in now["parts"].items() if part != began["parts"][name])
+    parts = began.get("parts")
+    changed = [name for name in now["parts"] if parts[name] != now["parts"][name]] if parts else []
+    what = " and ".join(changed) or "image names, label values or split"
     counts = f"{counted(began['images'], 'image')} then, {now['images']:,} now"
     return f"{what} changed since it began ({counts})"
 

@@ -80,14 +80,14 @@ def train_with_each(expressions, people, workdir, *, devices, words=()):
 def test_losses_with_a_memory_a_miner_and_learned_numbers_train_on_four_devices(people, tmp_path):
     train_with_each(OF_EACH_KIND[:1], people, tmp_path, devices=4)
     memory = final_state(tmp_path / "0").memory  # the checkpoint holds what the next step would be compared with
-    assert memory["supcon"].position == 2 * 8 % 12
-    assert memory["supcon"].where.any(axis=1).all()
+    assert memory["supcon"]["references"].position == 2 * 8 % 12
+    assert memory["supcon"]["references"].where.any(axis=1).all()
 
 
 @pytest.mark.slow
 def test_losses_of_several_columns_a_histogram_and_two_views_train_on_four_devices(people, tmp_path):
     train_with_each(OF_EACH_KIND[1:], people, tmp_path, devices=4)
-    assert np.isclose(final_state(tmp_path / "0").memory["dynamic_soft_margin"].sum(), 1)
+    assert np.isclose(final_state(tmp_path / "0").memory["dynamic_soft_margin"]["histogram"].sum(), 1)
 
 
 @pytest.mark.slow
