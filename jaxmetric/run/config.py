@@ -1,7 +1,7 @@
 """The configuration of a run: its fields, its checks and its file.
 
 A preset is a plain function that returns a frozen `Config`. The groups below only order the help text. Every field is a
-flag of the same name, so `--steps 100 --margin 0.2` works without prefixes.
+flag of the same name, so `--steps 100 --image-size 48` works without prefixes.
 """
 
 import dataclasses

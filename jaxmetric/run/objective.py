@@ -281,7 +281,13 @@ def _place(key: str, term: Term, columns: Sequence[LabelColumn], axis_name: str 
         )
     if "axis_name" in parameters(term.loss):
         options["axis_name"] = axis_name
-    return PlacedTerm(key, term, places, options)
+    placed = PlacedTerm(key, term, places, options)
+    for option in term.learn:
+        start = _start_of(placed, option)
+        if not isinstance(start, (int, float)) or (_is_positive(placed, option) and not start > 0):
+            above = " above 0" if _is_positive(placed, option) else ""
+            raise ConfigError(f"{key}: {option} is {start!r}, expected a number{above}, from which it is learned")
+    return placed
 
 
 def _start_of(placed: PlacedTerm, option: str) -> Any:

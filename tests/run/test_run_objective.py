@@ -312,6 +312,9 @@ def test_unordered_values_in_the_loss_are_reported():
         ("margin(beta=(1.0, 1.1))", "margin: beta has 2 entries, expected one for each of the 4 values of person"),
         ("margin(beta=(1.0,) * 2, on='side')", "expected a number, a word in quotes or a tuple"),
         ((), "loss has no terms, expected at least one"),
+        ("siglip(learn='scale', scale=0)", "siglip: scale is 0, expected a number above 0, from which it is learned"),
+        ("ntxent(learn='temperature', temperature=-1.0)", "temperature is -1.0, expected a number above 0"),
+        ("siglip(learn='bias', bias='x')", "siglip: bias is 'x', expected a number, from which it is learned"),
     ],
 )
 def test_options_that_do_not_fit_the_columns_are_a_one_line_error(expression, message):
