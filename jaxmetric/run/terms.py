@@ -326,10 +326,10 @@ def _check_term(term: Term) -> None:
     for option, parameter in known.items():
         if parameter.default is parameter.empty and option not in given:
             raise ConfigError(f"{term.name} needs {option}, as in {term.name}({option}=...)")
-    _check_fields(term, known)
+    _check_fields(term)
 
 
-def _check_fields(term: Term, known: Mapping[str, inspect.Parameter]) -> None:
+def _check_fields(term: Term) -> None:
     loss, vectors = term.loss, class_vectors_of(term.loss)
     if len(term.on) > 1 and not (takes_columns(loss) or vectors):
         raise ConfigError(f"{term.name}: on names {len(term.on)} columns, but this loss takes one")
@@ -349,10 +349,9 @@ def _check_fields(term: Term, known: Mapping[str, inspect.Parameter]) -> None:
         raise ConfigError(f"{term.name}: memory is {term.memory!r}, expected a whole number of embeddings")
     if term.memory and "references" not in parameters(loss):
         raise ConfigError(f"{term.name} has no option 'memory': it takes no references")
-    numbers = learnable(loss)
     for option in term.learn:
-        if option not in numbers:
-            hint = nearest_or_all(option, numbers)
+        if option not in learnable(loss):
+            hint = nearest_or_all(option, learnable(loss))
             raise ConfigError(f"{term.name}: learn names {option!r}, which is not a number that it can learn{hint}")
 
 

@@ -19,6 +19,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": optax.scale_by_adam,
     "sgd": lambda eps: optax.trace(decay=0.9, nesterov=True),
 }
+_EMBEDDINGS = ("class_token", "positions", "registers")  # parameters of vision transformers
 SCHEDULES = ("cosine", "constant", "step")
 
 
@@ -164,7 +165,13 @@ def make_optimizer(
 
 
 def _kernels(params: dict[str, Any]) -> dict[str, Any]:
+    """Returns which parameters are decayed: all arrays of two axes or more but tokens and position embeddings."""
+
+    def is_kernel(path: Any, x: Any) -> bool:
+        name = getattr(path[-1], "key", None) if path else None
+        return x.ndim > 1 and name not in _EMBEDDINGS
+
     return {
-        "encoder": jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params["encoder"]),
+        "encoder": jax.tree_util.tree_map_with_path(is_kernel, params["encoder"]),
         "loss": jax.tree.map(lambda x: False, params["loss"]),
     }

@@ -1,5 +1,7 @@
 """The parts of the optimizer, and the initial state."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,24 @@ def test_tokens_and_position_embeddings_are_not_decayed():
     patches = {"kernel": True, "bias": False}
     assert decayed["embed"] == {"class_token": False, "positions": False, "patches": patches}
     assert decayed["block3"]["fc1"] == {"kernel": True, "bias": False}
+
+
+class Parameters(NamedTuple):
+    weight: jax.Array
+    offset: jax.Array
+
+
+KERNEL, BIAS = jnp.ones((2, 2)), jnp.ones(2)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"w": KERNEL, "b": BIAS}, [KERNEL, BIAS], Parameters(KERNEL, BIAS), KERNEL],
+    ids=["dict", "list", "fields", "array"],
+)
+def test_kernels_of_networks_of_other_libraries_are_decayed(params):
+    decayed = _kernels({"encoder": params, "loss": {}})["encoder"]
+    assert jax.tree.leaves(decayed) == [leaf.ndim > 1 for leaf in jax.tree.leaves(params)]
 
 
 def test_adam_adds_the_decay_to_the_gradient():
