@@ -21,6 +21,7 @@ from jaxmetric.run.terms import (
     fields_for,
     find_loss,
     loss_names,
+    miner_distance,
     miner_names,
     miner_options,
     options_of,
@@ -48,14 +49,13 @@ def main(argv: Sequence[str] | None = None, *, program: str = "jaxmetric losses"
     miners = {name: getattr(mining, name) for name in miner_names()}
     if name is None:
         print(listed(losses, miners))
-    elif name in miners and name not in losses:
-        print(explained_miner(miners[name]))
-    elif name.removesuffix("_loss") in losses:
-        print(explained(losses[name.removesuffix("_loss")]))
-    else:
+        return 0
+    loss, miner = (known.get(name.removesuffix("_loss")) for known in (losses, miners))
+    if not (loss or miner):
         known = [*losses, *miners]
         print(f"error: no loss is called {name!r}{did_you_mean(name, known)}; {program} lists all", file=sys.stderr)
         return 1
+    print("\n\n".join([*([explained(loss)] if loss else []), *([explained_miner(miner)] if miner else [])]))
     return 0
 
 
@@ -80,7 +80,7 @@ def explained(loss: Callable[..., Any]) -> str:
     """Returns the description of one loss: what it computes, and the options of its term with their defaults."""
     meanings = dict(_documented_arguments(loss)) | {name: _FIELDS[name] for name in fields_for(loss)}
     options = _options_of_term(loss)
-    filled_in = [name for name in parameters(loss) if name not in options_of(loss)]
+    filled_in = [name for name in parameters(loss) if name not in (*options_of(loss), *fields_for(loss))]
     in_python = _described(filled_in, dict(_documented_arguments(loss)))
     return "\n".join([*_summary(loss), *_described(options, meanings), "", "what a run fills in:", "", *in_python])
 
@@ -89,7 +89,7 @@ def explained_miner(miner: Callable[..., Any]) -> str:
     """Returns the description of one miner: what it keeps, and its options in an expression with their defaults."""
     meanings = {
         **dict(_documented_arguments(miner)),
-        "distance": "the distance that it compares; see the page on miners",
+        "distance": "the name of the distance that it compares",
     }
     return "\n".join([*_summary(miner), *_described(_options_of_miner(miner), meanings)])
 
@@ -114,7 +114,8 @@ def _options_of_term(loss: Callable[..., Any]) -> list[str]:
 
 def _options_of_miner(miner: Callable[..., Any]) -> list[str]:
     known = inspect.signature(miner).parameters
-    return [_with_default(name, known[name]) if name in known else name for name in miner_options(miner)]
+    default = repr(miner_distance(miner)) if miner_distance(miner) else "that of the loss"
+    return [_with_default(name, known[name]) if name in known else f"{name}={default}" for name in miner_options(miner)]
 
 
 def _with_default(name: str, parameter: inspect.Parameter) -> str:

@@ -24,11 +24,18 @@ from jaxmetric.losses._engine.comparison import named_function
 from jaxmetric.losses._engine.types import declared_range, declared_shape
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.names import nearest_or_all
-from jaxmetric.run.terms import Miner, Term, class_vectors_of, parameters, parse_miner, parse_terms, takes_columns
+from jaxmetric.run.terms import (
+    Miner,
+    Term,
+    class_vectors_of,
+    miner_distance,
+    parameters,
+    parse_miner,
+    parse_terms,
+    takes_columns,
+)
 
 NO_CLASS = -1
-# The distances of miners whose formulas hold for one distance only.
-_DISTANCES = {mining.distance_weighted: "euclidean", mining.multi_similarity: "cosine"}
 
 
 class PlacedTerm(NamedTuple):
@@ -380,8 +387,8 @@ def _mined_pairs(placed: PlacedTerm, key: jax.Array, embeddings: jax.Array, argu
 
 def _default_distance(placed: PlacedTerm, miner: Miner) -> str:
     """Returns the distance that a miner is defined on, else that of the loss, else the cosine distance."""
-    if miner.function in _DISTANCES:
-        return _DISTANCES[miner.function]
+    if own := miner_distance(miner.function):
+        return own
     default = parameters(placed.term.loss)["distance"].default if "distance" in parameters(placed.term.loss) else None
     return str(placed.options.get("distance", default) or "cosine")
 

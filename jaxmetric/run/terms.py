@@ -30,6 +30,8 @@ FILLED_IN = frozenset(
     | {"axis_name", "histogram", "triplets", "pairs"}
 )
 
+# The distances of miners whose formulas hold for one distance only.
+_DISTANCES = {mining.distance_weighted: "euclidean", mining.multi_similarity: "cosine"}
 _FILLED_IN_OF_MINERS = frozenset({"references", "dim"})
 _FIELDS = frozenset({"name", "options", "self", "weight"})  # arguments of `Term` that are not options of a term
 
@@ -180,6 +182,11 @@ def miner_options(function: Callable[..., Any]) -> tuple[str, ...]:
     known = inspect.signature(function).parameters
     own = [name for name, each in known.items() if each.kind is each.KEYWORD_ONLY and name not in _FILLED_IN_OF_MINERS]
     return tuple([*own, "distance"] if "distances" in known else own)
+
+
+def miner_distance(function: Callable[..., Any]) -> str | None:
+    """Returns the distance for which a miner is defined; None if it compares any, by default that of the loss."""
+    return _DISTANCES.get(function)
 
 
 @cache

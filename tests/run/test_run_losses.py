@@ -49,7 +49,16 @@ def test_the_list_is_of_the_options_that_an_expression_takes_with_their_defaults
 def test_a_miner_is_explained_with_its_options(capsys):
     text = printed(capsys, "distance_weighted")
     assert text.startswith("jaxmetric.mining.distance_weighted\n\n")
-    assert re.findall(r"^  (\S+)", text, re.MULTILINE) == ["cutoff=0.5", "nonzero_loss_cutoff=1.4", "distance"]
+    assert re.findall(r"^  (\S+)", text, re.MULTILINE) == [
+        "cutoff=0.5",
+        "nonzero_loss_cutoff=1.4",
+        "distance='euclidean'",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(set(miner_names()) & set(LOSSES)))
+def test_a_name_of_a_loss_and_a_miner_explains_both(name, capsys):
+    assert re.findall(r"^jaxmetric\.(\w+)\.", printed(capsys, name), re.MULTILINE) == ["losses", "mining"]
 
 
 def test_the_list_fits_into_100_columns(capsys):
@@ -62,6 +71,9 @@ def test_a_loss_is_explained_with_every_argument(name, capsys):
     text = printed(capsys, name)
     assert printed(capsys, f"{name}_loss") == text
     assert text.startswith(f"{loss.__module__}.{name}_loss\n\n")
+    text = text.partition("\njaxmetric.mining.")[0]
+    names = re.findall(r"^  (\w+)(?:=.*)?$", text, re.MULTILINE)
+    assert len(set(names)) == len(names)
     for argument in inspect.signature(loss).parameters:
         assert re.search(rf"^  {argument}(=.*)?\n      \S", text, re.MULTILINE), argument
 
