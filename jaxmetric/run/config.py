@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 
+from jaxmetric._checks import shown
 from jaxmetric.encoders import ENCODERS
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.terms import Term, class_vectors_of, format_terms, parse_terms
@@ -65,24 +66,24 @@ def _of_type(name: str, value: Any, kind: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(get_args(kind))}")
+        if not isinstance(value, str) or value not in get_args(kind):
+            raise ConfigError(f"{name} is {shown(value)}, expected one of {', '.join(get_args(kind))}")
         return value
     if get_origin(kind) is tuple:
         return _tuple_of_type(name, value, get_args(kind))
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{name} is {value!r}, expected {_TYPES.get(kind) or f'a {kind.__name__}'}")
+        raise ConfigError(f"{name} is {shown(value)}, expected {_TYPES.get(kind) or f'a {kind.__name__}'}")
     return value
 
 
 def _tuple_of_type(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{name} is {value!r}, expected a tuple")
+        raise ConfigError(f"{name} is {shown(value)}, expected a tuple")
     if kinds[-1] is Ellipsis:
         return tuple(_of_type(name, each, kinds[0]) for each in value)
     if len(value) != len(kinds):
-        raise ConfigError(f"{name} is {value!r}, expected {len(kinds)} values")
+        raise ConfigError(f"{name} is {shown(value)}, expected {len(kinds)} values")
     return tuple(_of_type(name, each, kind) for each, kind in zip(value, kinds, strict=True))
 
 

@@ -331,7 +331,7 @@ def every_field():
 @pytest.mark.parametrize(("group", "field"), every_field())
 def test_a_value_of_another_type_is_refused_by_the_name_of_its_field(group, field):
     default = getattr(group(), field.name)
-    wrong = [None, {}, object(), 1j]
+    wrong = [None, {}, object(), 1j, np.ones((9, 9))]
     wrong += [3.5, "3"] if isinstance(default, int) else []
     wrong += ["3"] if isinstance(default, float) else []
     wrong += [1, "yes"] if isinstance(default, bool) else [True]
