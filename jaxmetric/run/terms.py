@@ -91,7 +91,7 @@ class Term:
             "name": name,
             "weight": _check_weight(name, weight),
             "on": _names(name, "on", on),
-            "pairs": pairs,
+            "pairs": _plain(pairs, f"{name}: pairs"),
             "memory": _plain(memory, f"{name}: memory"),
             "learn": _names(name, "learn", learn),
             "centers_per_class": _plain(centers_per_class, f"{name}: centers_per_class"),

@@ -167,7 +167,7 @@ def test_every_argument_of_a_term_may_come_from_numpy_or_a_list():
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), {1}, b"x", lambda: 0, 1j, object()])
 def test_a_value_that_no_expression_can_hold_is_refused(value):
-    for option in ("margin", "on", "learn", "memory", "weight"):
+    for option in ("margin", "on", "learn", "memory", "weight", "pairs"):
         with pytest.raises(ConfigError, match=rf"^(triplet: {option}|the weight of triplet) is .*, expected a"):
             Term("triplet", **{option: value})
 
