@@ -1,7 +1,7 @@
 """BN-Inception: the network of the SoftTriple paper and of many others on the same benchmarks.
 
 Layers, names and padding are those of the Caffe model, which `pretrainedmodels` converted to torch: convolutions have a
-bias in front of batch norm, and pooling of stride 2 pads on the bottom and on the right alone. Its images are blue,
+bias in front of batch norm, and pooling of stride 2 pads only on the bottom and on the right. Its images are blue,
 green and red in [0, 255], minus a mean. One thing differs in training: `pretrainedmodels` gives the newest batch a
 weight of 0.9 in the batch statistics; the authors of SoftTriple, and all networks here, give it 0.1.
 

@@ -16,8 +16,8 @@ class EmbeddingHead(nn.Module):
       dim: size of the embedding.
       pooling: "average", "max", their sum "average+max", or "gem": the generalized mean `mean(x^p)^(1/p)` of
         Radenović, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019, whose
-        power p is learned and starts at 3. It takes negative features for 0, unless there is one position alone, whose
-        mean it is.
+        power p is learned and starts at 3. It treats negative features as 0. A feature map of one position is returned
+        unchanged.
       normalize: whether to return vectors of norm 1. A zero vector stays zero.
     """
 

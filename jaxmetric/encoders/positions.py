@@ -2,8 +2,8 @@
 
 There are two conventions, and this module follows torch's `interpolate` in both to rounding. DINO and DINOv2 resize by
 cubic convolution with coefficient -0.75 without antialiasing, at a scale of `(target + 0.1) / source`. DINOv2 with
-register tokens resizes with antialiasing, which has the coefficient -0.5, at a scale of `target / source`. Neither
-resizes to the grid that is there already.
+register tokens resizes with antialiasing, which has the coefficient -0.5, at a scale of `target / source`. In both, a
+grid of the right size stays as it is.
 
 References:
   R. Keys, "Cubic Convolution Interpolation for Digital Image Processing", IEEE TASSP 1981.
@@ -21,7 +21,7 @@ class Resizing(NamedTuple):
     """How position embeddings are resized.
 
     Attributes:
-      antialias: whether the kernel grows with the step where a grid is made smaller.
+      antialias: whether the kernel is widened when a grid shrinks.
       offset: added to the target's length in the scale.
     """
 
@@ -37,12 +37,12 @@ def resized_positions(positions: jax.Array, grid: tuple[int, int], resizing: Res
     """Resizes position embeddings to a grid.
 
     Args:
-      positions: float32 `[1, 1 + n * n, D]`: the class token's, and those of n x n patches, row by row.
+      positions: float32 `[1, 1 + n * n, D]`: that of the class token, and those of n x n patches, row by row.
       grid: rows and columns of the result.
       resizing: the convention.
 
     Returns:
-      Float32 `[1, 1 + rows * columns, D]`; the class token's stays the same.
+      Float32 `[1, 1 + rows * columns, D]`; that of the class token is unchanged.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """The network of the quadruplet paper's published code: ten convolutions and three fully connected layers.
 
-The code calls it `vgg_like`. Its convolutions are 3x3 with ReLU; it has no batch norm, and dropout that keeps every
-unit, which is left out here. Its last fully connected layer is the projection of the `EmbeddingHead`. The code does not
+The code calls it `vgg_like`. Its convolutions are 3x3 with ReLU, without batch norm. Its dropout keeps every unit, and
+is left out here. Its last fully connected layer is the projection of the `EmbeddingHead`. The code does not
 normalize embeddings; `EmbeddingHead(normalize=False)` does not either.
 
 The code divides blue, green and red by the mean image of the learning set. Here they are divided by 0.5, so that the
@@ -33,7 +33,7 @@ _kernel_init = nn.initializers.xavier_uniform()
 
 
 def _bias_init(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
-    """Xavier's uniform initializer, to which a vector has as many inputs and outputs as entries."""
+    """Xavier's uniform initializer for a vector, whose length counts as the number of inputs and of outputs."""
     limit = math.sqrt(3 / shape[0])
     return jax.random.uniform(key, shape, dtype, -limit, limit)
 

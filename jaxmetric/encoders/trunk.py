@@ -36,7 +36,7 @@ class Trunk(nn.Module):
     Attributes:
       stages: the name of each stage, and what makes its module from that name. A module is called as
         `stage(x, train=train)`.
-      stride: the sides of an image divided by those of the last feature map with more than one position.
+      stride: the side of an image divided by the side of its feature map (in a vision transformer, of its patches).
       multiple: the sides of images must be multiples of it.
 
     Example:

@@ -1,10 +1,10 @@
 """Reads the files of `torch.save` without torch, and without executing what they say.
 
-Such a file is a pickle, a program that builds objects, and the bytes of the tensors: in a zip archive, or one after the
-other in files from before torch 1.6. Python's own unpickler calls whatever function the program names. The one here,
-`_interpret`, knows the few instructions of which `torch.save` needs to write dictionaries of tensors and calls
-nothing: a name it does not know, or any other instruction, is an error. Tensors become descriptions first, which
-are checked against the storages they point into.
+Such a file holds a pickle, which is a program that builds objects, and the bytes of the tensors: in a zip archive, or
+one after the other in files from before torch 1.6. Python's own unpickler calls any function that the program names.
+`_interpret` knows only the few instructions that `torch.save` needs for dictionaries of tensors, and calls nothing. An
+unknown name or any other instruction is an error. Tensors first become descriptions, which are checked against the
+storages they point into.
 """
 
 import io
