@@ -8,6 +8,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+import jax
+
+import jaxmetric
 from jaxmetric._extras import TRAIN, require
 from jaxmetric.run.names import did_you_mean
 
@@ -61,6 +64,9 @@ def _run(name: str, words: Sequence[str], program: str, presets: str) -> int:
 
 
 def _without_command(name: str) -> int:
+    if name == "--version":
+        print(f"jaxmetric {jaxmetric.__version__}, jax {jax.__version__}")
+        return 0
     if name not in ("", "-h", "--help"):
         known = ", ".join(COMMANDS)
         print(f"error: no command is called {name!r}{did_you_mean(name, COMMANDS)}; there are {known}", file=sys.stderr)

@@ -32,10 +32,10 @@ def test_the_examples_print_what_the_page_says(path):
     assert not runner.run(examples).failed
 
 
-def test_every_python_block_is_an_example():
+def test_every_python_block_is_an_example_or_a_named_file():
     for path in PAGES:
         for block in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL):
-            assert block.startswith(">>> "), f"{relative(path)}: {block}"
+            assert re.match(r">>> |# \w+\.py\n", block), f"{relative(path)}: {block}"
 
 
 def test_the_navigation_has_every_page():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import jaxmetric
@@ -39,6 +40,10 @@ def test_help_has_a_line_for_each_command():
     assert (done.returncode, done.stderr) == (0, "")
     for name, what in COMMANDS.items():
         assert f"\n  {name:10}{what}\n" in done.stdout
+
+
+def test_the_version_is_one_line():
+    assert run("jaxmetric", "--version").stdout == f"jaxmetric {jaxmetric.__version__}, jax {jax.__version__}\n"
 
 
 def test_without_a_command_the_commands_are_listed():

@@ -20,10 +20,10 @@ from jaxmetric.losses._engine.comparison import (
     Comparison,
     check_graded_pairs,
     check_pairs,
+    complete_anchor_weights,
     negatives_between_references,
     pair_loss,
     pair_weights,
-    weights_of_complete_anchors,
 )
 from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, each_pair
 from jaxmetric.losses._engine.types import (
@@ -313,7 +313,7 @@ def _supcon(c: Comparison, temperature: ScalarLike) -> LossStats:
     shares = c.positives * c.reference_weights[None, :]
     mean_positive = safe_divide(jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1), jnp.sum(shares, axis=1))
     losses = masked_logsumexp(logits, c.positives + c.negatives > 0) - mean_positive
-    return each_anchor(losses, weights_of_complete_anchors(c))
+    return each_anchor(losses, complete_anchor_weights(c))
 
 
 def nca_loss(
@@ -523,7 +523,7 @@ def _multi_similarity(c: Comparison, alpha: ScalarLike, beta: ScalarLike, base: 
     alike = masked_logsumexp(-alpha * beyond, c.positives > 0, weights=c.positives)
     unlike = masked_logsumexp(beta * beyond, c.negatives > 0, weights=c.negatives)
     losses = softplus(alike) / alpha + softplus(unlike) / beta
-    return each_anchor(losses, weights_of_complete_anchors(c))
+    return each_anchor(losses, complete_anchor_weights(c))
 
 
 def circle_loss(
@@ -595,7 +595,7 @@ def _circle(c: Comparison, margin: ScalarLike, gamma: ScalarLike) -> LossStats:
     pull, push = jax.nn.relu(1 + margin - constant), jax.nn.relu(constant + margin)
     alike = masked_logsumexp(-gamma * pull * (c.values - (1 - margin)), c.positives)
     unlike = masked_logsumexp(gamma * push * (c.values - margin), c.negatives)
-    return each_anchor(softplus(alike + unlike), weights_of_complete_anchors(c))
+    return each_anchor(softplus(alike + unlike), complete_anchor_weights(c))
 
 
 def lifted_structure_loss(
@@ -737,7 +737,7 @@ def generalized_lifted_structure_loss(
 def _generalized_lifted_structure(c: Comparison, margin: ScalarLike) -> LossStats:
     alike = masked_logsumexp(c.values, c.positives)
     unlike = masked_logsumexp(margin - c.values, c.negatives)
-    return each_anchor(jax.nn.relu(alike + unlike), weights_of_complete_anchors(c))
+    return each_anchor(jax.nn.relu(alike + unlike), complete_anchor_weights(c))
 
 
 def _each_positive_against_negatives(c: Comparison, positive: jax.Array, negative: jax.Array) -> LossStats:

@@ -300,7 +300,7 @@ def margin_loss(
     The triplets only balance the pairs: each term depends on one pair, so the loss takes O(B^2) time and memory.
 
     Args:
-      embeddings: `[B, D]` floats. They are normalized by the network. None if `distance` is an array.
+      embeddings: `[B, D]` floats. Their length should be 1. None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers. They are in [0, C) if `beta` is `[C]`. None if `pairs` defines positives and
         negatives.
       beta: a scalar or `[C]`, static or learned; the default is the boundary from which the paper starts.
@@ -642,7 +642,7 @@ def ranked_list_loss(
     positives, or negatives. As in the authors' code, no gradient flows through the weights.
 
     Args:
-      embeddings: `[B, D]` floats. They are normalized by the network. None if `distance` is an array.
+      embeddings: `[B, D]` floats. Their length should be 1. None if `distance` is an array.
       labels: `[B]` or `[B, 1]` integers. None if `pairs` defines positives and negatives.
       margin: m >= 0, between the two boundaries.
       alpha: the boundary of the negatives; 1 + margin / 2 if not given.

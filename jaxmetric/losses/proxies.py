@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
 from jaxmetric.distances import pairwise_cosine_similarity, pairwise_dot_product
-from jaxmetric.losses._engine.class_columns import Column, ColumnResult, check_classes, class_loss, per_example_loss
+from jaxmetric.losses._engine.class_loss import Column, ColumnResult, check_classes, class_loss, per_example_loss
 from jaxmetric.losses._engine.class_shard import ClassShard, count_classes, gather_class_rows
 from jaxmetric.losses._engine.class_softmax import (
     cross_entropy,

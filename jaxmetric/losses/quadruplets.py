@@ -25,7 +25,7 @@ from jaxmetric.losses._engine.anchored_pairs import anchored_stats, draw_anchors
 from jaxmetric.losses._engine.class_shard import axis_size
 from jaxmetric.losses._engine.comparison import Examples, MaskedExamples, check_examples, masked_examples
 from jaxmetric.losses._engine.ordered_hinge import level_sums, ordered_hinge
-from jaxmetric.losses._engine.pairs_of_pairs import all_pairs, entries_of_pairs, sample_ordered
+from jaxmetric.losses._engine.quadruplet_sampling import all_pairs, pair_values, sample_ordered
 from jaxmetric.losses._engine.reduction import LossResult, LossStats, each_anchor, reduce_anchors, reduce_stats
 from jaxmetric.losses._engine.types import (
     Agreement,
@@ -130,7 +130,7 @@ def _quadruplet(
     batch = masked_examples(examples)
     lower, upper, num_levels = _pair_levels(batch, disagreement)
     pair_weights = _pair_weights(batch)
-    distances = entries_of_pairs(pairwise_squared_euclidean(batch.embeddings))
+    distances = pair_values(pairwise_squared_euclidean(batch.embeddings))
     if self_pairs:  # at distance 0, on level 0
         distances, lower, upper = (jnp.pad(x, (0, batch.size)) for x in (distances, lower, upper))
         pair_weights = jnp.append(pair_weights, jnp.square(batch.weights) / 2)
@@ -411,8 +411,8 @@ def _pair_levels(batch: MaskedExamples, disagreement: Disagreement) -> PairLevel
         second_known=batch.known[None],
         **disagreement._asdict(),
     )
-    return PairLevels(entries_of_pairs(lower), entries_of_pairs(upper), num_levels)
+    return PairLevels(pair_values(lower), pair_values(upper), num_levels)
 
 
 def _pair_weights(batch: MaskedExamples) -> jax.Array:
-    return entries_of_pairs(batch.weights[:, None] * batch.weights[None])
+    return pair_values(batch.weights[:, None] * batch.weights[None])

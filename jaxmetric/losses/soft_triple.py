@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmetric import _checks as checks
-from jaxmetric.losses._engine.class_columns import Column, ColumnResult, check_classes, class_loss, per_example_loss
+from jaxmetric.losses._engine.class_loss import Column, ColumnResult, check_classes, class_loss, per_example_loss
 from jaxmetric.losses._engine.class_shard import ClassVectors, check_class_vectors, count_classes, local_vectors
 from jaxmetric.losses._engine.class_softmax import (
     cross_entropy,
@@ -60,7 +60,7 @@ def soft_triple_loss(
     S_{i,c}} + \tau\,` `soft_triple_regularizer(centers)`.
 
     Args:
-      embeddings: `[B, D]` floats. They are normalized by the network.
+      embeddings: `[B, D]` floats. Their length should be 1; they are not normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
       centers: `[C, K, D]` class vectors, K centers of each class, or a `ClassShard` of them; a tuple of T for T columns
         of labels, whose losses add up. They are normalized here. See `init_centers`.
@@ -186,7 +186,7 @@ def hard_triple_loss(
     :math:`|w_c^k| = 1`: the limit of `soft_triple_loss` for gamma to 0, without its regularizer.
 
     Args:
-      embeddings: `[B, D]` floats. They are normalized by the network.
+      embeddings: `[B, D]` floats. Their length should be 1; they are not normalized here.
       labels: `[B]` or `[B, 1]` integers in [0, C); `[B, T]` with a tuple of T arrays of centers.
       centers: `[C, K, D]` class vectors, K centers of each class, or a `ClassShard` of them; a tuple of T for T columns
         of labels, whose losses add up. They are normalized here. See `init_centers`.

@@ -32,11 +32,11 @@ from jaxmetric.losses._engine.ordered_hinge import (
     NearFarSums,
     attach_gradient,
     attach_margin_gradient,
-    gap_hinge_of_rows,
     near_far_sums,
+    rowwise_gap_hinge,
 )
-from jaxmetric.losses._engine.pairs_of_pairs import all_pairs
 from jaxmetric.losses._engine.positive_sums import PositivePair, sum_over_positives
+from jaxmetric.losses._engine.quadruplet_sampling import all_pairs
 from jaxmetric.losses._engine.reduction import (
     LossResult,
     LossStats,
@@ -196,7 +196,7 @@ def _triplet_sums(c: Comparison, margin: ScalarLike, *, mining: str, soft_margin
         sums = sorted_triplets(c, margin)
     else:
         near, far = triplet_weights(c)
-        sums = LossStats(*gap_hinge_of_rows(c.values, near, far, margin=margin, hard=mining == "all-hard"))
+        sums = LossStats(*rowwise_gap_hinge(c.values, near, far, margin=margin, hard=mining == "all-hard"))
     return LossStats(*(c.anchor_weights * jnp.where(c.anchor_weights > 0, each, 0) for each in sums))
 
 
@@ -688,10 +688,10 @@ def _dynamic_margin(
     past, share, reach = jax.lax.stop_gradient((past, jnp.asarray(momentum, dtype), jnp.asarray(largest, dtype)))
     if not c.values.size:
         sums, histogram = zero_sums(c), past
-    elif mining == "all":
+    elif c.between is None:
         sums, histogram = _every_triplet(c, past, share, reach)
     else:
-        sums, histogram = _hardest_triplets(c, past, share, reach, within_batch=batch.references is None)
+        sums, histogram = _hardest_triplets(c, c.between, past, share, reach, within_batch=batch.references is None)
     per_anchor = LossStats(*(c.anchor_weights * each for each in sums))
     loss, stats = reduce_anchors(per_anchor, batch.reduction)
     return (loss, DynamicMarginStats(*stats, histogram)) if batch.has_aux else loss
@@ -706,12 +706,12 @@ def _every_triplet(
 
 
 def _hardest_triplets(
-    c: Comparison, past: jax.Array, momentum: jax.Array, reach: jax.Array, *, within_batch: bool
+    c: Comparison, between: jax.Array, past: jax.Array, momentum: jax.Array, reach: jax.Array, *, within_batch: bool
 ) -> tuple[LossStats, jax.Array]:
     """Returns the same over the triplets of each anchor and positive with the negative nearest to either of the two."""
     # Within the batch, the negatives of a positive are those that it has as an anchor under `pairs`.
     negatives = c.negatives if within_batch else negatives_between_references(c)
-    differences, weights = _nearest_negatives(c, c.between, negatives)
+    differences, weights = _nearest_negatives(c, between, negatives)
     every_weight = c.anchor_weights[:, None] * weights
     histogram = _updated(past, _histogram(differences, every_weight, past.size, reach), momentum)
     return each_pair(_losses(differences, jnp.cumsum(histogram), reach), weights), histogram

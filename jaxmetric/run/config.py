@@ -110,7 +110,9 @@ class DataConfig(_Typed):
     columns: tuple[str, ...] = ()
     """Label columns, the identity first; all if empty (for tfds: feature names, at least one)."""
     split: Literal["given", "within", "disjoint"] = "within"
-    """What is held out: images of every identity, whole identities, or the source's own split. A csv's column wins."""
+    """What is held out: images of every identity, whole identities, or the source's own split. A CSV file with a split
+    column is always split by it.
+    """
     stored_size: int = 64
     """Side in pixels at which images are stored; crops are taken from the stored images."""
     resize: Literal["crop", "squash"] = "crop"

@@ -16,7 +16,7 @@ def make_batch_plan(batch: BatchConfig, source: LabeledImages, *, seed: int) -> 
     """
     learning, groups = source.split == LEARNING, learning_groups(source)
     if batch.classes_per_batch > groups:
-        fitting = f"{groups} or less, but not 0, which draws images of any" if groups > 1 else "1"
+        fitting = f"a number from 1 to {groups}, or 0 for batches of images drawn at random" if groups > 1 else "1"
         raise ConfigError(
             f"classes_per_batch is {batch.classes_per_batch}, but the learning images have "
             f"{counted(groups, 'value')} of {source.columns[0].name}; give --classes-per-batch {fitting}"

@@ -99,7 +99,7 @@ def make_train_step(
 
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (reported, memory, batch_stats)), gradients = value_and_grad(state.params)
-        gradients = _of_the_batch(gradients, axis_name, class_shards=class_shards)
+        gradients = _batch_gradient(gradients, axis_name, class_shards=class_shards)
         norm = _norm(gradients, axis_name, class_shards=class_shards)
         if clip_norm is not None:
             gradients = optax.tree.scale(jnp.minimum(1.0, clip_norm / norm), gradients)
@@ -137,7 +137,7 @@ def _mean_move(before: jax.Array, after: jax.Array) -> jax.Array:
     return before + jnp.mean(after - before[None], axis=0)
 
 
-def _of_the_batch(gradients: dict[str, Any], axis_name: str, *, class_shards: bool) -> dict[str, Any]:
+def _batch_gradient(gradients: dict[str, Any], axis_name: str, *, class_shards: bool) -> dict[str, Any]:
     """Returns the gradient of the global batch's loss from the gradients of the devices, see `jaxmetric.parallel`.
 
     Together, N devices differentiate the sum of their losses. Each computes a part of the gradient of a replicated

@@ -8,7 +8,7 @@ import pytest
 from loss_rows import ROWS, B, C, example, takes
 
 from jaxmetric import ClassShard
-from jaxmetric.losses._engine import class_chunks, class_columns
+from jaxmetric.losses._engine import class_chunks, class_loss
 
 # Their squares, and those of 20 times as much, are numbers of float32.
 LENGTHS = (1e-15, 1e-4, 1.0, 1e4, 1e6, 1e8, 1e10)
@@ -91,7 +91,7 @@ def test_at_any_length_values_and_gradients_are_those_in_double_precision(name):
 def test_at_any_length_values_and_gradients_in_chunks_are_those_in_double_precision(name, monkeypatch):
     monkeypatch.setattr(class_chunks, "WHOLE", 1)
     monkeypatch.setattr(class_chunks, "CHUNK", 1)
-    programs = class_columns._reduced, compiled(name)
+    programs = class_loss._reduced, compiled(name)
     for program in programs:
         program.clear_cache()  # the sizes of chunks are no argument of them
     test_at_any_length_values_and_gradients_are_those_in_double_precision(name)

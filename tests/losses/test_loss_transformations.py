@@ -14,7 +14,7 @@ from loss_rows import ROWS, C, D, K, example, slow_but_for_one_of_each_engine
 
 import jaxmetric
 from jaxmetric import mining
-from jaxmetric.losses._engine import class_chunks, class_columns
+from jaxmetric.losses._engine import class_chunks, class_loss
 from jaxmetric.references import References
 
 N = 4
@@ -127,9 +127,9 @@ def test_gradients_per_device_are_the_same_in_chunks_and_with_a_single_center(na
     single = np.random.default_rng(0).normal(size=(C, 1, D) if len(shape) == 3 else shape).astype(np.float32)
     monkeypatch.setattr(class_chunks, "WHOLE", 1)
     monkeypatch.setattr(class_chunks, "CHUNK", 1)
-    class_columns._reduced.clear_cache()  # the sizes of chunks are no argument of it
+    class_loss._reduced.clear_cache()  # the sizes of chunks are no argument of it
     assert_each_device_has_its_own_loss(name, "everything", check_vma=True, parameters=single)
-    class_columns._reduced.clear_cache()
+    class_loss._reduced.clear_cache()
 
 
 @pytest.mark.parametrize("name", ["supervised contrastive", "triplet, swap", "smooth AP", "soft triple"])

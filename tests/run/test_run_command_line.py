@@ -1,6 +1,8 @@
 """Presets by name and by file, and what is said of those that are none."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +63,12 @@ def config():
     return Config(steps=Mine().steps)
 """
     assert preset(text)[1].steps == 11
+
+
+def test_the_preset_in_the_docs_is_one(preset):
+    page = (Path(__file__).parents[2] / "docs" / "running.md").read_text()
+    _, config = preset(re.search(r"^```python\n(# my_preset\.py\n.*?)^```$", page, re.DOTALL | re.MULTILINE)[1])
+    assert (config.steps, config.loss) == (200, "supcon(on='role') + 5*quadruplet")
 
 
 def test_a_missing_file_is_a_one_line_error():

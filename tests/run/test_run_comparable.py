@@ -209,7 +209,7 @@ def test_a_term_with_something_to_compare_is_accepted(columns, config):
         (
             FOUR,
             config(16, 2, "quadruplet"),
-            "4 values of person; give --classes-per-batch 4 or less, but not 0",
+            "4 values of person; give --classes-per-batch a number from 1 to 4",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from jaxmetric.agreement import Disagreement, PairLevels, disagreement_levels
 from jaxmetric.distances import pairwise_squared_euclidean
 from jaxmetric.losses._engine.class_shard import axis_size
 from jaxmetric.losses._engine.comparison import MaskedExamples
-from jaxmetric.losses._engine.ordered_hinge import level_sums, ordered_hinge, ordered_hinge_of_rows, ordered_weight
+from jaxmetric.losses._engine.ordered_hinge import level_sums, ordered_hinge, ordered_weight, rowwise_ordered_hinge
 from jaxmetric.losses._engine.reduction import LossStats
 from jaxmetric.losses._engine.types import ScalarLike
 from jaxmetric.numerics import safe_divide
@@ -62,7 +62,7 @@ def anchored_stats(
     distances = pairwise_squared_euclidean(batch.embeddings[anchors], batch.embeddings)
     anchored = (distances, levels.lower, levels.upper, near_weights, far_weights)
     every = ordered_hinge(*(each.reshape(-1) for each in anchored), margin=margin, num_levels=levels.num_levels)
-    one_anchor = ordered_hinge_of_rows(*anchored, margin=margin, num_levels=levels.num_levels)
+    one_anchor = rowwise_ordered_hinge(*anchored, margin=margin, num_levels=levels.num_levels)
 
     m, n = (jnp.sum(weights > 0).astype(distances.dtype) for weights in (batch.weights[anchors], batch.weights))
     excess = safe_divide(n - m, n - 1)

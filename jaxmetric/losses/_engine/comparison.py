@@ -116,7 +116,7 @@ class Comparison(NamedTuple):
       anchors: `[A, D]`; D is 0 if the values were given.
       references: `[R, D]`; the same.
       values: `[A, R]` distances or similarities, finite if the embeddings are, and 0 for a pair that is neither
-        positive nor negative; None if the loss needs neither.
+        positive nor negative; all 0 for a loss that needs neither.
       all_values: `[A, R]`: the same for all pairs of valid examples.
       between: `[R, R]`: the same among the references; None unless the loss needs it.
       positives: `[A, R]`: which references are positives; booleans, or the share of the labels that agree, in [0, 1].
@@ -133,7 +133,7 @@ class Comparison(NamedTuple):
     references: jax.Array
     values: jax.Array
     all_values: jax.Array
-    between: jax.Array
+    between: jax.Array | None
     positives: jax.Array
     negatives: jax.Array
     own: jax.Array
@@ -436,18 +436,17 @@ def compare(batch: PairBatch) -> Comparison:
             allowed, own = allowed & batch.pairs, own & batch.pairs
         positives, negatives = _positives_and_negatives(batch, anchors, references, allowed)
     all_values = _values(batch, anchors, references, valid)
-    if all_values is not None and batch.contradictory is not None:
+    if batch.contradictory is not None:
         all_values = jnp.where(batch.contradictory & allowed, jnp.nan, all_values)
     compared = (positives + negatives) > 0 if batch.multi_output else positives | negatives
-    values: Any = None if all_values is None else jnp.where(compared, all_values, 0)
-    between: Any = batch.between
+    between = batch.between
     if batch.compares_references and between is None:
         between = all_values if batch.references is None else _named_values(batch.function, references, references)
     return Comparison(
         anchors.embeddings,
         references.embeddings,
-        values,
-        cast(jax.Array, all_values),
+        jnp.where(compared, all_values, 0),
+        all_values,
         between,
         positives,
         negatives,
@@ -487,7 +486,7 @@ def pair_weights(comparison: Comparison, pairs: jax.Array) -> jax.Array:
     return product * pairs.astype(product.dtype)
 
 
-def weights_of_complete_anchors(comparison: Comparison) -> jax.Array:
+def complete_anchor_weights(comparison: Comparison) -> jax.Array:
     """Returns `[A]`: the anchors' weights, 0 for an anchor without a positive or without a negative."""
     exists = jnp.any(comparison.positives, axis=1) & jnp.any(comparison.negatives, axis=1)
     return jnp.where(exists, comparison.anchor_weights, 0)
@@ -534,13 +533,13 @@ def _evaluate_function(batch: PairBatch, name: str, function: PairwiseFunction) 
     return dataclasses.replace(batch, between=values(rows, rows, valid, valid))
 
 
-def _values(
-    batch: PairBatch, anchors: MaskedExamples, references: MaskedExamples, valid: jax.Array
-) -> jax.Array | None:
-    """Returns the `[A, R]` values of all pairs of valid examples; None for a loss that needs none."""
+def _values(batch: PairBatch, anchors: MaskedExamples, references: MaskedExamples, valid: jax.Array) -> jax.Array:
+    """Returns the `[A, R]` values of all pairs of valid examples; zeros for a loss that needs none."""
     if batch.values is not None:
         return jnp.where(valid, batch.values, 0)
-    return None if batch.function is None else _named_values(batch.function, anchors, references)
+    if batch.function is None:
+        return jnp.zeros(valid.shape, anchors.weights.dtype)
+    return _named_values(batch.function, anchors, references)
 
 
 def _named_values(function: Any, x: MaskedExamples, y: MaskedExamples) -> jax.Array:

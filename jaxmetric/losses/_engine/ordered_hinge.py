@@ -7,7 +7,7 @@ L levels. The gradient of each value is its number of violations, which the same
 up slowly, so there the values are sorted together with the values plus the margin, without searches.
 
 The quadruplet loss calls `ordered_hinge` on the distances of all pairs of a batch; the batch-all triplet loss takes one
-anchor's distances at a time, by `ordered_hinge_of_rows`. `near_far_sums` has two levels and any number of segments, and
+anchor's distances at a time, by `rowwise_ordered_hinge`. `near_far_sums` has two levels and any number of segments, and
 compares values within a segment. With it, the quadruplet loss of two margins subtracts the pairs of each class from all
 pairs.
 """
@@ -98,7 +98,7 @@ def ordered_hinge(
     )
 
 
-def ordered_hinge_of_rows(*rows: jax.Array, margin: ScalarLike, num_levels: int) -> OrderedHinge:
+def rowwise_ordered_hinge(*rows: jax.Array, margin: ScalarLike, num_levels: int) -> OrderedHinge:
     """Returns the sums `[A]` of `ordered_hinge` over each row of its five arrays `[A, P]`, a few rows at a time."""
 
     def row_sums(row: tuple[jax.Array, ...]) -> OrderedHinge:
@@ -108,7 +108,7 @@ def ordered_hinge_of_rows(*rows: jax.Array, margin: ScalarLike, num_levels: int)
 
 
 @partial(jax.jit, static_argnames="hard")
-def gap_hinge_of_rows(
+def rowwise_gap_hinge(
     values: jax.Array, near_weights: jax.Array, far_weights: jax.Array, *, margin: ScalarLike, hard: bool
 ) -> OrderedHinge:
     """Sums `relu(values[a] - values[b] + margin)` over pairs of a near a and a far b with a given gap, row by row.

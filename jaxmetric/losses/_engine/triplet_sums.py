@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmetric.losses._engine.comparison import Comparison
-from jaxmetric.losses._engine.ordered_hinge import ordered_hinge_of_rows
+from jaxmetric.losses._engine.ordered_hinge import rowwise_ordered_hinge
 from jaxmetric.losses._engine.positive_sums import PositivePair, sum_over_positives
 from jaxmetric.losses._engine.reduction import LossStats, each_pair
 from jaxmetric.losses._engine.types import ScalarLike
@@ -27,7 +27,7 @@ def triplet_weights(comparison: Comparison) -> tuple[jax.Array, jax.Array]:
 def sorted_triplets(c: Comparison, margin: ScalarLike) -> LossStats:
     near, far = triplet_weights(c)
     level = (far > 0).astype(jnp.int32)
-    return LossStats(*ordered_hinge_of_rows(c.values, level, level, near, far, margin=margin, num_levels=2))
+    return LossStats(*rowwise_ordered_hinge(c.values, level, level, near, far, margin=margin, num_levels=2))
 
 
 def every_gap(near: jax.Array, far: jax.Array, *_: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from loss_rows import slow_but_for_one_of_each_engine
 
 import jaxmetric
 from jaxmetric import ClassShard
-from jaxmetric.losses._engine import class_chunks, class_columns
+from jaxmetric.losses._engine import class_chunks, class_loss
 from jaxmetric.parallel import AXIS_NAME, average, gather
 
 # 13 classes over 8 devices: six hold two, one holds one and a row of padding, the last padding alone.
@@ -169,10 +169,10 @@ def test_a_loss_and_its_gradients_are_the_same_under_pmap_and_vmap(driver):
 def test_a_loss_and_its_gradients_are_the_same_if_each_device_works_in_chunks(monkeypatch, name):
     monkeypatch.setattr(class_chunks, "WHOLE", 1)
     monkeypatch.setattr(class_chunks, "CHUNK", 1)
-    class_columns._reduced.clear_cache()  # the sizes of chunks are no argument of it
+    class_loss._reduced.clear_cache()  # the sizes of chunks are no argument of it
     assert_sharded_equals_whole(on_vmap, name, class_weights=None)
     assert_sharded_equals_whole(on_checked_shard_map, name, checked_step_of_device, class_weights=None)
-    class_columns._reduced.clear_cache()
+    class_loss._reduced.clear_cache()
 
 
 def test_each_column_of_labels_has_its_own_shard():

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 import jaxmetric
-from jaxmetric.losses._engine import class_chunks, class_columns
+from jaxmetric.losses._engine import class_chunks, class_loss
 from jaxmetric.losses._engine.class_softmax import (
     combine_parts,
     log_sum_exp,
@@ -96,7 +96,7 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch, name):
     options = {"where": np.arange(B) != 2, "class_weights": np.linspace(0, 2, 11), **hyper}
 
     def value_and_gradients():
-        class_columns._reduced.clear_cache()  # the sizes of chunks are no argument of it
+        class_loss._reduced.clear_cache()  # the sizes of chunks are no argument of it
         with jax.enable_x64(True):
             of_both = jax.value_and_grad(lambda x, w: loss(x, labels, w, **options), argnums=(0, 1))
             return jax.jit(of_both)(embeddings, vectors)
@@ -104,7 +104,7 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch, name):
     whole = value_and_gradients()
     take_chunks_of(monkeypatch, 4 * B * (num_centers or 1))
     chunked = value_and_gradients()
-    class_columns._reduced.clear_cache()
+    class_loss._reduced.clear_cache()
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), chunked, whole)
 
 
@@ -115,7 +115,7 @@ def test_hyper_parameters_have_gradients_in_chunks_too(monkeypatch):
         return jaxmetric.soft_triple_loss(embeddings, labels, centers, scale=scale, gamma=gamma, tau=0.0)
 
     def summed_gradients():
-        class_columns._reduced.clear_cache()
+        class_loss._reduced.clear_cache()
         with jax.enable_x64(True):
             return jax.jit(jax.grad(lambda *hyper: loss(*hyper), argnums=(0, 1)))(5.0, 0.3)
 
@@ -127,7 +127,7 @@ def test_hyper_parameters_have_gradients_in_chunks_too(monkeypatch):
     np.testing.assert_allclose(summed_gradients(), slopes, rtol=1e-6)
     take_chunks_of(monkeypatch, 4 * B * K)
     np.testing.assert_allclose(summed_gradients(), slopes, rtol=1e-6)
-    class_columns._reduced.clear_cache()
+    class_loss._reduced.clear_cache()
 
 
 def test_a_nan_stays_visible_in_chunks(monkeypatch):

@@ -34,7 +34,7 @@ def all_pairs(batch: int) -> Pairs:
     return Pairs(first, second)
 
 
-def entries_of_pairs(matrix: jax.Array) -> jax.Array:
+def pair_values(matrix: jax.Array) -> jax.Array:
     """Returns `matrix[all_pairs(B)]` `[P]` of a `[B, B]` matrix by moving whole rows, because TPUs look up slowly."""
     batch = matrix.shape[0]
     half = batch // 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from jaxmetric.losses._engine.pairs_of_pairs import all_pairs, entries_of_pairs, sample_ordered
+from jaxmetric.losses._engine.quadruplet_sampling import all_pairs, pair_values, sample_ordered
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 8, 101])
@@ -17,10 +17,10 @@ def test_all_pairs_takes_every_unordered_pair_once(batch):
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 8, 101])
-def test_entries_of_pairs_equals_indexing_with_all_pairs(batch):
+def test_pair_values_equals_indexing_with_all_pairs(batch):
     matrix = np.arange(batch * batch).reshape(batch, batch)
     first, second = (np.asarray(index) for index in all_pairs(batch))
-    np.testing.assert_array_equal(entries_of_pairs(jnp.asarray(matrix)), matrix[first, second])
+    np.testing.assert_array_equal(pair_values(jnp.asarray(matrix)), matrix[first, second])
 
 
 def frequencies(near, far, size):
