@@ -431,14 +431,14 @@ def compare(batch: PairBatch) -> Comparison:
     allowed, own = valid & ~own, valid & own
     if isinstance(batch.pairs, tuple):
         positives, negatives = (jnp.where(allowed, mask, jnp.zeros_like(mask)) for mask in batch.pairs)
+        compared = (positives > 0) | (negatives > 0)
     else:
         if batch.pairs is not None:
             allowed, own = allowed & batch.pairs, own & batch.pairs
-        positives, negatives = _positives_and_negatives(batch, anchors, references, allowed)
+        positives, negatives, compared = _positives_and_negatives(batch, anchors, references, allowed)
     all_values = _values(batch, anchors, references, valid)
     if batch.contradictory is not None:
         all_values = jnp.where(batch.contradictory & allowed, jnp.nan, all_values)
-    compared = (positives + negatives) > 0 if batch.multi_output else positives | negatives
     between = batch.between
     if batch.compares_references and between is None:
         between = all_values if batch.references is None else _named_values(batch.function, references, references)
@@ -549,10 +549,11 @@ def _named_values(function: Any, x: MaskedExamples, y: MaskedExamples) -> jax.Ar
 
 def _positives_and_negatives(
     batch: PairBatch, anchors: MaskedExamples, references: MaskedExamples, allowed: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns `[A, R]`: the positives, the negatives, and which pairs are either."""
     if not batch.multi_output:
         same = anchors.labels[:, 0, None] == references.labels[None, :, 0]
-        return allowed & same, allowed & ~same
+        return allowed & same, allowed & ~same, allowed
     scale = column_scale(anchors.labels.shape[1], batch.label_weights, None)
     agreed = known = jnp.zeros(allowed.shape, anchors.weights.dtype)
     for t, (weight, _) in enumerate(scale):
@@ -562,4 +563,4 @@ def _positives_and_negatives(
         agreed += jnp.where(same, jnp.asarray(weight, known.dtype), 0)
     allowed &= known > 0
     share = safe_divide(agreed, known)
-    return jnp.where(allowed, share, 0), jnp.where(allowed, 1 - share, 0)
+    return jnp.where(allowed, share, 0), jnp.where(allowed, 1 - share, 0), allowed
