@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmetric.encoders.convolution import max_pool
 from jaxmetric.encoders.layers import DEFAULT_OPTIONS, LayerOptions, batch_norm, convolution
 from jaxmetric.encoders.preprocessing import Preprocessing
 from jaxmetric.encoders.trunk import Stage, Trunk
@@ -100,7 +101,7 @@ class InceptionBlock(nn.Module):
         if self.stride == 2:
             y = _halved(x, round_up=True)
         elif sizes.pooling == "max":
-            y = nn.max_pool(x, (3, 3), padding=((1, 1), (1, 1)))
+            y = max_pool(x, size=3, stride=1, padding=((1, 1), (1, 1)))
         else:
             y = nn.avg_pool(x, (3, 3), padding=((1, 1), (1, 1)))
         branches.append(unit(y, sizes.projection, 1, 1, name="pool_proj") if sizes.projection else y)
@@ -122,8 +123,8 @@ def _halved(x: jax.Array, *, round_up: bool) -> jax.Array:
     """
     sides = x.shape[1:3]
     windows = [max(1, (side + round_up) // 2) for side in sides]
-    padding = [(0, 2 * count + 1 - side) for count, side in zip(windows, sides, strict=True)]
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+    rows, columns = ((0, 2 * count + 1 - side) for count, side in zip(windows, sides, strict=True))
+    return max_pool(x, size=3, stride=2, padding=(rows, columns))
 
 
 def bn_inception(options: LayerOptions = DEFAULT_OPTIONS) -> Trunk:

@@ -20,6 +20,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
+from jaxmetric.encoders.convolution import max_pool
 from jaxmetric.encoders.layers import DEFAULT_OPTIONS, LayerOptions, convolution
 from jaxmetric.encoders.preprocessing import Preprocessing
 from jaxmetric.encoders.trunk import Trunk
@@ -55,7 +56,7 @@ class Convolutions(nn.Module):
         x = x.astype(self.options.dtype)
         for number, features in enumerate(self.features, 1):
             x = nn.relu(convolution(x, features, 3, 1, options=self.options, name=f"{self.name}_{number}"))
-        return nn.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
+        return max_pool(x, size=2, stride=2, padding=((0, x.shape[1] % 2), (0, x.shape[2] % 2)))
 
 
 class FullyConnected(nn.Module):

@@ -13,6 +13,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
+from jaxmetric.encoders.convolution import max_pool
 from jaxmetric.encoders.layers import DEFAULT_OPTIONS, LayerOptions, batch_norm, convolution
 from jaxmetric.encoders.trunk import Stage, Trunk
 
@@ -33,7 +34,7 @@ class Stem(nn.Module):
         x = convolution(x.astype(self.options.dtype), self.features, size, stride, options=self.options, name="conv1")
         x = nn.relu(batch_norm(x, options=self.options, train=train, name="bn1"))
         if self.kind == "imagenet":
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x, size=3, stride=2, padding=((1, 1), (1, 1)))
         return x
 
 

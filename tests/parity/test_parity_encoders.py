@@ -13,7 +13,7 @@ from jaxmetric.encoders.positions import ANTIALIASED, PLAIN, resized_positions
 from tests.encoders.source_arrays import folded_arrays, quadruplet_vgg_arrays
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`")
-from tests.parity import torch_networks as networks  # noqa: E402
+from benchmarks import torch_networks as networks  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

@@ -1,12 +1,11 @@
 """The networks in torch, with the parameter names of the sources of weights, from their definitions.
 
-Each module returns the results of all stages: the oracle that the trunks are compared with.
+Each module returns the results of all stages: what the trunks are compared with, in activations and in time.
 """
 
-import pytest
-
-torch = pytest.importorskip("torch", reason="needs the extra `parity`")
-nn, functional = torch.nn, torch.nn.functional
+import torch
+from torch import nn
+from torch.nn import functional
 
 LITE0 = [(1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5)]
 LITE0 += [(6, 192, 4, 2, 5), (6, 320, 1, 1, 3)]

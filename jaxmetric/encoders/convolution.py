@@ -1,0 +1,338 @@
+"""Convolutions and max pooling in forms that a CPU computes fast.
+
+XLA computes some convolutions on a CPU many times slower than others of the same size: those of maps of a few pixels,
+depthwise ones, the input gradients of strided ones and most kernel gradients. So it does the gradient of max pooling.
+`convolve` and `max_pool` choose an equivalent form by shape on a CPU, and leave accelerators XLA's own.
+
+The forms, for a kernel of k x l taps and stride s:
+
+* patches: the neighborhood of each output pixel as a row of a matrix, and one matrix product, while the matrix fits
+  into a processor's cache;
+* phases: an input gradient as s x s convolutions of stride 1, one for each phase of the input's pixels;
+* blocks: a kernel gradient as the sum of the products of patches, of a few examples after the other;
+* shifts: a depthwise convolution as the sum of shifted products, one for each tap.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from functools import partial, reduce
+from typing import NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmetric.numerics import equally_varying
+
+Padding: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
+Pair: TypeAlias = tuple[int, int]
+
+_CACHED = 2_500_000  # numbers in a matrix of patches
+_BLOCK = 2  # examples
+
+
+def convolve(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding, depthwise: bool = False) -> jax.Array:
+    """Convolves images.
+
+    Args:
+      x: `[B, H, W, C]`.
+      kernel: `[k, l, C, F]`; `[k, l, 1, C]` if depthwise.
+      stride: the distance of neighboring outputs, in rows and in columns.
+      padding: the zeros before and after the rows, and before and after the columns.
+      depthwise: whether to convolve each channel by itself.
+
+    Returns:
+      `[B, h, w, F]`. It has reverse derivatives of first order only.
+
+    Example:
+      >>> x = jnp.arange(9.0).reshape(1, 3, 3, 1)
+      >>> convolve(x, jnp.ones((2, 2, 1, 1)), stride=1, padding=((0, 0), (0, 0)))[0, :, :, 0].tolist()
+      [[8.0, 12.0], [20.0, 24.0]]
+    """
+    by_xla = partial(_by_xla, stride=stride, padding=padding, depthwise=depthwise)
+    if x.dtype != jnp.float32 or any(jax.typeof(x).sharding.spec):
+        return by_xla(x, kernel)
+    form = _depthwise if depthwise else _dense
+    return lax.platform_dependent(
+        x, kernel, cpu=lambda x, kernel: form(*equally_varying((x, kernel)), stride, padding), default=by_xla
+    )
+
+
+def _by_xla(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding, depthwise: bool = False) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] if depthwise else 1,
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dense(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    if _patches_fit(x.shape, kernel.shape, stride, padding):
+        return _by_patches(x, kernel, stride, padding)
+    return _by_xla(x, kernel, stride=stride, padding=padding)
+
+
+def _dense_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _dense(x, kernel, stride, padding), (x, kernel)
+
+
+def _dense_backward(
+    stride: int, padding: Padding, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    if _patches_fit(x.shape, kernel.shape, stride, padding):
+        _, backward = jax.vjp(lambda x, kernel: _by_patches(x, kernel, stride, padding), x, kernel)
+        return backward(gradient)
+    of_x = _input_gradient(x.shape, jnp.swapaxes(kernel, 2, 3), gradient, stride, padding, _by_xla)
+    return of_x, _kernel_gradient(x, kernel.shape, gradient, stride, padding)
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _patches_fit(shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: int, padding: Padding) -> bool:
+    if kernel_shape[:2] == (1, 1) and stride == 1:
+        return True  # they are the pixels themselves
+    size = _output_size(shape, kernel_shape, stride, padding)
+    return math.prod((shape[0], *size, *kernel_shape[:3])) <= _CACHED
+
+
+def _by_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    size = _output_size(x.shape, kernel.shape, stride, padding)
+    product = _patches(x, kernel.shape, stride, padding, size) @ kernel.reshape(-1, kernel.shape[-1])
+    return product.reshape(x.shape[0], *size, -1)
+
+
+def _patches(x: jax.Array, shape: tuple[int, ...], stride: int, padding: Padding, size: Pair) -> jax.Array:
+    """Returns `[B h w, k l C]`: the pixels that each output pixel is made of."""
+    taps = jnp.concatenate(list(_shifts(x, shape, stride, padding, size)), axis=-1)
+    return taps.reshape(-1, taps.shape[-1])
+
+
+class _Convolve(Protocol):
+    def __call__(self, x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding) -> jax.Array: ...
+
+
+def _input_gradient(
+    shape: tuple[int, ...], kernel: jax.Array, gradient: jax.Array, stride: int, padding: Padding, convolve: _Convolve
+) -> jax.Array:
+    """Returns `[B, H, W, C]` as one convolution of stride 1 for each phase of the rows and columns.
+
+    Args:
+      shape: `(B, H, W, C)`.
+      kernel: `[k, l, F, C]`, or `[k, l, 1, C]` of a depthwise convolution.
+      gradient: `[B, h, w, F]`.
+      stride: of the convolution whose gradient it is.
+      padding: of that convolution.
+      convolve: how to convolve.
+    """
+    phase = partial(_phase, kernel, gradient, shape, stride=stride, padding=padding, convolve=convolve)
+    if stride == 1:
+        return phase((0, 0))
+    return _interleaved([[phase((row, column)) for column in range(stride)] for row in range(stride)], shape, stride)
+
+
+def _phase(
+    kernel: jax.Array,
+    gradient: jax.Array,
+    shape: tuple[int, ...],
+    phase: Pair,
+    *,
+    stride: int,
+    padding: Padding,
+    convolve: _Convolve,
+) -> jax.Array:
+    """Returns the input gradient at the pixels (phase + stride * i)."""
+    rows, columns = (
+        _axis_phase(phase[i], shape[1 + i], kernel.shape[i], gradient.shape[1 + i], stride, padding[i]) for i in (0, 1)
+    )
+    if rows.pad is None or columns.pad is None:
+        return jnp.zeros((shape[0], rows.size, columns.size, kernel.shape[3]), gradient.dtype)
+    taps = kernel[rows.first_tap :: stride, columns.first_tap :: stride][::-1, ::-1]
+    return convolve(gradient, taps, stride=1, padding=(rows.pad, columns.pad))
+
+
+class _AxisPhase(NamedTuple):
+    size: int  # the number of pixels
+    first_tap: int  # that meets them; every `stride`-th after it does too
+    pad: Pair | None  # of the gradient; None if no tap meets them
+
+
+def _axis_phase(phase: int, length: int, taps: int, outputs: int, stride: int, pad: Pair) -> _AxisPhase:
+    """Describes the rows, or columns, r = phase + stride * i, which outputs o meet with tap r + pad[0] - stride * o."""
+    size, first = len(range(phase, length, stride)), (phase + pad[0]) % stride
+    own = range(first, taps, stride)
+    if not own:
+        return _AxisPhase(size, first, None)
+    low, high = ((phase + pad[0] - tap) // stride for tap in (own[-1], own[0]))
+    return _AxisPhase(size, first, (-low, size + high - outputs))
+
+
+def _interleaved(phases: list[list[jax.Array]], shape: tuple[int, ...], stride: int) -> jax.Array:
+    """Returns `[B, H, W, C]` of whose pixels every `stride`-th row and column is from one phase."""
+    rows, columns = (-(-length // stride) for length in shape[1:3])
+    full = [[_padded_to(each, rows, columns) for each in line] for line in phases]
+    woven = jnp.stack([jnp.stack(line, axis=3) for line in full], axis=2)
+    woven = woven.reshape(shape[0], rows * stride, columns * stride, -1)
+    return woven[:, : shape[1], : shape[2]]
+
+
+def _padded_to(x: jax.Array, rows: int, columns: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), (0, columns - x.shape[2]), (0, 0)))
+
+
+def _kernel_gradient(
+    x: jax.Array, shape: tuple[int, ...], gradient: jax.Array, stride: int, padding: Padding
+) -> jax.Array:
+    outputs = shape[-1]
+
+    def add_block(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        pixels, ahead = block
+        patches = _patches(pixels, shape, stride, padding, (gradient.shape[1], gradient.shape[2]))
+        return total + lax.dot_general(patches, ahead.reshape(-1, outputs), (((0,), (0,)), ((), ()))), None
+
+    count = math.gcd(x.shape[0], _BLOCK)
+    blocks = (each.reshape(-1, count, *each.shape[1:]) for each in (x, gradient))
+    start, *blocks = equally_varying((jnp.zeros((math.prod(shape[:3]), outputs), x.dtype), *blocks))
+    return lax.scan(add_block, start, tuple(blocks))[0].reshape(shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    return _by_shifts(x, kernel, stride=stride, padding=padding)
+
+
+def _by_shifts(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding) -> jax.Array:
+    size = _output_size(x.shape, kernel.shape, stride, padding)
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    shifts = _shifts(x, kernel.shape, stride, padding, size)
+    return reduce(jnp.add, (shift * weight for shift, weight in zip(shifts, weights, strict=True)))
+
+
+def _depthwise_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _depthwise(x, kernel, stride, padding), (x, kernel)
+
+
+def _depthwise_backward(
+    stride: int, padding: Padding, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    size = gradient.shape[1], gradient.shape[2]
+
+    def add_example(total: jax.Array, example: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        pixels, ahead = example
+        taps = _shifts(pixels[None], kernel.shape, stride, padding, size)
+        return total + jnp.stack([jnp.sum(tap[0] * ahead, axis=(0, 1)) for tap in taps]), None
+
+    start = jnp.zeros((kernel.shape[0] * kernel.shape[1], kernel.shape[-1]), x.dtype)
+    start, x, gradient = equally_varying((start, x, gradient))
+    of_kernel = lax.scan(add_example, start, (x, gradient))[0].reshape(kernel.shape)
+    return _input_gradient(x.shape, kernel, gradient, stride, padding, _by_shifts), of_kernel
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _added_back(
+    taps: list[jax.Array], kernel_shape: tuple[int, ...], shape: tuple[int, ...], stride: int, padding: Padding
+) -> jax.Array:
+    """Returns the sum `[B, H, W, C]` of what each tap gives to the pixels that it sees: the transpose of `_shifts`."""
+    sides = [shape[1 + axis] + sum(padding[axis]) for axis in (0, 1)]
+    zero = jnp.zeros((), taps[0].dtype)
+    total = jnp.zeros((shape[0], *sides, shape[3]), taps[0].dtype)
+    for place, tap in zip(_places(kernel_shape), taps, strict=True):
+        ends = [first + stride * (outputs - 1) + 1 for first, outputs in zip(place, tap.shape[1:3], strict=True)]
+        edges = [(first, side - end, stride - 1) for first, side, end in zip(place, sides, ends, strict=True)]
+        total = total + lax.pad(tap, zero, [(0, 0, 0), *edges, (0, 0, 0)])
+    top, left = padding[0][0], padding[1][0]
+    return total[:, top : top + shape[1], left : left + shape[2]]
+
+
+def max_pool(x: jax.Array, *, size: int, stride: int, padding: Padding) -> jax.Array:
+    """Returns the largest of each `size` x `size` pixels.
+
+    Args:
+      x: `[B, H, W, C]`.
+      size: the side of the window.
+      stride: the distance of neighboring windows.
+      padding: the border of -inf around the rows and around the columns.
+
+    Returns:
+      `[B, h, w, C]`; its gradient goes to the first of equal pixels.
+
+    Example:
+      >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+      >>> max_pool(x, size=2, stride=2, padding=((0, 0), (0, 0)))[0, :, :, 0].tolist()
+      [[5.0, 7.0], [13.0, 15.0]]
+    """
+
+    def by_xla(x: jax.Array) -> jax.Array:
+        window, strides = (1, size, size, 1), (1, stride, stride, 1)
+        return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, ((0, 0), *padding, (0, 0)))
+
+    if any(jax.typeof(x).sharding.spec):
+        return by_xla(x)
+    return lax.platform_dependent(x, cpu=lambda x: _largest(x, size, stride, padding, x.shape), default=by_xla)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _largest(x: jax.Array, size: int, stride: int, padding: Padding, shape: tuple[int, ...]) -> jax.Array:
+    del shape  # of x, for the gradient
+    return reduce(jnp.maximum, _windows(x, size, stride, padding))
+
+
+def _largest_forward(
+    x: jax.Array, size: int, stride: int, padding: Padding, shape: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Also returns which tap is the first with the largest pixel, `[B, h, w, C]`."""
+    del shape
+    largest, *others = _windows(x, size, stride, padding)
+    first = jnp.zeros(largest.shape, jnp.uint8)
+    for number, tap in enumerate(others, 1):
+        first = jnp.where(tap > largest, jnp.uint8(number), first)
+        largest = jnp.maximum(largest, tap)
+    return largest, first
+
+
+def _largest_backward(
+    size: int, stride: int, padding: Padding, shape: tuple[int, ...], first: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array]:
+    parts = [jnp.where(first == number, gradient, 0) for number in range(size**2)]
+    return (_added_back(parts, (size, size), shape, stride, padding),)
+
+
+_largest.defvjp(_largest_forward, _largest_backward)
+
+
+def _windows(x: jax.Array, size: int, stride: int, padding: Padding) -> Iterator[jax.Array]:
+    outputs = _output_size(x.shape, (size, size), stride, padding)
+    return _shifts(x, (size, size), stride, padding, outputs, fill=-jnp.inf)
+
+
+def _shifts(
+    x: jax.Array, shape: tuple[int, ...], stride: int, padding: Padding, size: Pair, *, fill: float = 0.0
+) -> Iterator[jax.Array]:
+    """Yields for each tap of a kernel the pixels `[B, h, w, C]` that it meets."""
+    edges = [(before, after, 0) for before, after in ((0, 0), *padding, (0, 0))]
+    x = lax.pad(x, jnp.asarray(fill, x.dtype), edges)
+    for row, column in _places(shape):
+        ends = row + stride * (size[0] - 1) + 1, column + stride * (size[1] - 1) + 1
+        yield x[:, row : ends[0] : stride, column : ends[1] : stride]
+
+
+def _places(shape: tuple[int, ...]) -> Iterator[Pair]:
+    return itertools.product(range(shape[0]), range(shape[1]))
+
+
+def _output_size(shape: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: Padding) -> Pair:
+    rows, columns = ((shape[1 + axis] + sum(padding[axis]) - kernel[axis]) // stride + 1 for axis in (0, 1))
+    return rows, columns
