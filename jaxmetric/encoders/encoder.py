@@ -27,13 +27,14 @@ class Encoder(nn.Module):
     head: EmbeddingHead
     preprocessing: Preprocessing = CENTERED
 
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, *, train: bool, after: str | None = None) -> jax.Array:
         """Embeds images.
 
         Args:
-          images: `[B, H, W, 3]` floating point, red, green and blue in [0, 1].
+          images: `[B, H, W, 3]` floating point, red, green and blue in [0, 1]; or what `activations` returned.
           train: normalize by the batch statistics and update the collection `batch_stats`, which must be mutable;
             otherwise use the stored statistics.
+          after: the stage of the trunk whose activations are given instead of images.
 
         Returns:
           Float32 embeddings `[B, dim]`.
@@ -42,11 +43,28 @@ class Encoder(nn.Module):
           TypeError: if `images` is not floating point.
           ValueError: if `images` is not `[B, H, W, 3]`.
         """
+        features = images if after else self._normalized(images)
+        return self.head(self.trunk(features, train=train, after=after))
+
+    def activations(self, images: jax.Array, *, until: str) -> jax.Array:
+        """Returns what stage `until` of the trunk makes of images, with the stored batch statistics.
+
+        Args:
+          images: as in `__call__`.
+          until: the name of the stage.
+
+        Raises:
+          TypeError: if `images` is not floating point.
+          ValueError: if `images` is not `[B, H, W, 3]`, or the stage is unknown.
+        """
+        return self.trunk(self._normalized(images), train=False, until=until)
+
+    def _normalized(self, images: jax.Array) -> jax.Array:
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images has shape {images.shape}, expected [B, H, W, 3]")
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise TypeError(f"images has dtype {images.dtype}, expected floating point")
-        return self.head(self.trunk(self.preprocessing(images), train=train))
+        return self.preprocessing(images)
 
 
 def make_encoder(

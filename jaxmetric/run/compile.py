@@ -26,7 +26,7 @@ from jaxmetric.run.comparable import comparable_plan
 from jaxmetric.run.config import Config, check_config
 from jaxmetric.run.console import first_line, run_command
 from jaxmetric.run.errors import ConfigError
-from jaxmetric.run.experiment import Experiment, check_step, load_experiment, make_step, state_specs
+from jaxmetric.run.experiment import Experiment, activation_shape, check_step, load_experiment, make_step, state_specs
 from jaxmetric.run.presets import BUILT_IN, Preset
 from jaxmetric.run.processes import python_command
 
@@ -154,14 +154,20 @@ def _check_shape(topology: str, shape: str, chip: Chip) -> None:
 
 def compile_step(experiment: Experiment, devices: list[jax.Device]) -> Any:
     """Compiles the training step of a configuration for devices that need not be present."""
-    batch_size = experiment.config.batch.size
-    side, columns = experiment.config.data.stored_size, len(experiment.source.columns)
+    batch_size, columns = experiment.config.batch.size, len(experiment.source.columns)
     batch = {
-        "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8),
+        "image": _images(experiment, batch_size),
         "label": jax.ShapeDtypeStruct((batch_size, columns), jnp.int32),
     }
     step, specs = make_step(experiment), state_specs(experiment)
     return parallel.compile_shard_map(step, experiment.state_shapes, batch, devices=devices, state_specs=specs)
+
+
+def _images(experiment: Experiment, size: int) -> jax.ShapeDtypeStruct:
+    if experiment.config.network.freeze_until:
+        return jax.ShapeDtypeStruct((size, *activation_shape(experiment)[1:]), jnp.float32)
+    side = experiment.config.data.stored_size
+    return jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8)
 
 
 class Sizes(NamedTuple):

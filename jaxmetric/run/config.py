@@ -191,6 +191,10 @@ class EncoderConfig(_Typed):
     """Length of the embedding."""
     freeze_batch_norm: bool = False
     """Keep the batch statistics of the initial network."""
+    freeze_until: str = ""
+    """The last stage that is not trained, such as stage5. What it makes of each image is computed once, without
+    augmentation, and kept on disk.
+    """
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's activations; weights, embeddings, losses and updates are always float32."""
     remat: bool = False
@@ -236,6 +240,12 @@ class OptimizerConfig(_Typed):
     """The epsilon of Adam."""
     clip_norm: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
+    depth_rate: float = 1.0
+    """Learning rate of each stage, as a multiple of that of the next one. The head has the full rate."""
+    head_first: int = 0
+    """Steps at the start in which only the head and the losses' own parameters are trained."""
+    average: float = 0.0
+    """Decay of a moving average of the network's parameters, such as 0.99, which is evaluated; 0 keeps none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,6 +291,8 @@ class Machine(_Typed):
     """Join the other processes of the job, which jax finds on TPU pods, Slurm and Open MPI. See `jaxmetric hosts`."""
     workers: int = 0
     """Processes that read images from files; 0 reads in threads."""
+    cache: str = ""
+    """The folder for the activations of frozen stages; ~/.cache/jaxmetric/activations if empty."""
     input_timeout: float = 600.0
     """Seconds to wait for a batch before the run ends with an error."""
     profile: bool = False
@@ -316,6 +328,7 @@ def check_config(config: Config) -> None:
             "weight_decay": update.weight_decay,
             "clip_norm": update.clip_norm,
             "loss_rate": update.loss_rate,
+            "head_first": update.head_first,
             "sampled_classes": config.classes.sampled_classes,
             "memory": config.data.memory,
         },
@@ -334,6 +347,7 @@ def check_config(config: Config) -> None:
     above_0 = {
         "learning_rate": update.learning_rate,
         "epsilon": update.epsilon,
+        "depth_rate": update.depth_rate,
     }
     for least, fields in at_least.items():
         for name, value in fields.items():
@@ -342,6 +356,10 @@ def check_config(config: Config) -> None:
     for name, value in above_0.items():
         if not (math.isfinite(value) and value > 0):
             raise ConfigError(f"{name} is {value}, expected a number above 0")
+    if not 0 <= update.average < 1:
+        raise ConfigError(f"average is {update.average}, expected a number in [0, 1)")
+    if update.depth_rate > 1:
+        raise ConfigError(f"depth_rate is {update.depth_rate}, expected at most 1")
     low, high = batch.crop_scale
     if not 0 < low <= high <= 1:
         raise ConfigError(f"crop_scale is {batch.crop_scale}, expected 0 < smallest <= largest <= 1")

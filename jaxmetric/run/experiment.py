@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,12 +23,14 @@ from jaxmetric.data import (
 )
 from jaxmetric.data.problems import counted
 from jaxmetric.encoders import ENCODERS, Encoder, load_weights, make_encoder, pretrained_file
-from jaxmetric.run.config import Config
+from jaxmetric.run.config import Config, OptimizerConfig
 from jaxmetric.run.errors import ConfigError
+from jaxmetric.run.names import did_you_mean
 from jaxmetric.run.objective import PlacedTerm, WeightedSum, objective
 from jaxmetric.run.source import check_held_out, check_learning, learned_classes, load_labels
 from jaxmetric.training import (
     Embed,
+    Rate,
     TrainState,
     create_state,
     make_embed,
@@ -42,6 +45,7 @@ class Experiment:
     """Everything built from a `Config`: data, network, objective, optimizer.
 
     `groups` `[N, 2]` holds the identity and the value of the column `exclude_same` of every image; None without one.
+    `takes_activations` says whether the images of the source are activations of the last frozen stage.
     """
 
     config: Config
@@ -51,6 +55,12 @@ class Experiment:
     objective: WeightedSum
     optimizer: optax.GradientTransformation
     num_devices: int
+    takes_activations: bool = False
+
+    def is_frozen(self, path: tuple[str, ...]) -> bool:
+        """Returns whether a parameter or a batch statistic of the encoder belongs to a frozen stage."""
+        last = self.config.network.freeze_until
+        return bool(last) and _stage(self.encoder, path) <= self.encoder.trunk.names.index(last)
 
     @cached_property
     def state_shapes(self) -> TrainState:
@@ -113,14 +123,49 @@ def make_experiment(
         dtype=jnp.dtype(network.dtype),
         remat=network.remat,
     )
+    experiment = Experiment(config, source, groups, encoder, total, optax.identity(), num_devices or jax.device_count())
+    _check_stage(experiment)
     optimizer = make_optimizer(
         update.optimizer,
         learning_rate(config),
         loss_rate=update.loss_rate,
         weight_decay=update.weight_decay,
         epsilon=update.epsilon,
+        rates=partial(_rate, encoder, update),
+        frozen=experiment.is_frozen if network.freeze_until else None,
     )
-    return Experiment(config, source, groups, encoder, total, optimizer, num_devices or jax.device_count())
+    return dataclasses.replace(experiment, optimizer=optimizer)
+
+
+def _check_stage(experiment: Experiment) -> None:
+    network, names = experiment.config.network, experiment.encoder.trunk.names
+    if network.freeze_until and network.freeze_until not in names:
+        near = did_you_mean(network.freeze_until, names)
+        raise ConfigError(
+            f"freeze_until is {network.freeze_until!r}{near}, expected a stage of {network.encoder}: {', '.join(names)}"
+        )
+
+
+def _stage(encoder: Encoder, path: tuple[str, ...]) -> int:
+    """Returns the number of the stage that a parameter belongs to; the head comes after all stages."""
+    names = encoder.trunk.names
+    return names.index(path[1]) if path[0] == "trunk" else len(names)
+
+
+def _rate(encoder: Encoder, update: OptimizerConfig, path: tuple[str, ...]) -> Rate:
+    above = len(encoder.trunk.names) - _stage(encoder, path)
+    return Rate(update.depth_rate**above, after=update.head_first if above else 0)
+
+
+def activation_shape(experiment: Experiment) -> tuple[int, ...]:
+    """Returns the shape `[1, ...]` of the activations of the last frozen stage."""
+    side, variables = experiment.config.batch.image_size, experiment.state_shapes
+    shape: tuple[int, ...] = jax.eval_shape(
+        _activations(experiment),
+        {"params": variables.params["encoder"], "batch_stats": variables.batch_stats},
+        jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),
+    ).shape
+    return shape
 
 
 def check_step(experiment: Experiment) -> None:
@@ -186,7 +231,11 @@ def with_pretrained_trunk(experiment: Experiment, state: TrainState) -> TrainSta
         raise ConfigError(str(error)) from error
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
     loaded = load_weights(network.encoder, variables, file)
-    return state.replace(params={**state.params, "encoder": loaded["params"]}, batch_stats=loaded["batch_stats"])
+    return state.replace(
+        params={**state.params, "encoder": loaded["params"]},
+        batch_stats=loaded["batch_stats"],
+        average=loaded["params"] if experiment.config.update.average else (),
+    )
 
 
 def learning_rate(config: Config) -> optax.Schedule:
@@ -209,6 +258,7 @@ def make_state(experiment: Experiment) -> TrainState:
         loss_params=_init_loss_params(loss_key, experiment.objective, experiment),
         optimizer=experiment.optimizer,
         memory=experiment.objective.init_memory(dim=config.network.embedding_dim),
+        average=bool(config.update.average),
     )
 
 
@@ -217,12 +267,16 @@ def make_step(experiment: Experiment) -> parallel.Step:
     batch, schedule = experiment.config.batch, learning_rate(experiment.config)
     augmentation = Augmentation(crop_scale=batch.crop_scale, flip=batch.flip, color=batch.color)
 
+    last = experiment.config.network.freeze_until
+
     def preprocess(key: jax.Array, positions: jax.Array, images: jax.Array) -> jax.Array:
+        if last:
+            return images.astype(experiment.config.network.dtype)
         keys = image_keys(key, positions)
         return augment(keys, images, image_size=batch.image_size, augmentation=augmentation, mean=0.0, std=1.0)
 
     train_step = make_train_step(
-        apply_fn=experiment.encoder.apply,
+        apply_fn=partial(experiment.encoder.apply, after=last or None),
         objective=experiment.objective,
         optimizer=experiment.optimizer,
         preprocess=preprocess,
@@ -230,6 +284,7 @@ def make_step(experiment: Experiment) -> parallel.Step:
         chunks=batch.chunks,
         clip_norm=experiment.config.update.clip_norm or None,
         class_shards=experiment.config.classes.shard_classes,
+        average_decay=experiment.config.update.average,
     )
 
     def step(state: TrainState, batch: Any, *, axis_name: str) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -275,8 +330,25 @@ def restorable(
 
 def make_embedder(experiment: Experiment) -> Embed:
     """Returns `(state, images) -> [N, D]` embeddings; see `jaxmetric.training.make_embed`."""
-    prepared = partial(prepare, image_size=experiment.config.batch.image_size, mean=0.0, std=1.0)
-    return make_embed(experiment.encoder.apply, prepared)
+    if experiment.takes_activations:
+        after = partial(experiment.encoder.apply, after=experiment.config.network.freeze_until)
+        return make_embed(after, lambda activations: activations.astype(experiment.config.network.dtype))
+    return make_embed(experiment.encoder.apply, _prepared(experiment))
+
+
+def make_activations(experiment: Experiment) -> Embed:
+    """Returns `(state, images) -> [N, ...]` activations of the last frozen stage."""
+    activations = _activations(experiment)
+    return make_embed(lambda variables, images, train: activations(variables, images), _prepared(experiment))
+
+
+def _activations(experiment: Experiment) -> Callable[[Any, jax.Array], Any]:
+    encoder, last = experiment.encoder, experiment.config.network.freeze_until
+    return partial(encoder.apply, until=last, method=encoder.activations)
+
+
+def _prepared(experiment: Experiment) -> Callable[[jax.Array], jax.Array]:
+    return partial(prepare, image_size=experiment.config.batch.image_size, mean=0.0, std=1.0)
 
 
 def _is_of_loss(path: Any) -> bool:

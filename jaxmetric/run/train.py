@@ -38,6 +38,7 @@ from jaxmetric.run.experiment import (
     make_embedder,
     restorable,
 )
+from jaxmetric.run.frozen import with_activations
 from jaxmetric.run.presets import BUILT_IN, Preset
 from jaxmetric.run.processes import follow_launcher, join_processes
 from jaxmetric.run.progress import input_speed, report_progress, report_traces
@@ -156,7 +157,6 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
     """
     config = experiment.config
     train_step = drive_step(experiment, machine.driver)
-    embed = make_embedder(experiment)
     window = MetricWindow()
     with ExitStack() as stack:
         if machine.profile:
@@ -164,6 +164,9 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
         checkpoints = stack.enter_context(open_checkpoints(workdir / CHECKPOINTS))
         state, input_state = _restore_or_create(experiment, train_step, checkpoints)
         start = int(state.step)
+        if config.network.freeze_until:
+            experiment = with_activations(experiment, state, machine)
+        embed = make_embedder(experiment)
         report = stack.enter_context(report_progress(workdir, start, config.steps))
         stream = batches(
             experiment.source,

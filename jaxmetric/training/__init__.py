@@ -23,7 +23,7 @@ from jaxmetric.training.loop import (
     profiled,
     stop_on_signals,
 )
-from jaxmetric.training.state import TrainState, create_state, make_optimizer, make_schedule
+from jaxmetric.training.state import Rate, TrainState, create_state, make_optimizer, make_schedule
 from jaxmetric.training.step import make_train_step
 from jaxmetric.training.writers import MetricWriter, read_json, read_metrics, write_atomically
 
@@ -33,6 +33,7 @@ __all__ = [
     "MetricWindow",
     "MetricWriter",
     "NonFiniteLossError",
+    "Rate",
     "StopRequest",
     "TrainState",
     "check_finite",

@@ -4,9 +4,10 @@ Parameters are a dict of two: `"encoder"` for the network and `"loss"` for param
 Both are in one state, so that neither the optimizer nor a checkpoint can miss the second.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import flax.struct
@@ -23,6 +24,9 @@ _EMBEDDINGS = ("class_token", "positions", "registers")  # parameters of vision 
 SCHEDULES = ("cosine", "constant", "step")
 
 
+Path: TypeAlias = tuple[str, ...]  # the keys of a parameter, such as ("trunk", "stem", "conv1", "kernel")
+
+
 class TrainState(flax.struct.PyTreeNode):
     """The state of a run, replicated on all devices except for shards of class vectors.
 
@@ -32,6 +36,7 @@ class TrainState(flax.struct.PyTreeNode):
       batch_stats: the encoder's batch statistics (an empty dict if it has none).
       opt_state: the optimizer's state.
       memory: the objective's state between steps, such as embeddings of past batches.
+      average: a moving average of the encoder's parameters; empty without one.
     """
 
     step: jax.Array
@@ -39,6 +44,25 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     memory: Any = ()
+    average: Any = ()
+
+    @property
+    def evaluated(self) -> Any:
+        """The encoder's parameters to evaluate: their moving average, if there is one."""
+        return self.average or self.params["encoder"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """The learning rate of some parameters.
+
+    Attributes:
+      multiple: the rate, as a multiple of the schedule's.
+      after: the number of steps before the first in which they change.
+    """
+
+    multiple: float = 1.0
+    after: int = 0
 
 
 def create_state(
@@ -49,6 +73,7 @@ def create_state(
     loss_params: Any,
     optimizer: optax.GradientTransformation,
     memory: Any = (),
+    average: bool = False,
 ) -> TrainState:
     """Creates the initial state.
 
@@ -59,6 +84,7 @@ def create_state(
       loss_params: a tree of the losses' own parameters, such as centers; may be empty.
       optimizer: see `make_optimizer`.
       memory: the objective's state before the first step; empty for an objective without state.
+      average: whether the state holds a moving average of the encoder's parameters.
 
     Returns:
       The state before the first step.
@@ -75,6 +101,7 @@ def create_state(
             batch_stats=variables.get("batch_stats", {}),
             opt_state=opt_state,
             memory=memory,
+            average=jax.tree.map(jnp.copy, params["encoder"]) if average else (),
         )
 
     return jax.jit(create)(key, loss_params, memory)
@@ -133,6 +160,8 @@ def make_optimizer(
     loss_rate: float = 1.0,
     weight_decay: float = 0.0,
     epsilon: float = 1e-8,
+    rates: Callable[[Path], Rate] | None = None,
+    frozen: Callable[[Path], bool] | None = None,
 ) -> optax.GradientTransformation:
     """Makes an optimizer with separate rates for the encoder and the loss's own parameters.
 
@@ -144,6 +173,9 @@ def make_optimizer(
       loss_rate: the rate of the loss's parameters, as a multiple of the encoder's.
       weight_decay: coefficient of the weight decay.
       epsilon: epsilon of Adam.
+      rates: returns the rate of each of the encoder's parameters; 1 if None.
+      frozen: returns whether one of the encoder's parameters stays the same; none does if None. Frozen parameters need
+        no memory for their moments.
 
     Returns:
       An optax transformation for params `{"encoder": ..., "loss": ...}`.
@@ -156,12 +188,50 @@ def make_optimizer(
     decay = optax.add_decayed_weights(weight_decay, mask=_kernels)
     scale = OPTIMIZERS[name](eps=epsilon)
     rule = (scale, decay) if name == "adamw" else (decay, scale)
-    rates = {"encoder": optax.identity(), "loss": optax.scale(loss_rate)}
-    return optax.chain(
-        *rule,
-        optax.multi_transform(rates, {"encoder": "encoder", "loss": "loss"}),
-        optax.scale_by_learning_rate(schedule),
+    update = optax.chain(*rule, _scale_by_rates(schedule, loss_rate, rates))
+    if frozen is None:
+        return update
+    return optax.multi_transform(
+        {"trained": update, "frozen": optax.set_to_zero()},
+        lambda params: {
+            "encoder": _map_paths(lambda path: "frozen" if frozen(path) else "trained", params["encoder"]),
+            "loss": jax.tree.map(lambda x: "trained", params["loss"]),
+        },
     )
+
+
+def _scale_by_rates(
+    schedule: optax.Schedule, loss_rate: float, rates: Callable[[Path], Rate] | None
+) -> optax.GradientTransformation:
+    """Multiplies updates by minus the learning rate of each parameter."""
+
+    def init(params: Any) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> tuple[Any, Any]:
+        scale = -jnp.asarray(schedule(state.count), jnp.float32)
+
+        def scaled(update: jax.Array, rate: Rate) -> jax.Array:
+            factor = scale if rate.multiple == 1 else scale * rate.multiple
+            return update * (jnp.where(state.count >= rate.after, factor, 0) if rate.after else factor)
+
+        encoder_rates = _map_paths(rates or (lambda path: Rate()), updates["encoder"])
+        changed = {
+            "encoder": jax.tree.map(scaled, updates["encoder"], encoder_rates),
+            "loss": jax.tree.map(lambda update: scaled(update, Rate(loss_rate)), updates["loss"]),
+        }
+        return changed, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _map_paths(function: Callable[[Path], Any], params: Any) -> Any:
+    """Returns a tree with a function of each parameter's path in its place."""
+
+    def of_path(path: Any, _: Any) -> Any:
+        return function(tuple(jax.tree_util.keystr((part,), simple=True) for part in path))
+
+    return jax.tree_util.tree_map_with_path(of_path, params)
 
 
 def _kernels(params: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxmetric.encoders import make_encoder
-from jaxmetric.training import create_state, make_optimizer
+from jaxmetric.training import Rate, create_state, make_optimizer
 from jaxmetric.training.state import _kernels, make_schedule
 
 
@@ -101,3 +101,37 @@ def test_the_state_holds_the_loss_parameters_and_their_moments():
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (3, 2, 4)]
     assert len(moments) == 2
     assert jax.tree.leaves(state.batch_stats)
+
+
+def _updates(optimizer, steps):
+    """The updates of the encoder's bias in each of some steps, for gradients of 1, and the state of the optimizer."""
+    params = _params()
+    gradients, state, updates = jax.tree.map(jnp.ones_like, params), optimizer.init(params), []
+    for _ in range(steps):
+        update, state = optimizer.update(gradients, state, params)
+        updates.append(jax.device_get(update))
+    return updates, state
+
+
+def test_parameters_have_rates_of_their_own_from_a_step_on():
+    rates = {("kernel",): Rate(0.5), ("bias",): Rate(0.25, after=2)}
+    optimizer = make_optimizer("adam", optax.constant_schedule(0.1), loss_rate=3.0, rates=rates.__getitem__)
+    updates, _ = _updates(optimizer, 4)
+    np.testing.assert_allclose([update["encoder"]["kernel"][0, 0] for update in updates], [-0.05] * 4, rtol=1e-4)
+    np.testing.assert_allclose([update["encoder"]["bias"][0] for update in updates], [0, 0, -0.025, -0.025], rtol=1e-4)
+    np.testing.assert_allclose([update["loss"]["centers"][0, 0, 0] for update in updates], [-0.3] * 4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_frozen_parameters_stay_the_same_and_have_no_moments(name):
+    plain = make_optimizer(name, optax.constant_schedule(0.1), weight_decay=0.5)
+    frozen = make_optimizer(
+        name, optax.constant_schedule(0.1), weight_decay=0.5, frozen=lambda path: path == ("kernel",)
+    )
+    (ours,), state = _updates(frozen, 1)
+    (theirs,), full = _updates(plain, 1)
+    np.testing.assert_array_equal(ours["encoder"]["kernel"], 0)
+    np.testing.assert_array_equal(ours["encoder"]["bias"], theirs["encoder"]["bias"])
+    np.testing.assert_array_equal(ours["loss"]["centers"], theirs["loss"]["centers"])
+    num_moments = 1 if name == "sgd" else 2
+    assert sum(x.size for x in jax.tree.leaves(state)) == sum(x.size for x in jax.tree.leaves(full)) - 4 * num_moments

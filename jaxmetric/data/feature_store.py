@@ -1,0 +1,145 @@
+"""Arrays computed from images, kept on disk by a digest of the image: `FeatureStore`.
+
+A store is a folder of three files: what its arrays are, the digests of the images, and the arrays, in the same order.
+Rows are only ever appended, so that several runs can use a store at the same time.
+"""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmetric.data.labeled_images import ImageError
+
+_DESCRIPTION, _DIGESTS, _ARRAYS = "features.json", "digests", "arrays"
+_DIGEST_BYTES = 32
+
+
+class FeatureStoreError(ValueError):
+    """Raised if a folder does not hold the expected arrays; the message is one line."""
+
+
+class FeatureStore:
+    """Float32 arrays of one shape, by the digests of images.
+
+    Example:
+      >>> import tempfile
+      >>> store = FeatureStore(Path(tempfile.mkdtemp()), {"network": "mean"}, (3,))
+      >>> images = np.zeros((2, 4, 4, 3), np.uint8), np.full((1, 4, 4, 3), 7, np.uint8)
+      >>> digests = [image_digest(image) for batch in images for image in batch]
+      >>> store.rows(digests)
+      [None, None, None]
+      >>> store.add([digests[0], digests[2]], np.array([[0.0, 0.0, 0.0], [7.0, 7.0, 7.0]]))
+      >>> store.rows(digests)
+      [0, 0, 1]
+      >>> store.read(1).tolist()
+      [7.0, 7.0, 7.0]
+    """
+
+    def __init__(self, folder: Path, description: dict[str, Any], shape: tuple[int, ...]) -> None:
+        """Opens a store, or makes one.
+
+        Args:
+          folder: its folder.
+          description: what its arrays are, as JSON.
+          shape: the shape of each array.
+
+        Raises:
+          FeatureStoreError: if the folder holds other arrays, or is damaged.
+          OSError: if it cannot be read or written.
+        """
+        self._folder, self._shape = folder, shape
+        self._size = 4 * math.prod(shape)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**description, "shape": shape}, indent=2) + "\n"
+        with self._locked():
+            path = folder / _DESCRIPTION
+            if not path.exists():
+                path.write_text(text)
+            elif path.read_text() != text:
+                raise FeatureStoreError(f"{folder} holds other arrays, see {_DESCRIPTION}; delete it, or name another")
+            held, expected = self._bytes(_ARRAYS), self._count() * self._size
+        if held < expected:
+            raise FeatureStoreError(
+                f"{folder} is damaged: its arrays have {held:,} bytes, expected {expected:,}; delete it"
+            )
+
+    def rows(self, digests: Sequence[bytes]) -> list[int | None]:
+        """Returns the row of the array of each image; None for images without one."""
+        known = (self._folder / _DIGESTS).read_bytes() if self._bytes(_DIGESTS) else b""
+        starts = range(0, len(known) - _DIGEST_BYTES + 1, _DIGEST_BYTES)
+        row_of = {known[start : start + _DIGEST_BYTES]: start // _DIGEST_BYTES for start in starts}
+        return [row_of.get(digest) for digest in digests]
+
+    def add(self, digests: Sequence[bytes], arrays: np.ndarray) -> None:
+        """Adds the arrays `[n, *shape]` of n images, except those that are there already."""
+        if arrays.shape != (len(digests), *self._shape):
+            raise ValueError(f"arrays have shape {arrays.shape}, expected {(len(digests), *self._shape)}")
+        with self._locked():
+            new = {d: i for i, (d, row) in enumerate(zip(digests, self.rows(digests), strict=True)) if row is None}
+            count = self._count()
+            # What a process that was killed had written beyond the last digest is overwritten.
+            self._write(_ARRAYS, count * self._size, arrays[list(new.values())].astype(np.float32).tobytes())
+            self._write(_DIGESTS, count * _DIGEST_BYTES, b"".join(new))
+
+    def _write(self, name: str, start: int, data: bytes) -> None:
+        path = self._folder / name
+        path.touch()
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self, row: int) -> np.ndarray:
+        """Returns an array."""
+        path, count = self._folder / _ARRAYS, math.prod(self._shape)
+        return np.fromfile(path, np.float32, count, offset=row * self._size).reshape(self._shape)
+
+    def _count(self) -> int:
+        return self._bytes(_DIGESTS) // _DIGEST_BYTES
+
+    def _bytes(self, name: str) -> int:
+        path = self._folder / name
+        return path.stat().st_size if path.exists() else 0
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self._folder / ".lock").open("a") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+class StoredFeatures(Sequence[np.ndarray]):
+    """The arrays of a store in the order of a source's images.
+
+    An image that could not be read raises its error, one without an array a KeyError.
+    """
+
+    def __init__(self, store: FeatureStore, rows: Sequence[int | ImageError | None]) -> None:
+        """Takes the row of each image, or the error that it raised, or None."""
+        self._store, self._rows = store, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self._rows[index]
+        if isinstance(row, ImageError):
+            raise row
+        if row is None:
+            raise KeyError(index)
+        return self._store.read(row)
+
+
+def image_digest(image: np.ndarray) -> bytes:
+    """Returns 32 bytes that differ for any two images that differ."""
+    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
