@@ -1,7 +1,7 @@
 """Arrays computed from images, kept on disk by a digest of the image: `FeatureStore`.
 
-A store is a folder of three files: what its arrays are, the digests of the images, and the arrays, in the same order.
-Rows are only ever appended, so that several runs can use a store at the same time.
+A store is a folder with a description of its arrays, the digests of the images, and the arrays in the same order. Rows
+are only ever appended, under a lock, so that several runs can use a store at the same time.
 """
 
 import fcntl
@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,19 @@ class FeatureStoreError(ValueError):
 class FeatureStore:
     """Float32 arrays of one shape, by the digests of images.
 
+    Attributes:
+      folder: its folder.
+      row_bytes: the size of an array.
+
     Example:
       >>> import tempfile
       >>> store = FeatureStore(Path(tempfile.mkdtemp()), {"network": "mean"}, (3,))
-      >>> images = np.zeros((2, 4, 4, 3), np.uint8), np.full((1, 4, 4, 3), 7, np.uint8)
-      >>> digests = [image_digest(image) for batch in images for image in batch]
+      >>> digests = [image_digest(np.full((4, 4, 3), color, np.uint8)) for color in (0, 5, 7)]
       >>> store.rows(digests)
       [None, None, None]
       >>> store.add([digests[0], digests[2]], np.array([[0.0, 0.0, 0.0], [7.0, 7.0, 7.0]]))
       >>> store.rows(digests)
-      [0, 0, 1]
+      [0, None, 1]
       >>> store.read(1).tolist()
       [7.0, 7.0, 7.0]
     """
@@ -53,19 +56,19 @@ class FeatureStore:
 
         Raises:
           FeatureStoreError: if the folder holds other arrays, or is damaged.
-          OSError: if it cannot be read or written.
+          OSError: if it cannot be read or made.
         """
-        self._folder, self._shape = folder, shape
-        self._size = 4 * math.prod(shape)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**description, "shape": shape}, indent=2) + "\n"
-        with self._locked():
-            path = folder / _DESCRIPTION
-            if not path.exists():
-                path.write_text(text)
-            elif path.read_text() != text:
-                raise FeatureStoreError(f"{folder} holds other arrays, see {_DESCRIPTION}; delete it, or name another")
-            held, expected = self._bytes(_ARRAYS), self._count() * self._size
+        self.folder, self.row_bytes, self._shape = folder, 4 * math.prod(shape), shape
+        self._row_of: dict[bytes, int] = {}
+        path, text = folder / _DESCRIPTION, json.dumps({**description, "shape": shape}, indent=2) + "\n"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}")
+            part.write_text(text)
+            part.replace(path)
+        if path.read_text() != text:
+            raise FeatureStoreError(f"{folder} holds other arrays, see {_DESCRIPTION}; delete it, or name another")
+        held, expected = self._bytes(_ARRAYS), self._count() * self.row_bytes
         if held < expected:
             raise FeatureStoreError(
                 f"{folder} is damaged: its arrays have {held:,} bytes, expected {expected:,}; delete it"
@@ -73,24 +76,37 @@ class FeatureStore:
 
     def rows(self, digests: Sequence[bytes]) -> list[int | None]:
         """Returns the row of the array of each image; None for images without one."""
-        known = (self._folder / _DIGESTS).read_bytes() if self._bytes(_DIGESTS) else b""
-        starts = range(0, len(known) - _DIGEST_BYTES + 1, _DIGEST_BYTES)
-        row_of = {known[start : start + _DIGEST_BYTES]: start // _DIGEST_BYTES for start in starts}
-        return [row_of.get(digest) for digest in digests]
+        if (count := self._count()) > len(self._row_of):
+            with (self.folder / _DIGESTS).open("rb") as file:
+                file.seek(len(self._row_of) * _DIGEST_BYTES)
+                for row in range(len(self._row_of), count):
+                    self._row_of[file.read(_DIGEST_BYTES)] = row
+        return [self._row_of.get(digest) for digest in digests]
 
     def add(self, digests: Sequence[bytes], arrays: np.ndarray) -> None:
-        """Adds the arrays `[n, *shape]` of n images, except those that are there already."""
+        """Adds the arrays `[n, *shape]` of n images, except those that are there already.
+
+        Raises:
+          FeatureStoreError: if the file system has no locks.
+          OSError: if the arrays cannot be written.
+        """
         if arrays.shape != (len(digests), *self._shape):
             raise ValueError(f"arrays have shape {arrays.shape}, expected {(len(digests), *self._shape)}")
         with self._locked():
             new = {d: i for i, (d, row) in enumerate(zip(digests, self.rows(digests), strict=True)) if row is None}
             count = self._count()
             # What a process that was killed had written beyond the last digest is overwritten.
-            self._write(_ARRAYS, count * self._size, arrays[list(new.values())].astype(np.float32).tobytes())
+            rows = np.ascontiguousarray(arrays[list(new.values())], np.float32)
+            self._write(_ARRAYS, count * self.row_bytes, rows.tobytes())
             self._write(_DIGESTS, count * _DIGEST_BYTES, b"".join(new))
 
+    def read(self, row: int) -> np.ndarray:
+        """Returns an array."""
+        path, size = self.folder / _ARRAYS, math.prod(self._shape)
+        return np.fromfile(path, np.float32, size, offset=row * self.row_bytes).reshape(self._shape)
+
     def _write(self, name: str, start: int, data: bytes) -> None:
-        path = self._folder / name
+        path = self.folder / name
         path.touch()
         with path.open("r+b") as file:
             file.seek(start)
@@ -98,34 +114,33 @@ class FeatureStore:
             file.flush()
             os.fsync(file.fileno())
 
-    def read(self, row: int) -> np.ndarray:
-        """Returns an array."""
-        path, count = self._folder / _ARRAYS, math.prod(self._shape)
-        return np.fromfile(path, np.float32, count, offset=row * self._size).reshape(self._shape)
-
     def _count(self) -> int:
         return self._bytes(_DIGESTS) // _DIGEST_BYTES
 
     def _bytes(self, name: str) -> int:
-        path = self._folder / name
+        path = self.folder / name
         return path.stat().st_size if path.exists() else 0
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self._folder / ".lock").open("a") as file:
-            with suppress(OSError):  # a file system without locks
+        with (self.folder / ".lock").open("a") as file:
+            try:
                 fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                raise FeatureStoreError(
+                    f"{self.folder} is on a file system without locks ({error.strerror}); name a local folder"
+                ) from error
             yield
 
 
 class StoredFeatures(Sequence[np.ndarray]):
     """The arrays of a store in the order of a source's images.
 
-    An image that could not be read raises its error, one without an array a KeyError.
+    An image that could not be read raises an ImageError, one without an array a KeyError.
     """
 
-    def __init__(self, store: FeatureStore, rows: Sequence[int | ImageError | None]) -> None:
-        """Takes the row of each image, or the error that it raised, or None."""
+    def __init__(self, store: FeatureStore, rows: Sequence[int | str | None]) -> None:
+        """Takes the row of each image, or what was wrong with it, or None."""
         self._store, self._rows = store, rows
 
     def __len__(self) -> int:
@@ -133,8 +148,8 @@ class StoredFeatures(Sequence[np.ndarray]):
 
     def __getitem__(self, index: Any) -> Any:
         row = self._rows[index]
-        if isinstance(row, ImageError):
-            raise row
+        if isinstance(row, str):
+            raise ImageError(row)
         if row is None:
             raise KeyError(index)
         return self._store.read(row)

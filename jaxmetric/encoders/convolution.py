@@ -43,7 +43,7 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding, 
       depthwise: whether to convolve each channel by itself.
 
     Returns:
-      `[B, h, w, F]`. It has reverse derivatives of first order only.
+      `[B, h, w, F]`. It has no forward-mode derivatives (`jax.jvp`, `jax.hessian`), on any device.
 
     Example:
       >>> x = jnp.arange(9.0).reshape(1, 3, 3, 1)
@@ -51,12 +51,17 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding, 
       [[8.0, 12.0], [20.0, 24.0]]
     """
     by_xla = partial(_by_xla, stride=stride, padding=padding, depthwise=depthwise)
-    if x.dtype != jnp.float32 or any(jax.typeof(x).sharding.spec):
+    if x.dtype != jnp.float32 or _only_for_xla(x, _output_size(x.shape, kernel.shape, stride, padding)):
         return by_xla(x, kernel)
     form = _depthwise if depthwise else _dense
     return lax.platform_dependent(
         x, kernel, cpu=lambda x, kernel: form(*equally_varying((x, kernel)), stride, padding), default=by_xla
     )
+
+
+def _only_for_xla(x: jax.Array, size: Pair) -> bool:
+    """Returns whether an array has an explicit sharding, or its results are empty."""
+    return any(jax.typeof(x).sharding.spec) or not x.size or min(size) < 1
 
 
 def _by_xla(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding, depthwise: bool = False) -> jax.Array:
@@ -211,7 +216,7 @@ def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -
 
 def _by_shifts(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding) -> jax.Array:
     size = _output_size(x.shape, kernel.shape, stride, padding)
-    weights = kernel.reshape(-1, kernel.shape[-1])
+    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
     shifts = _shifts(x, kernel.shape, stride, padding, size)
     return reduce(jnp.add, (shift * weight for shift, weight in zip(shifts, weights, strict=True)))
 
@@ -267,7 +272,7 @@ def max_pool(x: jax.Array, *, size: int, stride: int, padding: Padding) -> jax.A
       padding: the border of -inf around the rows and around the columns.
 
     Returns:
-      `[B, h, w, C]`; its gradient goes to the first of equal pixels.
+      `[B, h, w, C]`; its gradient goes to the first of equal pixels. It has no forward-mode derivatives.
 
     Example:
       >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
@@ -279,7 +284,7 @@ def max_pool(x: jax.Array, *, size: int, stride: int, padding: Padding) -> jax.A
         window, strides = (1, size, size, 1), (1, stride, stride, 1)
         return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, ((0, 0), *padding, (0, 0)))
 
-    if any(jax.typeof(x).sharding.spec):
+    if _only_for_xla(x, _output_size(x.shape, (size, size), stride, padding)):
         return by_xla(x)
     return lax.platform_dependent(x, cpu=lambda x: _largest(x, size, stride, padding, x.shape), default=by_xla)
 
@@ -296,9 +301,9 @@ def _largest_forward(
     """Also returns which tap is the first with the largest pixel, `[B, h, w, C]`."""
     del shape
     largest, *others = _windows(x, size, stride, padding)
-    first = jnp.zeros(largest.shape, jnp.uint8)
+    first = jnp.zeros(largest.shape, jnp.uint8 if size <= 16 else jnp.int32)
     for number, tap in enumerate(others, 1):
-        first = jnp.where(tap > largest, jnp.uint8(number), first)
+        first = jnp.where(tap > largest, jnp.asarray(number, first.dtype), first)
         largest = jnp.maximum(largest, tap)
     return largest, first
 

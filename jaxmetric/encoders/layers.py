@@ -101,7 +101,8 @@ class _Convolution(nn.Module):
         x = convolve(x, kernel, stride=self.stride, padding=(rows, columns), depthwise=self.depthwise)
         if options.bias_init is None:
             return x
-        return x + self.param("bias", options.bias_init, (self.features,), jnp.float32).astype(options.dtype)
+        bias = self.param("bias", options.bias_init, (self.features,), jnp.float32)
+        return x + bias.astype(options.dtype).reshape(1, 1, 1, -1)
 
 
 def batch_norm(x: jax.Array, *, options: LayerOptions, train: bool, name: str) -> jax.Array:

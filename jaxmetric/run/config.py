@@ -245,7 +245,9 @@ class OptimizerConfig(_Typed):
     head_first: int = 0
     """Steps at the start in which only the head and the losses' own parameters are trained."""
     average: float = 0.0
-    """Decay of a moving average of the network's parameters, such as 0.99, which is evaluated; 0 keeps none."""
+    """Decay of a moving average of the network's parameters, such as 0.99, which is evaluated in their place, with the
+    batch statistics of the last step; 0 keeps none.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,11 +300,17 @@ class Machine(_Typed):
     profile: bool = False
     """Trace a few steps, for TensorBoard (Profile) and Perfetto, into tensorboard/ of the working directory."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "cache", absolute_path(self.cache))
+
 
 def check_machine(machine: Machine, config: Config) -> None:
     """Raises ConfigError if the hardware does not support these options."""
     if config.classes.shard_classes and machine.driver != "shard_map":
         raise ConfigError(f"driver is {machine.driver}, but shard_classes needs --driver shard_map")
+    if "://" in machine.cache:
+        raise ConfigError(f"cache is {machine.cache}, expected a folder of this machine")
     if machine.workers < 0:
         raise ConfigError(f"workers is {machine.workers}, expected at least 0")
     if not machine.input_timeout > 0:

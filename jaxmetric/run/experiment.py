@@ -23,7 +23,7 @@ from jaxmetric.data import (
 )
 from jaxmetric.data.problems import counted
 from jaxmetric.encoders import ENCODERS, Encoder, load_weights, make_encoder, pretrained_file
-from jaxmetric.run.config import Config, OptimizerConfig
+from jaxmetric.run.config import Config, EncoderConfig, OptimizerConfig
 from jaxmetric.run.errors import ConfigError
 from jaxmetric.run.names import did_you_mean
 from jaxmetric.run.objective import PlacedTerm, WeightedSum, objective
@@ -45,7 +45,6 @@ class Experiment:
     """Everything built from a `Config`: data, network, objective, optimizer.
 
     `groups` `[N, 2]` holds the identity and the value of the column `exclude_same` of every image; None without one.
-    `takes_activations` says whether the images of the source are activations of the last frozen stage.
     """
 
     config: Config
@@ -55,12 +54,6 @@ class Experiment:
     objective: WeightedSum
     optimizer: optax.GradientTransformation
     num_devices: int
-    takes_activations: bool = False
-
-    def is_frozen(self, path: tuple[str, ...]) -> bool:
-        """Returns whether a parameter or a batch statistic of the encoder belongs to a frozen stage."""
-        last = self.config.network.freeze_until
-        return bool(last) and _stage(self.encoder, path) <= self.encoder.trunk.names.index(last)
 
     @cached_property
     def state_shapes(self) -> TrainState:
@@ -123,22 +116,22 @@ def make_experiment(
         dtype=jnp.dtype(network.dtype),
         remat=network.remat,
     )
-    experiment = Experiment(config, source, groups, encoder, total, optax.identity(), num_devices or jax.device_count())
-    _check_stage(experiment)
+    _check_stage(encoder, network)
     optimizer = make_optimizer(
         update.optimizer,
         learning_rate(config),
         loss_rate=update.loss_rate,
         weight_decay=update.weight_decay,
         epsilon=update.epsilon,
-        rates=partial(_rate, encoder, update),
-        frozen=experiment.is_frozen if network.freeze_until else None,
+        rates=partial(_rate, encoder, update) if update.depth_rate < 1 or update.head_first else None,
+        frozen=partial(is_frozen, encoder, network) if network.freeze_until else None,
+        average=update.average,
     )
-    return dataclasses.replace(experiment, optimizer=optimizer)
+    return Experiment(config, source, groups, encoder, total, optimizer, num_devices or jax.device_count())
 
 
-def _check_stage(experiment: Experiment) -> None:
-    network, names = experiment.config.network, experiment.encoder.trunk.names
+def _check_stage(encoder: Encoder, network: EncoderConfig) -> None:
+    names = encoder.trunk.names
     if network.freeze_until and network.freeze_until not in names:
         near = did_you_mean(network.freeze_until, names)
         raise ConfigError(
@@ -146,14 +139,20 @@ def _check_stage(experiment: Experiment) -> None:
         )
 
 
-def _stage(encoder: Encoder, path: tuple[str, ...]) -> int:
+def is_frozen(encoder: Encoder, network: EncoderConfig, path: tuple[str, ...]) -> bool:
+    """Returns whether a parameter or a batch statistic of the encoder belongs to a frozen stage."""
+    last = network.freeze_until
+    return bool(last) and _stage_number(encoder, path) <= encoder.trunk.names.index(last)
+
+
+def _stage_number(encoder: Encoder, path: tuple[str, ...]) -> int:
     """Returns the number of the stage that a parameter belongs to; the head comes after all stages."""
     names = encoder.trunk.names
     return names.index(path[1]) if path[0] == "trunk" else len(names)
 
 
 def _rate(encoder: Encoder, update: OptimizerConfig, path: tuple[str, ...]) -> Rate:
-    above = len(encoder.trunk.names) - _stage(encoder, path)
+    above = len(encoder.trunk.names) - _stage_number(encoder, path)
     return Rate(update.depth_rate**above, after=update.head_first if above else 0)
 
 
@@ -209,7 +208,8 @@ def check_weights(experiment: Experiment) -> None:
       OSError: if their file cannot be read.
       WeightsError: if it is no file of weights, or they do not fit the network.
     """
-    with_pretrained_trunk(experiment, experiment.state_shapes)
+    if experiment.config.network.starts_pretrained:
+        _load_pretrained(experiment, experiment.state_shapes)
 
 
 def initial_state(experiment: Experiment, driven: parallel.Driven[TrainState]) -> TrainState:
@@ -222,20 +222,20 @@ def initial_state(experiment: Experiment, driven: parallel.Driven[TrainState]) -
 
 def with_pretrained_trunk(experiment: Experiment, state: TrainState) -> TrainState:
     """Returns a state with the pretrained weights of the run, if it has any, as numpy arrays; see `check_weights`."""
-    network = experiment.config.network
-    if not network.starts_pretrained:
+    if not experiment.config.network.starts_pretrained:
         return state
+    loaded = _load_pretrained(experiment, state)
+    return state.with_encoder(loaded["params"], loaded["batch_stats"])
+
+
+def _load_pretrained(experiment: Experiment, state: TrainState) -> dict[str, Any]:
+    network = experiment.config.network
     try:
         file = pretrained_file(network.encoder) if network.pretrained else network.weights
     except ModuleNotFoundError as error:
         raise ConfigError(str(error)) from error
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
-    loaded = load_weights(network.encoder, variables, file)
-    return state.replace(
-        params={**state.params, "encoder": loaded["params"]},
-        batch_stats=loaded["batch_stats"],
-        average=loaded["params"] if experiment.config.update.average else (),
-    )
+    return load_weights(network.encoder, variables, file)
 
 
 def learning_rate(config: Config) -> optax.Schedule:
@@ -258,7 +258,6 @@ def make_state(experiment: Experiment) -> TrainState:
         loss_params=_init_loss_params(loss_key, experiment.objective, experiment),
         optimizer=experiment.optimizer,
         memory=experiment.objective.init_memory(dim=config.network.embedding_dim),
-        average=bool(config.update.average),
     )
 
 
@@ -284,7 +283,6 @@ def make_step(experiment: Experiment) -> parallel.Step:
         chunks=batch.chunks,
         clip_norm=experiment.config.update.clip_norm or None,
         class_shards=experiment.config.classes.shard_classes,
-        average_decay=experiment.config.update.average,
     )
 
     def step(state: TrainState, batch: Any, *, axis_name: str) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -330,10 +328,14 @@ def restorable(
 
 def make_embedder(experiment: Experiment) -> Embed:
     """Returns `(state, images) -> [N, D]` embeddings; see `jaxmetric.training.make_embed`."""
-    if experiment.takes_activations:
-        after = partial(experiment.encoder.apply, after=experiment.config.network.freeze_until)
-        return make_embed(after, lambda activations: activations.astype(experiment.config.network.dtype))
     return make_embed(experiment.encoder.apply, _prepared(experiment))
+
+
+def make_embedder_of_activations(experiment: Experiment) -> Embed:
+    """Returns `(state, activations of the last frozen stage) -> [N, D]` embeddings."""
+    network = experiment.config.network
+    rest = partial(experiment.encoder.apply, after=network.freeze_until)
+    return make_embed(rest, lambda activations: activations.astype(network.dtype))
 
 
 def make_activations(experiment: Experiment) -> Embed:

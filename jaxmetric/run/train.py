@@ -36,6 +36,7 @@ from jaxmetric.run.experiment import (
     initial_state,
     load_experiment,
     make_embedder,
+    make_embedder_of_activations,
     restorable,
 )
 from jaxmetric.run.frozen import with_activations
@@ -152,6 +153,7 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
     Raises:
       NonFiniteLossError: if the loss or the parameters are not finite; no more checkpoints are written.
       CheckpointError: if a checkpoint cannot be read or written.
+      FeatureStoreError: if the activations of frozen stages cannot be read or written.
       ImageError: if an image can no longer be read.
       InputError: if no batch comes, or a reading process is killed.
     """
@@ -164,9 +166,11 @@ def train(experiment: Experiment, plan: Plan, workdir: Path, machine: Machine, s
         checkpoints = stack.enter_context(open_checkpoints(workdir / CHECKPOINTS))
         state, input_state = _restore_or_create(experiment, train_step, checkpoints)
         start = int(state.step)
-        if config.network.freeze_until:
-            experiment = with_activations(experiment, state, machine)
         embed = make_embedder(experiment)
+        if config.network.freeze_until and start < config.steps:
+            with stop.interruptible():
+                experiment = with_activations(experiment, state, machine)
+            embed = make_embedder_of_activations(experiment)
         report = stack.enter_context(report_progress(workdir, start, config.steps))
         stream = batches(
             experiment.source,

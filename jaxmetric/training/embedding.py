@@ -18,7 +18,7 @@ def make_embed(
 ) -> Embed:
     """Makes a function `(state, images) -> [N, D]` that returns embeddings as numpy arrays, in batches of a fixed size.
 
-    If the state has a moving average of the parameters, the embeddings are its.
+    If the state has a moving average of the parameters, it is used in their place.
 
     All processes call it with the same images. Each reads its share of them and gets all embeddings.
 
@@ -44,7 +44,7 @@ def make_embed(
 
     def embed(state: TrainState, images: Sequence[np.ndarray]) -> np.ndarray:
         count = len(images)
-        params, batch_stats = across_processes((state.evaluated, state.batch_stats))
+        params, batch_stats = across_processes((state.evaluation_params, state.batch_stats))
         parts = []
         for start in range(jax.process_index() * share, count + jax.process_index() * share, size):
             # The last batch repeats the last image, so that every batch has the compiled shape.

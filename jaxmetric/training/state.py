@@ -7,7 +7,7 @@ Both are in one state, so that neither the optimizer nor a checkpoint can miss t
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import flax.struct
@@ -22,9 +22,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 _EMBEDDINGS = ("class_token", "positions", "registers")  # parameters of vision transformers
 SCHEDULES = ("cosine", "constant", "step")
-
-
-Path: TypeAlias = tuple[str, ...]  # the keys of a parameter, such as ("trunk", "stem", "conv1", "kernel")
+# The keys of a parameter, such as ("trunk", "stem", "conv1", "kernel").
+ParameterPath: TypeAlias = tuple[str, ...]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -36,7 +35,6 @@ class TrainState(flax.struct.PyTreeNode):
       batch_stats: the encoder's batch statistics (an empty dict if it has none).
       opt_state: the optimizer's state.
       memory: the objective's state between steps, such as embeddings of past batches.
-      average: a moving average of the encoder's parameters; empty without one.
     """
 
     step: jax.Array
@@ -44,12 +42,19 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     memory: Any = ()
-    average: Any = ()
 
     @property
-    def evaluated(self) -> Any:
-        """The encoder's parameters to evaluate: their moving average, if there is one."""
-        return self.average or self.params["encoder"]
+    def evaluation_params(self) -> Any:
+        """The encoder's parameters to evaluate: their moving average, if the optimizer has one."""
+        average = optax.tree.get(self.opt_state, "average")
+        return self.params["encoder"] if average is None else average
+
+    def with_encoder(self, params: Any, batch_stats: Any) -> "TrainState":
+        """Replaces the encoder's parameters, and their moving average, and its batch statistics."""
+        opt_state = self.opt_state
+        if optax.tree.get(opt_state, "average") is not None:
+            opt_state = optax.tree.set(opt_state, average=jax.tree.map(jnp.copy, params))
+        return self.replace(params={**self.params, "encoder": params}, batch_stats=batch_stats, opt_state=opt_state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +78,6 @@ def create_state(
     loss_params: Any,
     optimizer: optax.GradientTransformation,
     memory: Any = (),
-    average: bool = False,
 ) -> TrainState:
     """Creates the initial state.
 
@@ -84,7 +88,6 @@ def create_state(
       loss_params: a tree of the losses' own parameters, such as centers; may be empty.
       optimizer: see `make_optimizer`.
       memory: the objective's state before the first step; empty for an objective without state.
-      average: whether the state holds a moving average of the encoder's parameters.
 
     Returns:
       The state before the first step.
@@ -101,7 +104,6 @@ def create_state(
             batch_stats=variables.get("batch_stats", {}),
             opt_state=opt_state,
             memory=memory,
-            average=jax.tree.map(jnp.copy, params["encoder"]) if average else (),
         )
 
     return jax.jit(create)(key, loss_params, memory)
@@ -160,8 +162,9 @@ def make_optimizer(
     loss_rate: float = 1.0,
     weight_decay: float = 0.0,
     epsilon: float = 1e-8,
-    rates: Callable[[Path], Rate] | None = None,
-    frozen: Callable[[Path], bool] | None = None,
+    rates: Callable[[ParameterPath], Rate] | None = None,
+    frozen: Callable[[ParameterPath], bool] | None = None,
+    average: float = 0.0,
 ) -> optax.GradientTransformation:
     """Makes an optimizer with separate rates for the encoder and the loss's own parameters.
 
@@ -176,56 +179,81 @@ def make_optimizer(
       rates: returns the rate of each of the encoder's parameters; 1 if None.
       frozen: returns whether one of the encoder's parameters stays the same; none does if None. Frozen parameters need
         no memory for their moments.
+      average: decay of a moving average of the encoder's parameters, in [0, 1), which `TrainState.evaluation_params`
+        returns. Step t uses at most t / (9 + t), so that the average soon forgets the first parameters. 0 keeps none.
 
     Returns:
       An optax transformation for params `{"encoder": ..., "loss": ...}`.
 
     Raises:
-      ValueError: if the name is unknown.
+      ValueError: if the name is unknown, or `average` is out of range.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer is {name!r}, expected one of {', '.join(OPTIMIZERS)}")
+    if not 0 <= average < 1:
+        raise ValueError(f"average is {average}, expected a number in [0, 1)")
     decay = optax.add_decayed_weights(weight_decay, mask=_kernels)
     scale = OPTIMIZERS[name](eps=epsilon)
     rule = (scale, decay) if name == "adamw" else (decay, scale)
-    update = optax.chain(*rule, _scale_by_rates(schedule, loss_rate, rates))
-    if frozen is None:
-        return update
-    return optax.multi_transform(
-        {"trained": update, "frozen": optax.set_to_zero()},
-        lambda params: {
-            "encoder": _map_paths(lambda path: "frozen" if frozen(path) else "trained", params["encoder"]),
-            "loss": jax.tree.map(lambda x: "trained", params["loss"]),
-        },
+    multiples = {"encoder": _scale_by_rates(rates) if rates else optax.identity(), "loss": optax.scale(loss_rate)}
+    update = optax.chain(
+        *rule,
+        optax.multi_transform(multiples, {"encoder": "encoder", "loss": "loss"}),
+        optax.scale_by_learning_rate(schedule),
     )
+    if frozen is not None:
+        update = optax.multi_transform(
+            {"trained": update, "frozen": optax.set_to_zero()},
+            lambda params: {
+                "encoder": _map_paths(lambda path: "frozen" if frozen(path) else "trained", params["encoder"]),
+                "loss": jax.tree.map(lambda x: "trained", params["loss"]),
+            },
+        )
+    return optax.chain(update, _keep_average(average)) if average else update
 
 
-def _scale_by_rates(
-    schedule: optax.Schedule, loss_rate: float, rates: Callable[[Path], Rate] | None
-) -> optax.GradientTransformation:
-    """Multiplies updates by minus the learning rate of each parameter."""
+class _StepState(NamedTuple):
+    steps: jax.Array
 
-    def init(params: Any) -> optax.ScaleByScheduleState:
-        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> tuple[Any, Any]:
-        scale = -jnp.asarray(schedule(state.count), jnp.float32)
+def _scale_by_rates(rates: Callable[[ParameterPath], Rate]) -> optax.GradientTransformation:
+    """Multiplies the updates of the encoder's parameters by their rates."""
 
+    def init(params: Any) -> _StepState:
+        return _StepState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: _StepState, params: Any = None) -> tuple[Any, _StepState]:
         def scaled(update: jax.Array, rate: Rate) -> jax.Array:
-            factor = scale if rate.multiple == 1 else scale * rate.multiple
-            return update * (jnp.where(state.count >= rate.after, factor, 0) if rate.after else factor)
+            return update * rate.multiple * (state.steps >= rate.after)
 
-        encoder_rates = _map_paths(rates or (lambda path: Rate()), updates["encoder"])
-        changed = {
-            "encoder": jax.tree.map(scaled, updates["encoder"], encoder_rates),
-            "loss": jax.tree.map(lambda update: scaled(update, Rate(loss_rate)), updates["loss"]),
-        }
-        return changed, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+        encoder = updates["encoder"]
+        changed = jax.tree.map(scaled, encoder, _map_paths(rates, encoder))
+        return {**updates, "encoder": changed}, _StepState(optax.safe_increment(state.steps))
 
     return optax.GradientTransformation(init, update)
 
 
-def _map_paths(function: Callable[[Path], Any], params: Any) -> Any:
+class _AverageState(NamedTuple):
+    steps: jax.Array
+    average: Any  # of the encoder's parameters
+
+
+def _keep_average(most: float) -> optax.GradientTransformation:
+    """Keeps a moving average of the encoder's parameters after each update, and leaves the updates as they are."""
+
+    def init(params: Any) -> _AverageState:
+        return _AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params["encoder"]))
+
+    def update(updates: Any, state: _AverageState, params: Any = None) -> tuple[Any, _AverageState]:
+        decay = jnp.minimum(most, state.steps / (9 + state.steps))
+        now = optax.apply_updates(params["encoder"], updates["encoder"])
+        average = jax.tree.map(lambda old, new: new + decay * (old - new), state.average, now)
+        return updates, _AverageState(optax.safe_increment(state.steps), average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _map_paths(function: Callable[[ParameterPath], Any], params: Any) -> Any:
     """Returns a tree with a function of each parameter's path in its place."""
 
     def of_path(path: Any, _: Any) -> Any:

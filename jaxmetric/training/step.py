@@ -25,7 +25,6 @@ def make_train_step(
     chunks: int = 1,
     clip_norm: float | None = None,
     class_shards: bool = False,
-    average_decay: float = 0.0,
 ) -> Step:
     """Makes the training step for the drivers of `jaxmetric.parallel`.
 
@@ -52,8 +51,6 @@ def make_train_step(
       class_shards: whether the arrays of `state.params["loss"]`, except scalars, and their optimizer state are this
         device's shards of class vectors, from which the objective makes `jaxmetric.ClassShard`s. Otherwise they are
         replicated like everything else.
-      average_decay: decay of the moving average of the encoder's parameters, in [0, 1). Step t uses at most
-        (1 + t) / (10 + t), so that the average soon forgets the initial parameters. 0 leaves `state.average` as it is.
 
     Returns:
       `step(state, batch, *, axis_name) -> (state, metrics)`, where the batch holds this device's share of `"image"` and
@@ -62,8 +59,8 @@ def make_train_step(
       call `check_finite`.
 
     Raises:
-      ValueError: if `chunks` is below 1, `clip_norm` is not positive or `average_decay` is out of range; from the
-        step, if a device's share does not divide into chunks.
+      ValueError: if `chunks` is below 1 or `clip_norm` is not positive; from the step, if a device's share does not
+        divide into chunks.
 
     References:
       L. Gao, Y. Zhang, J. Han, J. Callan, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup,
@@ -71,8 +68,6 @@ def make_train_step(
     """
     if chunks < 1:
         raise ValueError(f"chunks is {chunks}, expected at least 1")
-    if not 0 <= average_decay < 1:
-        raise ValueError(f"average_decay is {average_decay}, expected a number in [0, 1)")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm is {clip_norm}, expected a positive number, or None not to clip")
 
@@ -111,11 +106,7 @@ def make_train_step(
         with standard_promotion():
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        average = state.average
-        if average_decay:
-            decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
-            average = jax.tree.map(lambda old, new: new + decay * (old - new), average, params["encoder"])
-        new_state = TrainState(state.step + 1, params, batch_stats, opt_state, memory, average)
+        new_state = TrainState(state.step + 1, params, batch_stats, opt_state, memory)
         metrics = {
             **reported,
             "loss": loss,
@@ -143,7 +134,8 @@ def _in_chunks(
 
 def _mean_move(before: jax.Array, after: jax.Array) -> jax.Array:
     """Updates a statistic by the mean of the chunks' updates; a frozen statistic stays exactly the same."""
-    return before + jnp.mean(after - before[None], axis=0)
+    moved = before + jnp.mean(after - before[None], axis=0)
+    return jnp.where(jnp.all(after == before[None], axis=0), before, moved)
 
 
 def _batch_gradient(gradients: dict[str, Any], axis_name: str, *, class_shards: bool) -> dict[str, Any]:

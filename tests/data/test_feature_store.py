@@ -99,10 +99,12 @@ def test_processes_may_add_to_a_store_at_the_same_time(tmp_path):
 def test_images_that_could_not_be_read_raise_their_error(tmp_path):
     store = FeatureStore(tmp_path, OF, SHAPE)
     add(store, [5])
-    features = StoredFeatures(store, [None, 0, ImageError("b.png: truncated")])
+    features = StoredFeatures(store, [None, 0, "b.png: truncated"])
     np.testing.assert_array_equal(features[1], array(5))
-    with pytest.raises(ImageError, match=r"b\.png"):
-        features[2]
+    for _ in range(3):
+        with pytest.raises(ImageError, match=r"b\.png: truncated") as caught:
+            features[2]
+        assert len(caught.traceback) < 5  # a new error each time
     with pytest.raises(KeyError):
         features[0]
     assert len(features) == 3

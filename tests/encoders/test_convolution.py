@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import assume, given, settings
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
 
+from jaxmetric.encoders import convolution as convolutions
 from jaxmetric.encoders.convolution import convolve, max_pool
 
 
@@ -66,9 +69,11 @@ def assert_close(ours, expected):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * max(1.0, np.abs(expected).max(initial=0)))
 
 
-@settings(max_examples=60)
-@given(st.data())
-def test_convolutions_and_their_gradients_equal_those_of_numpy(data):
+@pytest.mark.parametrize("cached", [convolutions._CACHED, 0], ids=["patches", "no patches"])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_convolutions_and_their_gradients_equal_those_of_numpy(data, cached, monkeypatch):
+    monkeypatch.setattr(convolutions, "_CACHED", cached)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     size = data.draw(st.tuples(st.integers(1, 7), st.integers(1, 7)))
     stride, sides = data.draw(st.integers(1, 3)), data.draw(st.tuples(st.integers(1, 16), st.integers(1, 16)))
@@ -103,3 +108,72 @@ def test_max_pooling_and_its_gradient_equal_those_of_numpy(data):
     ours, backward = jax.vjp(lambda x: max_pool(x, size=size, stride=stride, padding=padding), jnp.asarray(x))
     np.testing.assert_array_equal(ours, expected)
     assert_close(backward(jnp.asarray(gradient))[0], gradient_of(gradient))
+
+
+FORMS = {
+    "dense": lambda x: convolve(x, jnp.ones((3, 3, x.shape[-1], 2)), stride=2, padding=((1, 1), (1, 1))),
+    "depthwise": lambda x: convolve(
+        x, jnp.ones((3, 3, 1, x.shape[-1])), stride=2, padding=((1, 1), (1, 1)), depthwise=True
+    ),
+    "pooling": lambda x: max_pool(x, size=3, stride=2, padding=((1, 1), (1, 1))),
+}
+
+
+@pytest.mark.parametrize("cached", [convolutions._CACHED, 0], ids=["patches", "no patches"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_forms_can_be_mapped_and_divided_among_devices(form, cached, monkeypatch):
+    monkeypatch.setattr(convolutions, "_CACHED", cached)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 7, 6, 3)), jnp.float32)
+
+    def loss(x):
+        return jnp.sum(FORMS[form](x) ** 2)
+
+    value, gradient = jax.value_and_grad(loss)(x)
+    mapped = jax.vmap(jax.value_and_grad(lambda x: loss(x[None])))(x)
+    np.testing.assert_allclose(mapped[0].sum(), value, rtol=1e-5)
+    np.testing.assert_allclose(mapped[1], gradient, rtol=1e-4, atol=1e-4)
+
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    divided = jax.shard_map(
+        lambda x: jax.value_and_grad(lambda x: jax.lax.psum(loss(x), "batch"))(x),
+        mesh=mesh,
+        in_specs=PartitionSpec("batch"),
+        out_specs=(PartitionSpec(), PartitionSpec("batch")),
+    )
+    value_of_devices, gradient_of_devices = jax.jit(divided)(x)
+    np.testing.assert_allclose(value_of_devices, value, rtol=1e-5)
+    np.testing.assert_allclose(gradient_of_devices, gradient, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(0, 7, 6, 3), (2, 0, 6, 3)])
+def test_empty_images_have_results_of_the_shape_that_xla_gives(form, shape):
+    result, backward = jax.vjp(FORMS[form], jnp.zeros(shape))
+    assert result.shape == (shape[0], -(-shape[1] // 2), 3, 2 if form == "dense" else 3)
+    assert backward(result)[0].shape == shape
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_of_gradients_are_the_slopes_of_gradients(form):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5, 3)), jnp.float32)
+
+    def norm(x):
+        return jnp.sum(jax.grad(lambda x: jnp.sum(FORMS[form](x) ** 3))(x) ** 2)
+
+    step, direction = 1e-2, np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    slope = (norm(x + step * direction) - norm(x - step * direction)) / (2 * step)
+    np.testing.assert_allclose(jnp.vdot(jax.grad(norm)(x), direction), slope, rtol=2e-2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ranks_are_not_promoted(form):
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        jax.grad(lambda x: jnp.sum(FORMS[form](x)))(jnp.ones((2, 7, 6, 3)))
+
+
+@pytest.mark.slow  # hundreds of taps
+def test_large_windows_have_a_gradient():
+    x = jnp.asarray(np.random.default_rng(0).permutation(400).reshape(1, 20, 20, 1), jnp.float32)
+    gradient = jax.grad(lambda x: jnp.sum(max_pool(x, size=18, stride=1, padding=((0, 0), (0, 0)))))(x)
+    expected, gradient_of = pooling(np.asarray(x, np.float64), 18, 1, ((0, 0), (0, 0)))
+    assert_close(gradient, gradient_of(np.ones_like(expected)))

@@ -3,6 +3,7 @@
 import dataclasses
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,11 +11,18 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from jaxmetric.data import LEARNING, VALIDATION, prepare
+from jaxmetric.data.feature_store import FeatureStoreError
 from jaxmetric.parallel import Driven
-from jaxmetric.run import train
+from jaxmetric.run import frozen, train
 from jaxmetric.run.config import Machine
 from jaxmetric.run.errors import ConfigError
-from jaxmetric.run.experiment import drive_step, initial_state, load_experiment, make_embedder
+from jaxmetric.run.experiment import (
+    drive_step,
+    initial_state,
+    load_experiment,
+    make_embedder,
+    make_embedder_of_activations,
+)
 from jaxmetric.run.frozen import with_activations
 from jaxmetric.run.presets import PRESETS
 
@@ -50,9 +58,9 @@ def test_activations_stand_in_for_the_images(stage, tmp_path, capsys):
     experiment = experiment_of(stage)
     _, state = state_of(experiment)
     stored = with_activations(experiment, state, Machine(cache=str(tmp_path)))
-    assert "2,304 images, of which 2,304 are new" in capsys.readouterr().out
+    assert "of which 2,304 are new" in capsys.readouterr().out
     some = np.flatnonzero(np.isin(experiment.source.split, (LEARNING, VALIDATION)))[:8]
-    ours = make_embedder(stored)(state, [stored.source.images[i] for i in some])
+    ours = make_embedder_of_activations(stored)(state, [stored.source.images[i] for i in some])
     theirs = make_embedder(experiment)(state, [experiment.source.images[i] for i in some])
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
@@ -75,7 +83,7 @@ def test_only_new_and_changed_images_are_computed(tmp_path, capsys):
     images[changed, 0, 0, 0] ^= 1
     other = dataclasses.replace(experiment, source=dataclasses.replace(experiment.source, images=images))
     stored = with_activations(other, state, machine)
-    assert "2,304 images, of which 1 are new" in capsys.readouterr().out
+    assert "of which 1 are new" in capsys.readouterr().out
     assert not np.array_equal(
         stored.source.images[changed], with_activations(experiment, state, machine).source.images[changed]
     )
@@ -117,12 +125,12 @@ def test_a_run_with_frozen_stages_is_evaluated_and_resumed(tmp_path):
     code, printed, errors = run(tmp_path, *words, "--average", "0.9", "--head-first", "1")
     assert code == 0, errors
     assert "activations of layer1, without augmentation, in" in printed
-    assert "2,304 images, of which 2,304 are new" in printed
+    assert "of which 2,304 are new" in printed
     assert "report:" in printed
     code, printed, errors = run(tmp_path, *words, "--average", "0.9", "--head-first", "1")
     assert code == 0, errors
     assert "all 2 steps are done" in printed
-    assert "of which 0 are new" in printed
+    assert "activations" not in printed  # no step needs them
 
 
 @pytest.mark.parametrize(
@@ -147,14 +155,29 @@ def test_bad_options_are_one_line_before_work_starts(words, message, tmp_path):
 
 
 def test_a_damaged_cache_is_one_line(tmp_path):
-    words = ["--freeze-until", "stem", "--workdir", str(tmp_path / "run")]
-    assert run(tmp_path, *words)[0] == 0
+    words = ["--freeze-until", "stem", "--evaluate-every", "0", "--workdir"]
+    assert run(tmp_path, *words, str(tmp_path / "run"))[0] == 0
     (arrays,) = tmp_path.glob("cache/*/arrays")
     arrays.write_bytes(arrays.read_bytes()[:-4])
-    code, _, errors = run(tmp_path, *words)
+    code, _, errors = run(tmp_path, *words, str(tmp_path / "other"))
     assert code == 1
     assert "is damaged: its arrays have" in errors
     assert errors.count("\n") == 1
+
+
+def test_a_complete_cache_may_be_read_only_and_an_incomplete_one_needs_room(tmp_path, monkeypatch):
+    experiment = experiment_of("stem")
+    _, state = state_of(experiment)
+    machine = Machine(cache=str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+        with pytest.raises(FeatureStoreError, match=r"no room for the activations of 2,304 images: .* --cache names"):
+            with_activations(experiment, state, machine)
+    with_activations(experiment, state, machine)
+    (folder,) = tmp_path.iterdir()
+    (folder / ".lock").unlink()
+    monkeypatch.setattr(frozen.FeatureStore, "_locked", None)
+    with_activations(experiment, state, machine)
 
 
 def test_a_stage_that_does_not_exist_is_a_config_error():

@@ -53,6 +53,25 @@ def test_the_first_state_has_the_weights_and_else_what_it_has_without_them(drive
     jax.tree.map(np.testing.assert_array_equal, rest(state), rest(plain))
 
 
+@pytest.mark.parametrize("driver", ["pmap", "shard_map"])
+def test_the_moving_average_starts_from_the_weights_and_can_be_trained(driver, weights):
+    config = dataclasses.replace(
+        debug(weights=str(weights[0])), update=dataclasses.replace(PRESETS["debug"].update, average=0.9)
+    )
+    experiment = load_experiment(config)
+    driven = drive_step(experiment, driver)
+    state = initial_state(experiment, driven)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.device_get(state.evaluation_params),
+        jax.device_get(state.params["encoder"]),
+    )
+    rows = np.arange(config.batch.size)
+    batch = {"image": experiment.source.images[rows], "label": experiment.source.labels[rows].astype(np.int32)}
+    state, metrics = driven(state, driven.place_batch(batch))
+    assert bool(metrics["finite"])
+
+
 def test_images_are_normalized_as_weights_from_imagenet_expect(weights):
     assert load_experiment(debug()).encoder.preprocessing == ENCODERS["tiny"].preprocessing
     pretrained = load_experiment(debug(weights=str(weights[0]))).encoder.preprocessing

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxmetric.encoders import make_encoder
-from jaxmetric.training import Rate, create_state, make_optimizer
+from jaxmetric.training import Rate, TrainState, create_state, make_optimizer
 from jaxmetric.training.state import _kernels, make_schedule
 
 
@@ -135,3 +135,34 @@ def test_frozen_parameters_stay_the_same_and_have_no_moments(name):
     np.testing.assert_array_equal(ours["loss"]["centers"], theirs["loss"]["centers"])
     num_moments = 1 if name == "sgd" else 2
     assert sum(x.size for x in jax.tree.leaves(state)) == sum(x.size for x in jax.tree.leaves(full)) - 4 * num_moments
+
+
+@pytest.mark.parametrize("frozen", [None, lambda path: path == ("kernel",)])
+def test_the_moving_average_follows_the_parameters_and_is_what_is_evaluated(frozen):
+    optimizer = make_optimizer("sgd", optax.constant_schedule(0.1), average=0.3, frozen=frozen)
+    params = _params()
+    state = TrainState(jnp.int32(0), params, {}, optimizer.init(params))
+    expected = None
+    for step in range(6):
+        updates, opt_state = optimizer.update(jax.tree.map(jnp.ones_like, params), state.opt_state, state.params)
+        state = state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+        decay = min(0.3, step / (9 + step))
+        bias = np.asarray(state.params["encoder"]["bias"], np.float64)
+        expected = bias if expected is None else decay * expected + (1 - decay) * bias
+        np.testing.assert_allclose(state.evaluation_params["bias"], expected, rtol=1e-5)
+    replaced = state.with_encoder({"kernel": 5 * KERNEL, "bias": 5 * BIAS}, {"mean": BIAS})
+    np.testing.assert_array_equal(replaced.evaluation_params["bias"], 5)
+    np.testing.assert_array_equal(replaced.params["encoder"]["bias"], 5)
+    assert replaced.evaluation_params["bias"] is not replaced.params["encoder"]["bias"]  # both are donated
+
+
+def test_without_an_average_the_parameters_are_evaluated():
+    params, optimizer = _params(), make_optimizer("adamw", optax.constant_schedule(0.1))
+    state = TrainState(jnp.int32(0), params, {}, optimizer.init(params))
+    assert state.evaluation_params is params["encoder"]
+
+
+@pytest.mark.parametrize("average", [-0.1, 1.0])
+def test_the_decay_of_the_average_is_checked(average):
+    with pytest.raises(ValueError, match=r"average is .*, expected a number in \[0, 1\)"):
+        make_optimizer("adamw", optax.constant_schedule(0.1), average=average)

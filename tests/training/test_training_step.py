@@ -406,24 +406,3 @@ def test_every_device_detects_a_shard_that_is_not_finite():
     assert metrics["finite"]
     with pytest.raises(NonFiniteLossError, match=r"after step 1$"):
         check_finite(state)
-
-
-@pytest.mark.parametrize("count", [1, 4])
-def test_the_moving_average_follows_the_parameters_and_is_what_is_evaluated(count):
-    encoder = tiny_encoder()
-    state = start(encoder)
-    expected = state.params["encoder"]
-    history = run(encoder_step(encoder, average_decay=0.15), state.replace(average=expected), count=count)
-    for number, (_, state) in enumerate(history):
-        decay = min(0.15, (1 + number) / (10 + number))
-        mixed = partial(lambda decay, old, new: decay * old + (1 - decay) * new, decay)
-        expected = jax.tree.map(mixed, expected, state.params["encoder"])
-        assert_equal_to_rounding(state.average, expected, 1e-6)
-    assert state.evaluated is state.average
-    assert state.replace(average=()).evaluated is state.params["encoder"]
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.0])
-def test_the_decay_of_the_average_is_checked(decay):
-    with pytest.raises(ValueError, match="average_decay is"):
-        encoder_step(tiny_encoder(), average_decay=decay)
