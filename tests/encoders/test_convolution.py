@@ -69,11 +69,28 @@ def assert_close(ours, expected):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * max(1.0, np.abs(expected).max(initial=0)))
 
 
-@pytest.mark.parametrize("cached", [convolutions._CACHED, 0], ids=["patches", "no patches"])
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CACHED = pytest.mark.parametrize("cached", [convolutions._CACHED, 0], ids=["patches", "no patches"])
+SHARED_FIXTURE = [HealthCheck.function_scoped_fixture]
+
+
+@CACHED
+@settings(max_examples=10, suppress_health_check=SHARED_FIXTURE)
 @given(data=st.data())
 def test_convolutions_and_their_gradients_equal_those_of_numpy(data, cached, monkeypatch):
     monkeypatch.setattr(convolutions, "_CACHED", cached)
+    check_convolution(data)
+
+
+@pytest.mark.slow
+@CACHED
+@settings(max_examples=100, suppress_health_check=SHARED_FIXTURE)
+@given(data=st.data())
+def test_more_convolutions_and_their_gradients_equal_those_of_numpy(data, cached, monkeypatch):
+    monkeypatch.setattr(convolutions, "_CACHED", cached)
+    check_convolution(data)
+
+
+def check_convolution(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     size = data.draw(st.tuples(st.integers(1, 7), st.integers(1, 7)))
     stride, sides = data.draw(st.integers(1, 3)), data.draw(st.tuples(st.integers(1, 16), st.integers(1, 16)))
@@ -94,9 +111,20 @@ def test_convolutions_and_their_gradients_equal_those_of_numpy(data, cached, mon
         assert_close(each, wanted)
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(st.data())
 def test_max_pooling_and_its_gradient_equal_those_of_numpy(data):
+    check_pooling(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=100)
+@given(st.data())
+def test_more_max_pooling_and_its_gradient_equal_those_of_numpy(data):
+    check_pooling(data)
+
+
+def check_pooling(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     size, stride = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
     sides = data.draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
@@ -119,7 +147,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("cached", [convolutions._CACHED, 0], ids=["patches", "no patches"])
+@CACHED
 @pytest.mark.parametrize("form", FORMS)
 def test_the_forms_can_be_mapped_and_divided_among_devices(form, cached, monkeypatch):
     monkeypatch.setattr(convolutions, "_CACHED", cached)

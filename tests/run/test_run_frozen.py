@@ -27,6 +27,9 @@ from jaxmetric.run.frozen import with_activations
 from jaxmetric.run.presets import PRESETS
 
 STAGES = ("stem", "layer1", "layer2")
+EACH_STAGE = pytest.mark.parametrize(
+    "stage", [pytest.param("stem", marks=pytest.mark.slow), "layer1", pytest.param("layer2", marks=pytest.mark.slow)]
+)
 
 
 def experiment_of(stage, **update):
@@ -53,7 +56,7 @@ def run(tmp_path, *words):
     return code, printed.getvalue(), errors.getvalue()
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@EACH_STAGE
 def test_activations_stand_in_for_the_images(stage, tmp_path, capsys):
     experiment = experiment_of(stage)
     _, state = state_of(experiment)
@@ -100,7 +103,7 @@ def test_another_stage_or_other_weights_have_a_cache_of_their_own(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@EACH_STAGE
 def test_a_step_changes_all_but_the_frozen_stages(stage, tmp_path):
     experiment = experiment_of(stage, average=0.5, depth_rate=0.5, warmup=0)
     driven, state = state_of(experiment)
