@@ -414,7 +414,7 @@ def test_held_out_identities_are_no_classes_of_the_softmax(sampled_classes):
     [
         (
             ["debug", "--classes-per-batch", "100"],
-            "the learning images have 72 values of role; give --classes-per-batch 72 or less",
+            "the learning images have 72 values of role; give --classes-per-batch a number from 1 to 72",
         ),
         (["debug", "--classes-per-batch", "3", "--images-per-class", "1"], "does not divide among 8 devices"),
         (["debug", "--loss", "quadruplet(label_weights=(1, 2))"], "label_weights has 2 entries, expected one for each"),
