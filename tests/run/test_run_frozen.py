@@ -158,14 +158,16 @@ def test_bad_options_are_one_line_before_work_starts(words, message, tmp_path):
 
 
 def test_a_damaged_cache_is_one_line(tmp_path):
-    words = ["--freeze-until", "stem", "--evaluate-every", "0", "--workdir"]
-    assert run(tmp_path, *words, str(tmp_path / "run"))[0] == 0
-    (arrays,) = tmp_path.glob("cache/*/arrays")
+    experiment = experiment_of("stem")
+    _, state = state_of(experiment)
+    machine = Machine(cache=str(tmp_path))
+    with_activations(experiment, state, machine)
+    (arrays,) = tmp_path.glob("*/arrays")
     arrays.write_bytes(arrays.read_bytes()[:-4])
-    code, _, errors = run(tmp_path, *words, str(tmp_path / "other"))
-    assert code == 1
-    assert "is damaged: its arrays have" in errors
-    assert errors.count("\n") == 1
+    with pytest.raises(
+        FeatureStoreError, match=r"^[^\n]* is damaged: its arrays have [\d,]+ bytes, expected .*; delete it$"
+    ):
+        with_activations(experiment, state, machine)
 
 
 def test_a_complete_cache_may_be_read_only_and_an_incomplete_one_needs_room(tmp_path, monkeypatch):

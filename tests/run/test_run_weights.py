@@ -53,7 +53,7 @@ def test_the_first_state_has_the_weights_and_else_what_it_has_without_them(drive
     jax.tree.map(np.testing.assert_array_equal, rest(state), rest(plain))
 
 
-@pytest.mark.parametrize("driver", ["pmap", "shard_map"])
+@pytest.mark.parametrize("driver", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
 def test_the_moving_average_starts_from_the_weights_and_can_be_trained(driver, weights):
     config = dataclasses.replace(
         debug(weights=str(weights[0])), update=dataclasses.replace(PRESETS["debug"].update, average=0.9)

@@ -1,4 +1,4 @@
-"""The embedded data set: 72 roles x 3 genders x 6 skin tones x 2 vendors, in about four minutes on two CPU cores.
+"""The embedded data set: 72 roles x 3 genders x 6 skin tones x 2 vendors, in about three minutes on two CPU cores.
 
 The preset combines both papers: SoftTriple learns the role, and the quadruplet loss orders pairs by all labels.
 Disagreement on role and skin counts three times as much as on gender, because images of one role in two skin tones are
