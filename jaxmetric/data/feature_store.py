@@ -60,6 +60,7 @@ class FeatureStore:
         """
         self.folder, self.row_bytes, self._shape = folder, 4 * math.prod(shape), shape
         self._row_of: dict[bytes, int] = {}
+        self._arrays: np.ndarray | None = None
         path, text = folder / _DESCRIPTION, json.dumps({**description, "shape": shape}, indent=2) + "\n"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -102,8 +103,12 @@ class FeatureStore:
 
     def read(self, row: int) -> np.ndarray:
         """Returns an array."""
-        path, size = self.folder / _ARRAYS, math.prod(self._shape)
-        return np.fromfile(path, np.float32, size, offset=row * self.row_bytes).reshape(self._shape)
+        if self._arrays is None or row >= len(self._arrays):
+            self._arrays = np.memmap(self.folder / _ARRAYS, np.float32, "r", shape=(self._count(), *self._shape))
+        return np.array(self._arrays[row])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": None}  # a process that reads maps the file itself
 
     def _write(self, name: str, start: int, data: bytes) -> None:
         path = self.folder / name
