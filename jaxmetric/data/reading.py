@@ -37,7 +37,7 @@ def read_batch(
       process_count: n. Process p reads rows `[p B / n, (p + 1) B / n)` of the batch of B.
 
     Returns:
-      "image" `[B / n, S, S, 3]` as the source has them, uint8 for images, "label" int32 `[B / n, T]`, "index" int32 `[B / n]`.
+      "image" `[B / n, S, S, 3]` with the dtype of the source, "label" int32 `[B / n, T]`, "index" int32 `[B / n]`.
 
     Raises:
       ValueError: if the step is negative, or n processes cannot share the batch evenly.
