@@ -90,7 +90,8 @@ def batches(
         forever.
 
     Returns:
-      An iterator of batches: "image" `[B / n, S, S, 3]` with the dtype of the source, "label" int32 `[B / n, T]`, "index" int32 `[B / n]`.
+      An iterator of batches: "image" `[B / n, S, S, 3]` with the dtype of the source, "label" int32 `[B / n, T]`,
+      "index" int32 `[B / n]`.
 
     Raises:
       ValueError: unless 0 <= start <= stop, or if a number is out of range, n processes cannot share the batch
