@@ -83,7 +83,7 @@ def test_convolutions_and_their_gradients_equal_those_of_numpy(data, cached, mon
 
 @pytest.mark.slow
 @CACHED
-@settings(max_examples=100, suppress_health_check=SHARED_FIXTURE)
+@settings(max_examples=50, suppress_health_check=SHARED_FIXTURE)
 @given(data=st.data())
 def test_more_convolutions_and_their_gradients_equal_those_of_numpy(data, cached, monkeypatch):
     monkeypatch.setattr(convolutions, "_CACHED", cached)
@@ -118,7 +118,7 @@ def test_max_pooling_and_its_gradient_equal_those_of_numpy(data):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.data())
 def test_more_max_pooling_and_its_gradient_equal_those_of_numpy(data):
     check_pooling(data)
