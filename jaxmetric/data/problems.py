@@ -79,6 +79,19 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def byte_size(size: float) -> str:
+    """Formats a number of bytes.
+
+    Example:
+      >>> byte_size(300), byte_size(5 * 2**20)
+      ('300 B', '5.0 MiB')
+    """
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:,.1f} {unit}"
+    return f"{size:,.0f} B"
+
+
 def some_of(names: Sequence[str], shown: int = 5) -> str:
     """Lists the first names and counts the rest.
 

@@ -9,13 +9,13 @@ The forms, for a kernel of k x l taps and stride s:
 * patches: the neighborhood of each output pixel as a row of a matrix, and one matrix product, while the matrix fits
   into a processor's cache;
 * phases: an input gradient as s x s convolutions of stride 1, one for each phase of the input's pixels;
-* blocks: a kernel gradient as the sum of the products of patches, of a few examples after the other;
+* blocks: a kernel gradient as the sum of the products of a few examples at a time, whose pixels stay in the cache;
 * shifts: a depthwise convolution as the sum of shifted products, one for each tap.
 """
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -53,10 +53,11 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding, 
     by_xla = partial(_by_xla, stride=stride, padding=padding, depthwise=depthwise)
     if x.dtype != jnp.float32 or _only_for_xla(x, _output_size(x.shape, kernel.shape, stride, padding)):
         return by_xla(x, kernel)
-    form = _depthwise if depthwise else _dense
-    return lax.platform_dependent(
-        x, kernel, cpu=lambda x, kernel: form(*equally_varying((x, kernel)), stride, padding), default=by_xla
-    )
+
+    def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _on_cpu(*equally_varying((x, kernel)), stride, padding, depthwise)
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=by_xla)
 
 
 def _only_for_xla(x: jax.Array, size: Pair) -> bool:
@@ -75,31 +76,35 @@ def _by_xla(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding, d
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dense(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, depthwise: bool) -> jax.Array:
+    if depthwise:
+        return _by_shifts(x, kernel, stride=stride, padding=padding)
     if _patches_fit(x.shape, kernel.shape, stride, padding):
         return _by_patches(x, kernel, stride, padding)
     return _by_xla(x, kernel, stride=stride, padding=padding)
 
 
-def _dense_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+def _on_cpu_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, depthwise: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _dense(x, kernel, stride, padding), (x, kernel)
+    return _on_cpu(x, kernel, stride, padding, depthwise), (x, kernel)
 
 
-def _dense_backward(
-    stride: int, padding: Padding, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+def _on_cpu_backward(
+    stride: int, padding: Padding, depthwise: bool, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
-    if _patches_fit(x.shape, kernel.shape, stride, padding):
+    if not depthwise and _patches_fit(x.shape, kernel.shape, stride, padding):
         _, backward = jax.vjp(lambda x, kernel: _by_patches(x, kernel, stride, padding), x, kernel)
         return backward(gradient)
-    of_x = _input_gradient(x.shape, jnp.swapaxes(kernel, 2, 3), gradient, stride, padding, _by_xla)
-    return of_x, _kernel_gradient(x, kernel.shape, gradient, stride, padding)
+    transposed, forward = (kernel, _by_shifts) if depthwise else (jnp.swapaxes(kernel, 2, 3), _by_xla)
+    of_x = _input_gradient(x.shape, transposed, gradient, stride, padding, forward)
+    product = _product_of_shifts if depthwise else _product_of_patches
+    return of_x, _kernel_gradient(x, kernel.shape, gradient, stride, padding, product)
 
 
-_dense.defvjp(_dense_forward, _dense_backward)
+_on_cpu.defvjp(_on_cpu_forward, _on_cpu_backward)
 
 
 def _patches_fit(shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: int, padding: Padding) -> bool:
@@ -111,13 +116,14 @@ def _patches_fit(shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: 
 
 def _by_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     size = _output_size(x.shape, kernel.shape, stride, padding)
-    product = _patches(x, kernel.shape, stride, padding, size) @ kernel.reshape(-1, kernel.shape[-1])
+    patches = _patches(list(_shifts(x, kernel.shape, stride, padding, size)))
+    product = patches @ kernel.reshape(-1, kernel.shape[-1])
     return product.reshape(x.shape[0], *size, -1)
 
 
-def _patches(x: jax.Array, shape: tuple[int, ...], stride: int, padding: Padding, size: Pair) -> jax.Array:
+def _patches(shifts: list[jax.Array]) -> jax.Array:
     """Returns `[B h w, k l C]`: the pixels that each output pixel is made of."""
-    taps = jnp.concatenate(list(_shifts(x, shape, stride, padding, size)), axis=-1)
+    taps = jnp.concatenate(shifts, axis=-1)
     return taps.reshape(-1, taps.shape[-1])
 
 
@@ -194,24 +200,33 @@ def _padded_to(x: jax.Array, rows: int, columns: int) -> jax.Array:
 
 
 def _kernel_gradient(
-    x: jax.Array, shape: tuple[int, ...], gradient: jax.Array, stride: int, padding: Padding
+    x: jax.Array,
+    shape: tuple[int, ...],
+    gradient: jax.Array,
+    stride: int,
+    padding: Padding,
+    product: Callable[[list[jax.Array], jax.Array], jax.Array],
 ) -> jax.Array:
-    outputs = shape[-1]
+    """Returns the sum of the products of a block's shifts and its gradient, over blocks of a few examples."""
+    size = gradient.shape[1], gradient.shape[2]
 
-    def add_block(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        pixels, ahead = block
-        patches = _patches(pixels, shape, stride, padding, (gradient.shape[1], gradient.shape[2]))
-        return total + lax.dot_general(patches, ahead.reshape(-1, outputs), (((0,), (0,)), ((), ()))), None
+    def of_block(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return product(list(_shifts(block[0], shape, stride, padding, size)), block[1])
 
     count = math.gcd(x.shape[0], _BLOCK)
-    blocks = (each.reshape(-1, count, *each.shape[1:]) for each in (x, gradient))
-    start, *blocks = equally_varying((jnp.zeros((math.prod(shape[:3]), outputs), x.dtype), *blocks))
-    return lax.scan(add_block, start, tuple(blocks))[0].reshape(shape)
+    blocks = tuple(each.reshape(-1, count, *each.shape[1:]) for each in (x, gradient))
+    start, blocks = equally_varying((jnp.zeros((math.prod(shape[:3]), shape[3]), x.dtype), blocks))
+    total, _ = lax.scan(lambda total, block: (total + of_block(block), None), start, blocks)
+    return total.reshape(shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    return _by_shifts(x, kernel, stride=stride, padding=padding)
+def _product_of_patches(shifts: list[jax.Array], gradient: jax.Array) -> jax.Array:
+    patches = _patches(shifts)
+    return lax.dot_general(patches, gradient.reshape(-1, gradient.shape[-1]), (((0,), (0,)), ((), ())))
+
+
+def _product_of_shifts(shifts: list[jax.Array], gradient: jax.Array) -> jax.Array:
+    return jnp.stack([jnp.sum(shift * gradient, axis=(0, 1, 2)) for shift in shifts])
 
 
 def _by_shifts(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding) -> jax.Array:
@@ -219,32 +234,6 @@ def _by_shifts(x: jax.Array, kernel: jax.Array, *, stride: int, padding: Padding
     weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
     shifts = _shifts(x, kernel.shape, stride, padding, size)
     return reduce(jnp.add, (shift * weight for shift, weight in zip(shifts, weights, strict=True)))
-
-
-def _depthwise_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _depthwise(x, kernel, stride, padding), (x, kernel)
-
-
-def _depthwise_backward(
-    stride: int, padding: Padding, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = kept
-    size = gradient.shape[1], gradient.shape[2]
-
-    def add_example(total: jax.Array, example: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        pixels, ahead = example
-        taps = _shifts(pixels[None], kernel.shape, stride, padding, size)
-        return total + jnp.stack([jnp.sum(tap[0] * ahead, axis=(0, 1)) for tap in taps]), None
-
-    start = jnp.zeros((kernel.shape[0] * kernel.shape[1], kernel.shape[-1]), x.dtype)
-    start, x, gradient = equally_varying((start, x, gradient))
-    of_kernel = lax.scan(add_example, start, (x, gradient))[0].reshape(kernel.shape)
-    return _input_gradient(x.shape, kernel, gradient, stride, padding, _by_shifts), of_kernel
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _added_back(

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import tyro
 
 from jaxmetric import parallel
+from jaxmetric.data.problems import byte_size
 from jaxmetric.run.chips import CHIPS, Chip, Cost, cost_of, roofline
 from jaxmetric.run.command_line import parse
 from jaxmetric.run.comparable import comparable_plan
@@ -194,28 +195,21 @@ def describe(cost: Cost, sizes: Sizes, chip: Chip, batch_size: int) -> str:
     slowest = max(least)
     rows = [
         ("memory of a chip", ""),
-        ("  parameters", _bytes(sizes.parameters)),
-        ("  batch statistics", _bytes(sizes.batch_statistics)),
-        ("  optimizer state", _bytes(sizes.optimizer)),
-        ("  share of the batch, padding", _bytes(cost.arguments - sum(sizes))),
-        ("  activations and workspace", _bytes(cost.workspace)),
-        ("  peak", f"{_bytes(cost.peak)} of {_bytes(chip.memory)}, {cost.peak / chip.memory:.1%}"),
+        ("  parameters", byte_size(sizes.parameters)),
+        ("  batch statistics", byte_size(sizes.batch_statistics)),
+        ("  optimizer state", byte_size(sizes.optimizer)),
+        ("  share of the batch, padding", byte_size(cost.arguments - sum(sizes))),
+        ("  activations and workspace", byte_size(cost.workspace)),
+        ("  peak", f"{byte_size(cost.peak)} of {byte_size(chip.memory)}, {cost.peak / chip.memory:.1%}"),
         ("a step on a chip, loops counted once", ""),
         ("  arithmetic", f"{cost.flops / 1e9:,.2f} GFLOP"),
-        ("  traffic with memory", _bytes(cost.traffic)),
-        *((f"  {kind}, sent", _bytes(size)) for kind, size in sorted(cost.sent.items())),
+        ("  traffic with memory", byte_size(cost.traffic)),
+        *((f"  {kind}, sent", byte_size(size)) for kind, size in sorted(cost.sent.items())),
         ("least time of a step", ""),
         ("  by arithmetic (bf16 peak)", f"{1e3 * least.compute:.3f} ms"),
         ("  by memory", f"{1e3 * least.memory:.3f} ms"),
         ("  by the interconnect", f"{1e3 * least.interconnect:.3f} ms"),
         ("  so at most", f"{batch_size / slowest:,.0f} images/s, bound by {least._fields[least.index(slowest)]}"),
     ]
-    fits = "fits" if cost.peak <= chip.memory else f"DOES NOT FIT: {_bytes(cost.peak - chip.memory)} too much"
+    fits = "fits" if cost.peak <= chip.memory else f"DOES NOT FIT: {byte_size(cost.peak - chip.memory)} too much"
     return "\n".join([*(f"{what:40}{number}".rstrip() for what, number in rows), fits])
-
-
-def _bytes(size: float) -> str:
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= scale:
-            return f"{size / scale:,.1f} {unit}"
-    return f"{size:,.0f} B"

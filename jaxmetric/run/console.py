@@ -44,10 +44,14 @@ def start_jax() -> None:
     """
     find_devices()
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(caches / "jaxmetric" / "programs"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def cache_folder() -> Path:
+    """Returns the folder in the user's cache directory for what can be computed again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmetric"
 
 
 def find_devices() -> None:

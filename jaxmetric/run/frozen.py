@@ -18,10 +18,10 @@ from jax.experimental import multihost_utils
 
 from jaxmetric.data import LEARNING, VALIDATION, ImageError
 from jaxmetric.data.feature_store import FeatureStore, FeatureStoreError, StoredFeatures, image_digest
-from jaxmetric.data.problems import counted
+from jaxmetric.data.problems import byte_size, counted
 from jaxmetric.parallel import any_process
 from jaxmetric.run.config import Machine
-from jaxmetric.run.console import say
+from jaxmetric.run.console import cache_folder, say
 from jaxmetric.run.experiment import Experiment, activation_shape, is_frozen, make_activations
 from jaxmetric.training import TrainState
 
@@ -54,31 +54,27 @@ def with_activations(experiment: Experiment, state: TrainState, machine: Machine
     wanted = np.flatnonzero(np.isin(source.split, used)).tolist()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         read = _together(lambda: list(pool.map(lambda i: _digest(experiment, i), wanted)))
-        found = dict(zip(wanted, read, strict=True))
-        missing = _compare_processes(store, found)
+        digests = {i: digest for i, digest in zip(wanted, read, strict=True) if isinstance(digest, bytes)}
+        unreadable = {i: error for i, error in zip(wanted, read, strict=True) if isinstance(error, str)}
+        missing, lost = _compare_processes(store, wanted, digests)
+        for index in lost:
+            del digests[index]
+            unreadable[index] = f"image {index} could not be read by another process"
         _together(lambda: _check_room(store, len(missing)))
-        say(_described(experiment, store, len(found), len(missing)))
-        activations, done, said = make_activations(experiment), 0, time.monotonic()
-        for block in _blocks(missing, store.row_bytes):
-            images = _together(partial(_read_images, pool, source.images, block))
-            arrays = activations(state, images)
-            _together(partial(store.add, [_bytes(found[i]) for i in block], arrays))
-            done += len(block)
-            if time.monotonic() > said + _QUIET_SECONDS:
-                said = time.monotonic()
-                say(f"  activations of {done:,} of {len(missing):,} images")
-    readable = [i for i, digest in found.items() if isinstance(digest, bytes)]
-    rows: dict[int, int | str | None] = {i: error for i, error in found.items() if isinstance(error, str)}
-    rows |= dict(zip(readable, store.rows([_bytes(found[i]) for i in readable]), strict=True))
-    features = StoredFeatures(store, [rows.get(i) for i in range(len(source))])
+        say(_described(experiment, store, len(wanted), len(missing)))
+        _compute(experiment, state, store, {i: digests[i] for i in missing}, pool)
+    row_of = dict(zip(digests, store.rows(list(digests.values())), strict=True))
+    features = StoredFeatures(store, [unreadable.get(i, row_of.get(i)) for i in range(len(source))])
     return dataclasses.replace(experiment, source=dataclasses.replace(source, images=features))
 
 
 def _open(experiment: Experiment, state: TrainState, machine: Machine) -> FeatureStore:
     description = _description(experiment, state)
     key = hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]
-    folder = Path(machine.cache or _default_cache()) / f"{experiment.config.network.encoder}-{key}"
-    return FeatureStore(folder, description, activation_shape(experiment)[1:])
+    cache = Path(machine.cache) if machine.cache else cache_folder() / "activations"
+    return FeatureStore(
+        cache / f"{experiment.config.network.encoder}-{key}", description, activation_shape(experiment)[1:]
+    )
 
 
 def _description(experiment: Experiment, state: TrainState) -> dict[str, Any]:
@@ -102,11 +98,6 @@ def _description(experiment: Experiment, state: TrainState) -> dict[str, Any]:
     }
 
 
-def _default_cache() -> str:
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return str(Path(base).expanduser() / "jaxmetric" / "activations")
-
-
 def _digest(experiment: Experiment, index: int) -> bytes | str:
     """Returns the digest of an image, or what is wrong with it."""
     try:
@@ -117,59 +108,59 @@ def _digest(experiment: Experiment, index: int) -> bytes | str:
         return str(error)
 
 
+def _compare_processes(
+    store: FeatureStore, wanted: Sequence[int], digests: dict[int, bytes]
+) -> tuple[list[int], list[int]]:
+    """Returns the images whose activations a process lacks, and those that only other processes could not read."""
+    rows = dict(zip(digests, store.rows(list(digests.values())), strict=True))
+    codes = np.array([_UNREADABLE if i not in rows else _MISSING if rows[i] is None else _PRESENT for i in wanted])
+    if jax.process_count() > 1:
+        codes = multihost_utils.process_allgather(codes).max(axis=0)  # all processes compute together
+    missing = [i for i, code in zip(wanted, codes, strict=True) if code == _MISSING]
+    return missing, [i for i, code in zip(wanted, codes, strict=True) if code == _UNREADABLE and i in digests]
+
+
+def _compute(
+    experiment: Experiment,
+    state: TrainState,
+    store: FeatureStore,
+    missing: dict[int, bytes],
+    pool: ThreadPoolExecutor,
+) -> None:
+    """Computes the activations of images, given their digests, and adds them to the store."""
+    activations, images, said = make_activations(experiment), experiment.source.images, time.monotonic()
+    for done, block in _blocks(list(missing), store.row_bytes):
+        if time.monotonic() > said + _QUIET_SECONDS:
+            said = time.monotonic()
+            say(f"  activations of {done:,} of {len(missing):,} images")
+        arrays = activations(state, _together(partial(_read_images, pool, images, block)))
+        _together(partial(store.add, [missing[i] for i in block], arrays))
+
+
 def _read_images(pool: ThreadPoolExecutor, images: Any, indices: Sequence[int]) -> list[np.ndarray]:
     return list(pool.map(images.__getitem__, indices))
-
-
-def _bytes(digest: bytes | str) -> bytes:
-    assert isinstance(digest, bytes)
-    return digest
-
-
-def _compare_processes(store: FeatureStore, found: dict[int, bytes | str]) -> list[int]:
-    """Returns the images whose activations a process lacks, as all processes compute together.
-
-    An image that another process could not read becomes unreadable in `found`.
-    """
-    rows = store.rows([digest if isinstance(digest, bytes) else b"" for digest in found.values()])
-    codes = np.array(
-        [
-            _UNREADABLE if isinstance(digest, str) else _MISSING if row is None else _PRESENT
-            for digest, row in zip(found.values(), rows, strict=True)
-        ],
-        np.int8,
-    )
-    if jax.process_count() > 1:
-        codes = multihost_utils.process_allgather(codes).max(axis=0)
-    for index, code in zip(list(found), codes, strict=True):
-        if code == _UNREADABLE and isinstance(found[index], bytes):
-            found[index] = f"image {index} could not be read by another process"
-    return [index for index, code in zip(found, codes, strict=True) if code == _MISSING]
 
 
 def _check_room(store: FeatureStore, count: int) -> None:
     needed, free = count * store.row_bytes, shutil.disk_usage(store.folder).free
     if needed > free:
         raise FeatureStoreError(
-            f"no room for the activations of {counted(count, 'image')}: {store.folder} has {_gib(free)} free, "
-            f"expected {_gib(needed)}; --cache names another folder"
+            f"no room for the activations of {counted(count, 'image')}: {store.folder} has {byte_size(free)} free, "
+            f"expected {byte_size(needed)}; --cache names another folder"
         )
 
 
 def _described(experiment: Experiment, store: FeatureStore, images: int, missing: int) -> str:
     what = f"  activations of {experiment.config.network.freeze_until}, without augmentation, in {store.folder}"
-    size = _gib(images * store.row_bytes)
+    size = byte_size(images * store.row_bytes)
     return f"{what}: {counted(images, 'image')}, {size}, of which {missing:,} are new"
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:,.2f} GiB"
-
-
-def _blocks(indices: Sequence[int], row_bytes: int) -> Iterator[Sequence[int]]:
+def _blocks(indices: Sequence[int], row_bytes: int) -> Iterator[tuple[int, Sequence[int]]]:
+    """Yields parts of the images, each after the number of images before it."""
     size = max(1, _BLOCK_BYTES // row_bytes // 256) * 256  # whole batches of `make_embed`
     for start in range(0, len(indices), size):
-        yield indices[start : start + size]
+        yield start, indices[start : start + size]
 
 
 def _together(action: Callable[[], T]) -> T:
