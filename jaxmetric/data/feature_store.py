@@ -108,7 +108,7 @@ class FeatureStore:
         return np.array(self._arrays[row])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": None}  # a process that reads maps the file itself
+        return {**self.__dict__, "_row_of": {}, "_arrays": None}  # another process reads the files itself
 
     def _write(self, name: str, start: int, data: bytes) -> None:
         path = self.folder / name

@@ -92,15 +92,26 @@ def test_only_new_and_changed_images_are_computed(tmp_path, capsys):
     )
 
 
-def test_another_stage_or_other_weights_have_a_cache_of_their_own(tmp_path):
-    machine = Machine(cache=str(tmp_path))
-    for stage in ("stem", "layer1"):
-        experiment = experiment_of(stage)
-        _, state = state_of(experiment)
-        with_activations(experiment, state, machine)
+@pytest.mark.parametrize(
+    ("group", "other"),
+    [("network", {"freeze_until": "layer1"}), ("network", {"dtype": "bfloat16"}), ("batch", {"image_size": 24})],
+)
+def test_all_that_activations_depend_on_has_a_cache_of_its_own(group, other, tmp_path):
+    machine, experiment = Machine(cache=str(tmp_path)), experiment_of("stem")
+    config = experiment.config
+    changed = dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **other)})
+    for each in (experiment, load_experiment(changed)):
+        with_activations(each, state_of(each)[1], machine)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_other_weights_have_a_cache_of_their_own(tmp_path):
+    machine, experiment = Machine(cache=str(tmp_path)), experiment_of("stem")
+    _, state = state_of(experiment)
+    with_activations(experiment, state, machine)
     moved = state.replace(batch_stats=jax.tree.map(lambda x: x + 1, state.batch_stats))
     with_activations(experiment, moved, machine)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @EACH_STAGE

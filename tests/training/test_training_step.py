@@ -23,6 +23,7 @@ from jaxmetric.training import (
     make_schedule,
     make_train_step,
 )
+from jaxmetric.training.step import _mean_move
 
 B, SIDE, CLASSES, DIM, CHUNKS, STEPS = 12, 8, 3, 4, 3, 2
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
@@ -105,6 +106,12 @@ def test_with_frozen_batch_norm_chunks_equal_the_whole_batch(count):
     actual = run(step, start(encoder), count=count)
     assert_equal_to_rounding(actual, plain_run(freeze_batch_norm=True))
     jax.tree.map(np.testing.assert_array_equal, actual[-1][1].batch_stats, start(encoder).batch_stats)
+
+
+def test_statistics_that_no_chunk_changes_keep_every_bit():
+    before = np.array([-0.0, 5.6e-45, 1e-3, 3.0], np.float32)
+    after = jax.jit(_mean_move)(before, np.stack([before] * 3))
+    assert np.asarray(after).tobytes() == before.tobytes()
 
 
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 4])
